@@ -1,0 +1,238 @@
+"""Photographs and masks from disk, and the arrays the networks are handed.
+
+PNG, JPEG, BMP and TIFF are read; anything else, more than ``MAX_PIXELS`` pixels or ``MAX_BYTES`` bytes is
+refused before a pixel is decoded. 16-bit grey becomes 8-bit by ``round(v / 257)``. The EXIF orientation is
+applied. Opaque alpha is dropped; a transparent pixel has no defined colour, so it is refused.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from stage_rt.errors import ImageError, InputError, MaskError
+from stage_rt.spec import ModelSpec
+
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 512 * 2**20
+ASPECT_TOLERANCE = 0.05
+"""How far the aspect ratios of a mask and its photograph may be apart."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+class Header(NamedTuple):
+    """What an image file says of itself before a pixel is decoded; sizes in pixels, upright."""
+
+    width: int
+    height: int
+    grey: bool
+
+
+def read_header(path: Path, error: type[InputError] = ImageError) -> Header:
+    """Size and channels of an image, without decoding it.
+
+    Raises:
+        ImageError (or ``error``): the file is missing, no image, too large or of a refused kind.
+    """
+    with _opened(path, error) as image:
+        width, height = image.size
+        if _orientation(image) in _QUARTER_TURNS:
+            width, height = height, width
+        return Header(width, height, image.mode in _GREY)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A photograph as uint8 ``[H, W, 3]``, upright; grey photographs have three equal channels.
+
+    Raises:
+        ImageError: the file is missing, no image, damaged, too large or of a refused kind.
+    """
+    with _opened(path, ImageError) as image:
+        turn = _UPRIGHT.get(_orientation(image))
+        flat = _opaque(_eight_bit(image, path, ImageError), path, ImageError).convert("RGB")
+        return np.asarray(flat.transpose(turn) if turn else flat).copy()
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A mask as bool ``[H, W]``, upright: labelled where the grey value is at least half of full white.
+
+    A mask without such a value holds class numbers, as VisA's do: every pixel that is not 0 is labelled.
+
+    Raises:
+        MaskError: the file cannot be read as an image, or no pixel is labelled.
+    """
+    with _opened(path, MaskError) as image:
+        turn = _UPRIGHT.get(_orientation(image))
+        sixteen_bit = image.mode.startswith("I")
+        flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
+        values = np.asarray(flat.transpose(turn) if turn else flat)
+    label: NDArray[np.bool_] = values >= (32768 if sixteen_bit else 128)
+    if not label.any():
+        label = values > 0
+    if not label.any():
+        raise MaskError(f"`{path}` is all black: paint the defect white or remove the mask")
+    return label
+
+
+def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two (width, height) sizes have the same aspect ratio within ``ASPECT_TOLERANCE``."""
+    left, right = a[0] * b[1], b[0] * a[1]
+    return max(left, right) <= (1 + ASPECT_TOLERANCE) * min(left, right)
+
+
+def fit_mask(label: NDArray[np.bool_], size: tuple[int, int], path: Path) -> NDArray[np.bool_]:
+    """The label of file ``path`` at the (width, height) of its photograph, by nearest pixel.
+
+    Raises:
+        MaskError: the aspect ratios disagree, or nothing of the label is left at that size.
+    """
+    height, width = label.shape
+    if (width, height) == size:
+        return label
+    wanted = f"{size[0]}x{size[1]}"
+    if not same_aspect((width, height), size):
+        raise MaskError(
+            f"`{path}` is {width}x{height} but its photograph is {wanted}: draw the mask at that size"
+        )
+    fitted = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+    if not fitted.any():
+        raise MaskError(
+            f"`{path}` vanishes at its photograph's size {wanted}: draw the defect larger or remove it"
+        )
+    return fitted
+
+
+def network_image(photo: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
+    """A photograph as the encoder wants it: uint8 ``[H, W, 3]`` to float32 ``[c, S, S]`` in [-1, 1].
+
+    Bicubic, neither cropped nor keeping the aspect, as the authors' code does.
+    """
+    image = Image.fromarray(photo)
+    if spec.image_channels == 1:
+        image = image.convert("L")
+    small = np.asarray(image.resize((spec.image_size, spec.image_size), Image.Resampling.BICUBIC))
+    scaled = small.reshape(spec.image_size, spec.image_size, spec.image_channels) / 127.5 - 1
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+
+def network_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]:
+    """A label bool ``[H, W]`` at the network's image size, bool ``[S, S]``: bicubic in float, then >= 0.5."""
+    image = Image.fromarray(label.astype(np.uint8) * 255).convert("F")
+    small = image.resize((spec.image_size, spec.image_size), Image.Resampling.BICUBIC)
+    return np.asarray(np.asarray(small) / 255 >= 0.5)
+
+
+def latent_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.float32]:
+    """The mask the sampler is handed: bool ``[H, W]`` to float32 ``[1, h, w]`` in {0, 1}.
+
+    The recipe's ``mask_rule`` decides: ``cover`` sets every cell that shares any area with a labelled pixel;
+    ``authors`` is their resize to the image size, then to the latent size without antialiasing.
+    """
+    if spec.recipe.mask_rule == "cover":
+        cells = _cover(label, spec.latent_size)
+    else:
+        cells = _centres(network_mask(label, spec), spec.image_size // spec.latent_size)
+    return cells[None].astype(np.float32)
+
+
+def _cover(label: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    rows = np.stack([label[span].any(axis=0) for span in _spans(label.shape[0], size)])
+    return np.stack([rows[:, span].any(axis=1) for span in _spans(label.shape[1], size)], axis=1)
+
+
+def _spans(pixels: int, cells: int) -> list[slice]:
+    # Cell c covers [c, c + 1) * pixels / cells: integer floor and ceiling keep the borders exact.
+    return [slice(c * pixels // cells, -(-(c + 1) * pixels // cells)) for c in range(cells)]
+
+
+def _centres(label: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
+    # Bilinear without antialiasing and with align_corners off reads the 2x2 pixels at the centre of each cell
+    # (one pixel where the cell is odd).
+    low, high = (cell - 1) // 2, cell // 2
+    rows = label[low::cell].astype(np.float32) + label[high::cell]
+    return np.asarray((rows[:, low::cell] + rows[:, high::cell]) / 4 >= 0.5)
+
+
+@contextmanager
+def _opened(path: Path, error: type[InputError]) -> Iterator[Image.Image]:
+    if not path.is_file():
+        raise error(f"`{path}` is missing or not a file: check the path")
+    if path.stat().st_size > MAX_BYTES:
+        raise error(f"`{path}` is larger than {MAX_BYTES // 2**20} MiB: save it smaller")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                _check(image, path, error)
+                yield image
+    except (InputError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
+        raise _too_many_pixels(path, error) from bomb
+    except UnidentifiedImageError as unknown:
+        raise error(f"`{path}` is not a PNG, JPEG, BMP or TIFF image: convert it to one") from unknown
+    except PermissionError as denied:
+        raise error(f"`{path}` may not be read: give yourself read permission") from denied
+    except Exception as broken:  # Pillow's decoders raise nearly anything on hostile bytes
+        raise error(f"`{path}` is truncated or damaged: save it again") from broken
+
+
+def _check(image: Image.Image, path: Path, error: type[InputError]) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_many_pixels(path, error)
+    # A camera's MPO is a JPEG with previews behind the photograph: only there the first frame is the one.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise error(f"`{path}` holds {frames} pages: save the one to use as a file of its own")
+    if image.mode not in _GREY + _COLOUR:
+        raise error(f"`{path}` has pixels of kind {image.mode}: save it as 8-bit RGB or grey")
+
+
+def _too_many_pixels(path: Path, error: type[InputError]) -> InputError:
+    return error(f"`{path}` has more than {MAX_PIXELS // 1_000_000} million pixels: save it smaller")
+
+
+def _orientation(image: Image.Image) -> int:
+    # Asking a PNG for EXIF that does not precede its pixels would decode them.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    orientation: Any = image.getexif().get(_ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _eight_bit(image: Image.Image, path: Path, error: type[InputError]) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise error(f"`{path}` has grey values beyond 16 bits: save it as 8-bit or 16-bit grey")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _opaque(image: Image.Image, path: Path, error: type[InputError]) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    flat = image.convert("RGBA")
+    if flat.getchannel("A").getextrema() != (255, 255):
+        raise error(f"`{path}` has transparent pixels: flatten it onto its background")
+    return flat

@@ -1,0 +1,139 @@
+"""Where photographs and masks lie in the public data sets: MVTec AD, BTAD, VisA, and plain folders.
+
+====== ============================= ============================== ===================================
+layout good photographs              defective photographs          masks
+====== ============================= ============================== ===================================
+MVTec  ``train/good``                ``test/<type>``                ``ground_truth/<type>``
+BTAD   ``train/ok``                  ``test/ko``                    ``ground_truth/ko``
+VisA   ``Data/Images/Normal``        ``Data/Images/Anomaly``        ``Data/Masks/Anomaly``
+plain  ``good``                      ``images[/<type>]``            ``masks[/<type>]``
+====== ============================= ============================== ===================================
+
+A mask has the stem of its photograph, with or without ``_mask`` after it. Files are ordered as a person
+counts (``2.png`` before ``10.png``); hidden files and files of other formats are passed over.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stage_rt.errors import DatasetError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+UNNAMED_TYPE = "damaged"
+"""The defect type of a plain folder without subfolders; the authors' name for an object with one type."""
+
+_GOOD = ("good", "ok", "normal")
+_LAYOUTS = (
+    (("train/good", "train/ok"), "test", "ground_truth"),
+    (("Data/Images/Normal",), "Data/Images", "Data/Masks"),
+    (("good",), "images", "masks"),
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One object: its good photographs and, for every defect type, its (photograph, mask) files."""
+
+    name: str
+    normals: list[Path]
+    defects: dict[str, list[tuple[Path, Path]]]
+
+
+def normals(folder: Path) -> list[Path]:
+    """The photographs of good parts in ``folder``, in natural order.
+
+    Raises:
+        DatasetError: the folder is missing or holds no images.
+    """
+    return _images_or_error(folder)
+
+
+def masks(folder: Path) -> list[Path]:
+    """The masks in ``folder``, in natural order.
+
+    Raises:
+        DatasetError: the folder is missing or holds no images.
+    """
+    return _images_or_error(folder)
+
+
+def datasets(root: Path) -> list[Dataset]:
+    """The object that ``root`` is, or the objects in it.
+
+    Raises:
+        DatasetError: the folder is missing or in no known layout, or a defective photograph has no mask.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"`{root}` is not a folder: give the folder of a data set")
+    found = [dataset for folder in [root, *_folders(root)] if (dataset := _dataset(folder)) is not None]
+    if not found:
+        raise DatasetError(
+            f"`{root}` is in no known layout: arrange it as `train/good`, `test/<type>`, `ground_truth/<type>`"
+        )
+    return found
+
+
+def _dataset(root: Path) -> Dataset | None:
+    for good, images, labels in _LAYOUTS:
+        folders = [root / folder for folder in good if (root / folder).is_dir()]
+        if folders or ((root / images).is_dir() and (root / labels).is_dir()):
+            return Dataset(
+                name=root.resolve().name,
+                normals=[path for folder in folders for path in _images(folder)],
+                defects=_defects(root / images, root / labels),
+            )
+    return None
+
+
+def _defects(images: Path, labels: Path) -> dict[str, list[tuple[Path, Path]]]:
+    if not images.is_dir():
+        return {}
+    found = {}
+    for folder in _folders(images):
+        if folder.name.lower() not in _GOOD and (photographs := _images(folder)):
+            found[folder.name] = _with_masks(photographs, labels / folder.name)
+    if photographs := _images(images):
+        found[UNNAMED_TYPE] = _with_masks(photographs, labels)
+    return found
+
+
+def _with_masks(photographs: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    by_stem = {path.stem: path for path in (_images(folder) if folder.is_dir() else [])}
+    pairs = []
+    for photograph in photographs:
+        mask = by_stem.get(f"{photograph.stem}_mask") or by_stem.get(photograph.stem)
+        if mask is None:
+            raise DatasetError(
+                f"`{photograph}` has no mask: add `{folder / photograph.stem}_mask.png` or remove it"
+            )
+        pairs.append((photograph, mask))
+    return pairs
+
+
+def _images_or_error(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"`{folder}` is not a folder: give a folder of PNG, JPEG, BMP or TIFF files")
+    found = _images(folder)
+    if not found:
+        inside = next((child for child in _folders(folder) if _images(child)), None)
+        fix = f"did you mean `{inside}`" if inside else "put the files directly into it"
+        raise DatasetError(f"`{folder}` holds no PNG, JPEG, BMP or TIFF files: {fix}")
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural)
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if part.isdecimal() else part.casefold() for part in parts], path.name
