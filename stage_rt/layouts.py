@@ -66,10 +66,14 @@ def datasets(root: Path) -> list[Dataset]:
     """
     if not root.is_dir():
         raise DatasetError(f"`{root}` is not a folder: give the folder of a data set")
-    found = [dataset for folder in [root, *_folders(root)] if (dataset := _dataset(folder)) is not None]
+    whole = _dataset(root)
+    if whole is not None:
+        return [whole]
+    found = [dataset for folder in _folders(root) if (dataset := _dataset(folder)) is not None]
     if not found:
         raise DatasetError(
-            f"`{root}` is in no known layout: arrange it as `train/good`, `test/<type>`, `ground_truth/<type>`"
+            f"`{root}` is in no known layout: arrange it as "
+            "`train/good`, `test/<type>` and `ground_truth/<type>`"
         )
     return found
 
