@@ -1,0 +1,49 @@
+# The only commands the README needs. Each works first on a machine with Python 3.11+ and a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := pyproject.toml CMakeLists.txt $(wildcard stage_rt/kernels/*.h stage_rt/kernels/*.cpp stage_rt/kernels/*.cu)
+# import-linter and mypy read packages from disk, where training, export and engines lie beside stage_rt.
+TREE := build/tree
+
+.PHONY: demo test check lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/stage-rt demo --model models/demo -o build/demo
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+check: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev $(TREE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p stage_rt
+	cd $(TREE) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/step_cpu.py
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch first and pinned: a looser requirement with no torch present pulls the CUDA build.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stage-rt needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(NATIVE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,export]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(NATIVE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.demo
+
+$(TREE): $(wildcard stage_rt/*) training export engines
+	rm -rf $@ && mkdir -p $@/stage_rt
+	ln -s $(addprefix $(CURDIR)/,$(wildcard stage_rt/*) training export engines) $@/stage_rt/

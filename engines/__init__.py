@@ -1,0 +1,1 @@
+"""ONNX graphs to engines (``stage_rt.engines``)."""

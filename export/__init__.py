@@ -1,0 +1,1 @@
+"""Torch and diffusers to ONNX graphs, with parity against torch (``stage_rt.export``); needs the ``export`` extra."""

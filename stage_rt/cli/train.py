@@ -1,0 +1,74 @@
+"""``stage-rt train``: a small model from a folder of photographs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage_rt.cli.console import extra, messages
+
+
+class PresetOption(StrEnum):
+    """Sizes a model can be trained at."""
+
+    TINY = "tiny"
+    SMALL = "small"
+
+
+class WeightDtype(StrEnum):
+    """Dtypes weights can be stored in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+def train(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder in the MVTec AD layout, or a folder of such folders.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")],
+    preset: Annotated[
+        PresetOption, typer.Option(help="`tiny`: 128 px, a CPU, under an hour. `small`: 256 px, one GPU.")
+    ] = PresetOption.TINY,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    dtype: Annotated[WeightDtype, typer.Option(help="Dtype of the weights on disk.")] = WeightDtype.FP32,
+) -> None:
+    """Train a small model: autoencoder, UNet, then both adapters and the contexts (Eq. 12).
+
+    The same command again goes on where it was interrupted.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    with extra("export"):
+        from stage_rt.training.train import STAGES
+        from stage_rt.training.train import train as run
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages(), transient=True) as progress:
+        bars = {stage: progress.add_task(stage, total=None, loss=float("nan"), start=False) for stage in STAGES}
+
+        def report(stage: str, step: int, steps: int, loss: float) -> None:
+            if not progress.tasks[bars[stage]].started:
+                progress.start_task(bars[stage])
+            progress.update(bars[stage], completed=step, total=steps, loss=loss)
+            if not progress.console.is_terminal and (step % 100 == 0 or step == steps):
+                messages().print(f"{stage} {step}/{steps} loss {loss:.4f}")
+
+        run(
+            data,
+            output,
+            preset=preset.value,
+            seed=seed,
+            dtype=dtype.value,
+            report=report,
+            say=lambda line: messages().print(line),
+        )
+    typer.echo(f"{output}")

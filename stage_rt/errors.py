@@ -1,0 +1,96 @@
+"""The errors a user can meet; each says in one sentence what is wrong and how to fix it.
+
+::
+
+    StageError                    exit 3, something broke
+    ├── InputError                exit 1, what the user handed in is wrong
+    │   ├── ImageError            a photograph cannot be used
+    │   ├── MaskError             a mask cannot be used
+    │   ├── DatasetError          a folder of images or masks cannot be used
+    │   ├── PromptError           a prompt name the model does not know
+    │   ├── ModelError            a model folder is incomplete or inconsistent
+    │   ├── GraphsError           a graphs folder is incomplete, changed or inconsistent
+    │   ├── EngineError           an engine folder is incomplete, changed or not for this machine
+    │   ├── RunError              an output folder holds another run or was damaged
+    │   └── MissingExtraError     an optional dependency is not installed
+    ├── BackendError              exit 3, the inference library failed
+    ├── ParityError               exit 3, a converted network disagrees with its source
+    └── FailedSamplesError        exit 4, the run finished but some samples failed
+
+A message has no full stop after its one sentence and quotes paths and commands in backticks.
+"""
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line."""
+
+    DONE = 0
+    INPUT = 1
+    USAGE = 2
+    BROKEN = 3
+    FAILED_SAMPLES = 4
+
+
+class StageError(Exception):
+    """Base of every error stage-rt raises on purpose."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BROKEN
+
+
+class InputError(StageError):
+    """What the user handed in is wrong."""
+
+    exit_code = ExitCode.INPUT
+
+
+class ImageError(InputError):
+    """A photograph is missing, unreadable, too large or of a refused format."""
+
+
+class MaskError(InputError):
+    """A mask is missing, unreadable, empty or does not fit its image."""
+
+
+class DatasetError(InputError):
+    """A folder of images or masks is missing, empty or not in a known layout."""
+
+
+class PromptError(InputError):
+    """A prompt name the model was not trained for."""
+
+
+class ModelError(InputError):
+    """A model folder is incomplete or inconsistent."""
+
+
+class GraphsError(InputError):
+    """A graphs folder is incomplete, changed or inconsistent."""
+
+
+class EngineError(InputError):
+    """An engine folder is incomplete, changed or made for another machine."""
+
+
+class RunError(InputError):
+    """An output folder holds another run or was damaged."""
+
+
+class MissingExtraError(InputError):
+    """An optional dependency is not installed."""
+
+
+class BackendError(StageError):
+    """The inference library failed while running a graph."""
+
+
+class ParityError(StageError):
+    """A converted network disagrees with its source beyond the tolerance of its dtype."""
+
+
+class FailedSamplesError(StageError):
+    """The run finished, but some samples came out non-finite and were not written."""
+
+    exit_code = ExitCode.FAILED_SAMPLES

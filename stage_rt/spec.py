@@ -1,0 +1,149 @@
+"""The contract between the packages: what lies on disk as JSON beside weights, graphs, engines and runs."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from stage_rt.recipe import Recipe
+
+DType = Literal["fp32", "fp16", "bf16"]
+BackendName = Literal["onnxruntime"]
+
+MODEL_FILE = "stage.json"
+GRAPHS_FILE = "model.json"
+ENGINE_FILE = "engine.json"
+RUN_FILE = "run.json"
+MANIFEST_FILE = "manifest.jsonl"
+PROMPTS_FILE = "prompts.safetensors"
+
+UNET = "unet"
+VAE_ENCODER = "vae_encoder"
+VAE_DECODER = "vae_decoder"
+
+
+def adapter_graph(adapter: str, branch: str) -> str:
+    """Name of an adapter's graph, without suffix: ``adapters/<adapter>.<branch>``."""
+    return f"adapters/{adapter}.{branch}"
+
+
+def _relative(path: str) -> str:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in path or not path:
+        raise ValueError(f"`{path}` is not a path inside the folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_relative)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
+PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSpec(_Spec):
+    """``stage.json``: what the runtime must know of a trained model besides its weights.
+
+    Sizes are in pixels (image) and cells (latent); both are square.
+    """
+
+    format: Literal[1] = 1
+    image_size: int = Field(ge=16, le=4096)
+    image_channels: Literal[1, 3] = 3
+    latent_channels: int = Field(default=4, ge=1, le=64)
+    latent_size: int = Field(ge=2, le=1024)
+    latent_scale: float = Field(gt=0)
+    tokens: int = Field(ge=1)
+    context_dim: int = Field(ge=1)
+    recipe: Recipe
+    prompts: dict[PromptName, AdapterName] = Field(min_length=1)
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _latent_divides_image(self) -> "ModelSpec":
+        if self.image_size % self.latent_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of latent_size {self.latent_size}")
+        return self
+
+    @property
+    def adapters(self) -> list[str]:
+        """The distinct adapter names, sorted."""
+        return sorted(set(self.prompts.values()))
+
+    @property
+    def graphs(self) -> list[str]:
+        """Names (no suffix) of every graph the model exports to."""
+        from stage_rt.recipe import Branch
+
+        adapters = [adapter_graph(name, branch) for name in self.adapters for branch in Branch]
+        return [UNET, *adapters, VAE_ENCODER, VAE_DECODER]
+
+
+class GraphsSpec(_Spec):
+    """``model.json`` of a graphs folder: the model, the dtype and opset, and the sha256 of every other file."""
+
+    format: Literal[1] = 1
+    model: ModelSpec
+    dtype: DType
+    opset: int
+    source: dict[str, JsonValue] = Field(default_factory=dict)
+    files: dict[RelativePath, Sha256]
+
+
+class EngineSpec(_Spec):
+    """``engine.json``: for what an engine was compiled, and the sha256 of every other file."""
+
+    format: Literal[1] = 1
+    model: ModelSpec
+    backend: BackendName
+    library: str
+    library_version: str
+    devices: list[str] = Field(min_length=1)
+    dtype: DType
+    batch: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    graphs_fingerprint: Sha256
+    files: dict[RelativePath, Sha256]
+
+
+class RunSpec(_Spec):
+    """``run.json``: everything that decides the bytes of a run; the same job again resumes it.
+
+    ``engine`` is the fingerprint of the engine's graphs. ``normals`` and ``masks`` are digests of the names
+    and sizes of all files and of the contents of those used.
+    """
+
+    format: Literal[1] = 1
+    engine: Sha256
+    backend: BackendName
+    recipe: Recipe
+    prompt: PromptName
+    count: int = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**64)
+    composite: bool
+    batch: int = Field(ge=1)
+    normals: Sha256
+    masks: Sha256
+
+
+class PairRecord(_Spec):
+    """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed and why.
+
+    ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
+    names of the files the pair was made from. A pair whose ``latent_mask_cells`` is 0 shows no defect.
+    """
+
+    index: int = Field(ge=0)
+    status: Literal["ok", "failed"]
+    reason: str | None = None
+    image: RelativePath | None = None
+    mask: RelativePath | None = None
+    image_sha256: Sha256 | None = None
+    mask_sha256: Sha256 | None = None
+    normal: str
+    label: str
+    prompt: PromptName
+    seed: int
+    latent_mask_cells: int

@@ -1,0 +1,86 @@
+"""The stage loop: resuming changes nothing, a diverged loss is an error."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stage_rt.errors import ModelError
+from stage_rt.training import loop
+from stage_rt.training.presets import Stage
+
+
+def ignore(*_: object) -> None:
+    """A report that nobody reads."""
+
+
+def run(work: Path, steps: int, stop_at: int | None = None) -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 1)
+    calls = 0
+
+    def loss_of(draws: torch.Generator) -> Tensor:
+        nonlocal calls
+        if calls == stop_at:
+            raise KeyboardInterrupt
+        calls += 1
+        x = torch.randn(8, 3, generator=draws)
+        return (layer(x) - x.sum(dim=1, keepdim=True)).square().mean()
+
+    loop.fit("stage", layer, loss_of, Stage(steps, 8, 1e-2), seed=3, work=work, report=ignore)
+    return layer
+
+
+def test_resumed_training_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = run(whole, steps=40)
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, steps=40, stop_at=17)
+    resumed = run(parts, steps=40)
+    assert torch.equal(expected.weight, resumed.weight)
+    assert torch.equal(expected.bias, resumed.bias)
+
+
+def test_finished_stage_draws_nothing_more(tmp_path: Path) -> None:
+    run(tmp_path, steps=5)
+    run(tmp_path, steps=5, stop_at=0)
+
+
+def test_losses_are_written_in_tens(tmp_path: Path) -> None:
+    run(tmp_path, steps=40)
+    rows = [line.split(",") for line in (tmp_path / "stage.csv").read_text().split()]
+    assert [int(step) for step, _ in rows] == [10, 20, 30, 40]
+    assert float(rows[-1][1]) < float(rows[0][1])
+
+
+def test_diverged_loss_names_stage_and_step(tmp_path: Path) -> None:
+    layer = nn.Linear(1, 1)
+    with pytest.raises(ModelError, match="the stage loss became nan at step 0"):
+        loop.fit(
+            "stage",
+            layer,
+            lambda _: layer.weight.sum() * float("nan"),
+            Stage(3, 1, 1e-3),
+            seed=0,
+            work=tmp_path,
+            report=ignore,
+        )
+
+
+def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stage.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ModelError, match="is not a checkpoint of this training"):
+        run(tmp_path, steps=5)
+
+
+def test_generator_depends_on_its_place_only() -> None:
+    first = torch.randn(4, generator=loop.generator(1, "a", 5))
+    assert torch.equal(first, torch.randn(4, generator=loop.generator(1, "a", 5)))
+    for other in ((1, "a", 6), (1, "b", 5), (2, "a", 5)):
+        assert not torch.equal(first, torch.randn(4, generator=loop.generator(*other)))

@@ -1,0 +1,101 @@
+"""From a folder of photographs to a model folder, and the ways it can go wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stage_rt.errors import DatasetError, InputError, ModelError
+from stage_rt.recipe import Branch
+from stage_rt.training.folder import load_model, save_model
+from stage_rt.training.presets import Preset
+from stage_rt.training.train import train
+
+
+def ignore(*_: object) -> None:
+    """A report that nobody reads."""
+
+
+def run(dataset: Path, folder: Path, seed: int = 0) -> None:
+    train(dataset, folder, seed=seed, dtype="fp16", report=ignore, say=ignore)
+
+
+@pytest.fixture
+def model(dataset: Path, tmp_path: Path, micro: Preset) -> Path:
+    run(dataset, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_model_folder_holds_what_the_design_says(model: Path) -> None:
+    spec = json.loads((model / "stage.json").read_text())
+    assert spec["prompts"] == {"part+dent": "shared", "part+spot": "shared"}
+    assert (spec["image_size"], spec["image_channels"], spec["latent_size"]) == (32, 1, 16)
+    assert set(load_file(model / "prompts.safetensors")) == {"part+dent", "part+spot"}
+    for place in ("unet", "vae", "adapters/shared/aware", "adapters/shared/only"):
+        assert (model / place / "config.json").is_file()
+        assert load_file(model / place / "diffusion_pytorch_model.safetensors")
+    assert {"losses.png", "reconstructions.png", "model_index.json"} <= {path.name for path in model.iterdir()}
+    assert not model.with_name("model.training").exists()
+
+
+def test_loaded_model_runs_and_round_trips(model: Path, tmp_path: Path) -> None:
+    loaded = load_model(model)
+    x = torch.randn(1, 4, 16, 16)
+    estimate = loaded.unet(x, 500, loaded.contexts["part+dent"][None]).sample
+    guided = loaded.adapters["shared"][Branch.AWARE](estimate, torch.ones(1, 1, 16, 16))
+    assert guided.shape == x.shape
+    save_model(loaded, tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    for place, module in loaded.modules.items():
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, again.modules[place].state_dict()[name]), (place, name)
+
+
+def test_same_seed_gives_the_same_weights(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    weights = []
+    for name in ("first", "second"):
+        run(dataset, tmp_path / name)
+        weights.append(load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_existing_folder_is_refused(model: Path, dataset: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        run(dataset, model)
+
+
+def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    work = tmp_path / "model.training"
+    work.mkdir()
+    (work / "job.json").write_text("{}")
+    with pytest.raises(InputError, match="holds another training"):
+        run(dataset, tmp_path / "model")
+
+
+def test_dataset_without_labelled_defects_is_refused(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    for mask in (dataset / "ground_truth").rglob("*.png"):
+        mask.unlink()
+    with pytest.raises(DatasetError):
+        run(dataset, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_missing_weights_are_named(model: Path) -> None:
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="unet"):
+        load_model(model)
+
+
+def test_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a model folder"):
+        load_model(tmp_path)
+
+
+def test_invalid_spec_names_the_field(model: Path) -> None:
+    spec = json.loads((model / "stage.json").read_text())
+    spec["latent_scale"] = -1
+    (model / "stage.json").write_text(json.dumps(spec))
+    with pytest.raises(ModelError, match="latent_scale"):
+        load_model(model)

@@ -1,0 +1,154 @@
+"""The model folder: trained weights in the diffusers layout plus ``stage.json``."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stage_rt.errors import ModelError
+from stage_rt.files import staged_folder
+from stage_rt.recipe import Branch
+from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
+
+from .adapter import MaskGuidanceAdapter
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model in memory; ``contexts`` maps prompt names to float32 ``[tokens, dim]``."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
+    contexts: dict[str, Tensor]
+    spec: ModelSpec
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network by its place in the folder."""
+        pairs = {
+            f"adapters/{name}/{branch}": module
+            for name, branches in self.adapters.items()
+            for branch, module in branches.items()
+        }
+        return {"unet": self.unet, "vae": self.vae, **pairs}
+
+
+def save_model(
+    model: Model, folder: Path, dtype: torch.dtype = torch.float32, extra: Iterable[Path] = ()
+) -> None:
+    """Write a model folder; it appears whole or not at all.
+
+    Args:
+        model: the networks, contexts and spec.
+        folder: destination, which must not exist yet.
+        dtype: dtype of the network weights on disk (contexts stay float32).
+        extra: files to copy into the folder.
+
+    Raises:
+        InputError: ``folder`` exists already.
+    """
+    index = {
+        "_class_name": "StagePipeline",
+        "_diffusers_version": diffusers.__version__,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    with staged_folder(folder) as staged:
+        for place, module in model.modules.items():
+            _converted(module, dtype).save_pretrained(staged / place)
+        contexts = {name: tensor.float().contiguous() for name, tensor in model.contexts.items()}
+        save_file(contexts, staged / PROMPTS_FILE)
+        (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (staged / MODEL_FILE).write_text(model.spec.model_dump_json(indent=2) + "\n")
+        for path in extra:
+            shutil.copy(path, staged)
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    # nn.Module's own `to`: the one of diffusers warns about every plain cast.
+    return nn.Module.to(copy.deepcopy(module), dtype)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """``stage.json`` of a model folder.
+
+    Raises:
+        ModelError: the file is missing or does not follow :class:`~stage_rt.spec.ModelSpec`.
+    """
+    path = folder / MODEL_FILE
+    try:
+        return ModelSpec.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"`{folder}` is not a model folder (no {MODEL_FILE}); make one with `stage-rt train`"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(f"`{path}` is not valid at {where}: {first['msg']}") from None
+
+
+def load_model(folder: Path) -> Model:
+    """Read a model folder into float32 networks in eval mode, on the CPU.
+
+    Raises:
+        ModelError: a file is missing, unreadable or disagrees with ``stage.json``.
+    """
+    spec = read_spec(folder)
+    adapters = {
+        name: {
+            branch: _load(MaskGuidanceAdapter, folder / "adapters" / name / branch) for branch in Branch
+        }
+        for name in spec.adapters
+    }
+    return Model(
+        unet=_load(UNet2DConditionModel, folder / "unet"),
+        vae=_load(AutoencoderKL, folder / "vae"),
+        adapters=adapters,
+        contexts=_load_contexts(folder / PROMPTS_FILE, spec),
+        spec=spec,
+    )
+
+
+def _load(kind: type[Network], folder: Path) -> Network:
+    try:
+        module = kind.from_pretrained(  # type: ignore[attr-defined]
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"`{folder}` holds no usable {kind.__name__} weights: {reason}") from None
+    loaded: Network = module.eval()
+    return loaded
+
+
+def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
+    try:
+        contexts = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"`{path}` cannot be read: {error}") from None
+    if missing := sorted(set(spec.prompts) - set(contexts)):
+        raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names")
+    shape = (spec.tokens, spec.context_dim)
+    for name in spec.prompts:
+        if tuple(contexts[name].shape) != shape:
+            raise ModelError(f"`{path}` holds {name!r} with shape {tuple(contexts[name].shape)}, not {shape}")
+    return {name: contexts[name].float() for name in spec.prompts}

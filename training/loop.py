@@ -1,0 +1,154 @@
+"""One training stage: AdamW with warm-up and cosine decay, seeded per step, resumable, losses on disk."""
+
+import csv
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stage_rt.errors import ModelError
+
+from .presets import Stage
+
+WARMUP_STEPS = 100
+CHECKPOINT_SECONDS = 60.0
+LOSS_EVERY = 10
+
+Report = Callable[[str, int, int, float], None]
+"""Called as ``report(stage, step, steps, loss)`` after every step."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which precision a stage runs."""
+
+    device: torch.device
+    autocast: bool
+
+    @classmethod
+    def best(cls) -> "Device":
+        """A CUDA GPU when there is one; bfloat16 autocast where the hardware multiplies it natively."""
+        if torch.cuda.is_available():
+            return cls(torch.device("cuda"), torch.cuda.is_bf16_supported())
+        return cls(torch.device("cpu"), torch.cpu._is_avx512_bf16_supported())
+
+    def precision(self) -> torch.autocast:
+        """Context in which the networks are called."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+
+def generator(seed: int, *where: str | int) -> torch.Generator:
+    """A CPU generator that depends on ``seed`` and the place it is used at, not on what ran before.
+
+    So a resumed training draws what an uninterrupted one would have drawn.
+    """
+    digest = hashlib.sha256(repr((seed, *where)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def fit(
+    name: str,
+    trainables: nn.Module,
+    loss_of: Callable[[torch.Generator], Tensor],
+    stage: Stage,
+    *,
+    seed: int,
+    work: Path,
+    report: Report,
+) -> None:
+    """Train ``trainables`` in place; continues from ``work/<name>.pt`` and appends to ``work/<name>.csv``.
+
+    Args:
+        name: stage name, the stem of its files.
+        trainables: module whose parameters are optimised and whose whole state is checkpointed.
+        loss_of: scalar loss of one batch, drawn with the generator it is handed.
+        stage: steps, batch and peak learning rate.
+        seed: seed of the training.
+        work: folder of the training's state.
+        report: progress callback.
+
+    Raises:
+        ModelError: the loss became non-finite, or the checkpoint is not of this training.
+    """
+    optimizer = torch.optim.AdamW(trainables.parameters(), lr=stage.rate, weight_decay=1e-4)
+    checkpoint = work / f"{name}.pt"
+    start = _resume(checkpoint, trainables, optimizer)
+    losses = _Losses(work / f"{name}.csv", start)
+    saved = time.monotonic()
+    for step in range(start, stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate * _schedule(step, stage.steps)
+        loss = loss_of(generator(seed, name, step))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ModelError(f"the {name} loss became {value} at step {step}; train again with another `--seed`")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
+        optimizer.step()
+        losses.add(step, value)
+        report(name, step + 1, stage.steps, losses.mean)
+        if step + 1 == stage.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            _save(checkpoint, step + 1, trainables, optimizer)
+            losses.flush()
+            saved = time.monotonic()
+
+
+def _schedule(step: int, steps: int) -> float:
+    warmup = min(WARMUP_STEPS, max(1, steps // 10))
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _save(path: Path, step: int, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    staged = path.with_suffix(".tmp")
+    state = {"step": step, "trainables": trainables.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, staged)
+    os.replace(staged, path)
+
+
+def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        trainables.load_state_dict(state["trainables"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise ModelError(
+            f"`{path}` is not a checkpoint of this training ({type(error).__name__}); delete its folder to start anew"
+        ) from None
+
+
+class _Losses:
+    """Running mean of the loss for the eye, and every tenth mean on disk for the plot."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._path = path
+        self._rows: list[tuple[int, float]] = []
+        self._window: list[float] = []
+        self.mean = math.nan
+        if path.exists():
+            with path.open(newline="") as file:
+                self._rows = [(int(s), float(v)) for s, v in csv.reader(file) if int(s) <= start]
+            self.mean = self._rows[-1][1] if self._rows else math.nan
+
+    def add(self, step: int, value: float) -> None:
+        self._window.append(value)
+        self.mean = value if math.isnan(self.mean) else 0.98 * self.mean + 0.02 * value
+        if len(self._window) == LOSS_EVERY:
+            self._rows.append((step + 1, sum(self._window) / LOSS_EVERY))
+            self._window.clear()
+
+    def flush(self) -> None:
+        staged = self._path.with_suffix(".csv.tmp")
+        with staged.open("w", newline="") as file:
+            csv.writer(file).writerows((step, f"{value:.6g}") for step, value in self._rows)
+        os.replace(staged, self._path)

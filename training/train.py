@@ -1,0 +1,199 @@
+"""The three training stages in order, from a folder of photographs to a model folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from stage_rt.errors import InputError, ModelError
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.spec import ModelSpec
+
+from . import autoencoder, data, denoiser, guidance
+from .folder import Model, save_model
+from .loop import Device, Report, fit, generator
+from .plots import plot_losses
+from .presets import PRESETS, Preset, PresetName
+
+ADAPTER = "shared"
+STAGES = ("autoencoder", "denoiser", "guidance")
+WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def train(
+    root: Path,
+    folder: Path,
+    *,
+    preset: PresetName = "tiny",
+    seed: int = 0,
+    dtype: Literal["fp32", "fp16"] = "fp32",
+    report: Report,
+    say: Callable[[str], None],
+) -> None:
+    """Train a model on an MVTec-layout folder and write it to ``folder``.
+
+    The state of the training lies in ``<folder>.training`` until the model is written; the same call goes on
+    from there. ``losses.png`` and ``reconstructions.png`` stay beside the weights in ``folder``.
+
+    Args:
+        root: one object's folder, or a folder of such folders.
+        folder: model folder to write; must not exist.
+        preset: size of the networks and length of the stages.
+        seed: seed of every random draw.
+        dtype: dtype of the weights on disk.
+        report: called after every step.
+        say: called with one line a stage.
+
+    Raises:
+        InputError: ``folder`` exists, or the training state beside it belongs to another training.
+        DatasetError: ``root`` cannot be trained on.
+        ModelError: a loss became non-finite.
+    """
+    if folder.exists():
+        raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+    sizes = PRESETS[preset]
+    device = Device.best()
+    found = data.find(root)
+    channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
+    spec = _spec(sizes, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
+    examples = data.load(found, spec)
+    digest = int(examples.images.long().sum()) ^ len(examples.images)
+    work = _open_work(folder, {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest})
+    say(
+        f"{len(examples.images)} photographs ({int((examples.prompt > 0).sum())} with defects), "
+        f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
+    )
+    torch.manual_seed(seed)
+    vae = _train_autoencoder(examples, sizes, channels, seed, work, device, report)
+    autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
+    latents = denoiser.Latents(vae, examples, spec.recipe, device)
+    unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
+    adapters = _train_guidance(unet, contexts, latents, spec.recipe, sizes, seed, work, device, report)
+    model = Model(
+        unet=unet.cpu().eval(),
+        vae=vae.cpu().eval(),
+        adapters={ADAPTER: {branch: adapter.cpu().eval() for branch, adapter in adapters.items()}},
+        contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
+        spec=spec.model_copy(update={"provenance": _provenance(root, examples, preset, seed)}),
+    )
+    plot_losses({stage: work / f"{stage}.csv" for stage in STAGES}, work / "losses.png")
+    pictures = [work / "losses.png", work / "reconstructions.png"]
+    save_model(model, folder, WEIGHT_DTYPES[dtype], extra=pictures)
+    shutil.rmtree(work)
+
+
+def _spec(preset: Preset, channels: Literal[1, 3], names: list[str]) -> ModelSpec:
+    return ModelSpec(
+        image_size=preset.image_size,
+        image_channels=channels,
+        latent_channels=autoencoder.LATENT_CHANNELS,
+        latent_size=preset.latent_size,
+        latent_scale=1.0,
+        tokens=preset.tokens,
+        context_dim=preset.context_dim,
+        recipe=Recipe.authors(),
+        prompts=dict.fromkeys(names, ADAPTER),
+    )
+
+
+def _provenance(root: Path, examples: data.Examples, preset: str, seed: int) -> dict[str, str | int]:
+    return {
+        "trained_on": root.resolve().name,
+        "photographs": len(examples.images),
+        "preset": preset,
+        "seed": seed,
+        "torch": torch.__version__,
+    }
+
+
+def _open_work(folder: Path, job: dict[str, object]) -> Path:
+    work = folder.with_name(f"{folder.name}.training")
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "job.json"
+    text = json.dumps(job, indent=2)
+    if path.exists() and path.read_text() != text:
+        raise InputError(
+            f"`{work}` holds another training (preset, seed or data differ); remove it or choose another `-o`"
+        )
+    path.write_text(text)
+    return work
+
+
+def _train_autoencoder(
+    examples: data.Examples,
+    preset: Preset,
+    channels: int,
+    seed: int,
+    work: Path,
+    device: Device,
+    report: Report,
+) -> nn.Module:
+    vae = autoencoder.build(preset, channels).to(device.device)
+    fit(
+        "autoencoder",
+        vae,
+        lambda draws: autoencoder.loss(vae, examples, preset, device, draws),
+        preset.autoencoder,
+        seed=seed,
+        work=work,
+        report=report,
+    )
+    vae.eval().requires_grad_(False)
+    autoencoder.standardise(vae, examples, device)
+    return vae
+
+
+def _train_denoiser(
+    examples: data.Examples,
+    latents: denoiser.Latents,
+    preset: Preset,
+    seed: int,
+    work: Path,
+    device: Device,
+    report: Report,
+) -> tuple[nn.Module, denoiser.Contexts]:
+    unet = denoiser.build(preset).to(device.device)
+    contexts = denoiser.Contexts(
+        len(examples.names), preset.tokens, preset.context_dim, generator(seed, "contexts")
+    ).to(device.device)
+    fit(
+        "denoiser",
+        nn.ModuleDict({"unet": unet, "contexts": contexts}),
+        lambda draws: denoiser.loss(unet, contexts, latents, preset.denoiser.batch, device, draws),
+        preset.denoiser,
+        seed=seed,
+        work=work,
+        report=report,
+    )
+    unet.eval().requires_grad_(False)
+    return unet, contexts
+
+
+def _train_guidance(
+    unet: nn.Module,
+    contexts: denoiser.Contexts,
+    latents: denoiser.Latents,
+    recipe: Recipe,
+    preset: Preset,
+    seed: int,
+    work: Path,
+    device: Device,
+    report: Report,
+) -> dict[Branch, nn.Module]:
+    adapters = {branch: adapter.to(device.device).train() for branch, adapter in guidance.build(preset).items()}
+    fit(
+        "guidance",
+        nn.ModuleDict({**{str(b): a for b, a in adapters.items()}, "contexts": contexts}),
+        lambda draws: guidance.loss(
+            unet, adapters, contexts, latents, recipe, preset.guidance.batch, device, draws
+        ),
+        preset.guidance,
+        seed=seed,
+        work=work,
+        report=report,
+    )
+    return adapters
