@@ -1,0 +1,96 @@
+"""Files and folders that appear whole or not at all: staged beside the destination, synced, renamed."""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stage_rt.errors import InputError
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write or replace a file, making its folder first; a crash leaves the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(path)
+    try:
+        with staged.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Folder to fill that becomes ``folder`` when the block ends and vanishes when it raises.
+
+    Args:
+        folder: destination; its parents are made.
+        replace: let a ``folder`` with content give way once the new one is complete.
+
+    Raises:
+        InputError: ``folder`` has content and is not to be replaced, or is a file.
+    """
+    folder = folder.resolve()
+    _check_free(folder, replace)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(folder)
+    staged.mkdir()
+    try:
+        yield staged
+        for path in [*staged.rglob("*"), staged]:
+            _sync(path)
+        _check_free(folder, replace)
+        _move(staged, folder, replace)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def _check_free(folder: Path, replace: bool) -> None:
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise InputError(f"`{folder}` is a file, choose another `-o`")
+    if not replace and any(folder.iterdir()):
+        raise InputError(f"`{folder}` exists already, remove it or choose another `-o`")
+
+
+def _move(staged: Path, folder: Path, replace: bool) -> None:
+    if not (replace and folder.exists()):
+        os.rename(staged, folder)
+        return
+    old = _beside(folder)
+    os.rename(folder, old)
+    try:
+        os.rename(staged, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
