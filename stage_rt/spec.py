@@ -65,7 +65,9 @@ class ModelSpec(_Spec):
     @model_validator(mode="after")
     def _latent_divides_image(self) -> "ModelSpec":
         if self.image_size % self.latent_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of latent_size {self.latent_size}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of latent_size {self.latent_size}"
+            )
         return self
 
     @property
@@ -83,7 +85,7 @@ class ModelSpec(_Spec):
 
 
 class GraphsSpec(_Spec):
-    """``model.json`` of a graphs folder: the model, the dtype and opset, and the sha256 of every other file."""
+    """``model.json`` of a graphs folder: model, dtype, opset, and the sha256 of every other file."""
 
     format: Literal[1] = 1
     model: ModelSpec

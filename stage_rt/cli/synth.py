@@ -1,0 +1,80 @@
+"""``stage-rt synth``: fill a folder with image and mask pairs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage_rt.cli import console
+
+
+def synth(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by `stage-rt build`.")],
+    normals: Annotated[Path, typer.Option(metavar="DIR", help="Photographs of good parts.")],
+    masks: Annotated[Path, typer.Option(metavar="DIR", help="Masks, white where a defect shall be.")],
+    prompt: Annotated[str, typer.Option(metavar="NAME", help="What to paint, as the model names it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the pairs.")],
+    count: Annotated[
+        int | None, typer.Option(min=1, max=999_999, help="Number of pairs.", show_default="one per mask")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Decides the pairing and the noise.")] = 0,
+    composite: Annotated[
+        bool,
+        typer.Option(help="Keep the photograph's pixels beyond the mask, and its size."),
+    ] = True,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pairs made together.", show_default="the engine's largest")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes."""
+    from functools import partial
+
+    from stage_rt import layouts
+    from stage_rt.engine import load
+    from stage_rt.errors import FailedSamplesError, InputError
+    from stage_rt.run import Job, fill
+
+    photographs, labels = layouts.normals(normals), layouts.masks(masks)
+    loaded = load(engine)
+    largest = max(loaded.spec.batch)
+    if batch is not None and batch > largest:
+        raise InputError(
+            f"batch {batch} is more than the {largest} that `{engine}` was built for: build it again"
+        )
+    job = Job(
+        normals=photographs,
+        masks=labels,
+        prompt=prompt,
+        count=count or len(labels),
+        seed=seed,
+        composite=composite,
+        batch=batch or largest,
+    )
+    with console.orderly_stop() as check, console.progress(job.count, "pairs") as show:
+
+        def progress(done: float) -> None:
+            check()
+            show(done)
+
+        summary = fill(loaded, job, output, notify=partial(console.message, "notice"), progress=progress)
+    console.result(
+        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n"
+        f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
+        {
+            "run": str(output),
+            "pairs": summary.pairs,
+            "written": summary.written,
+            "failed": summary.failed,
+            "empty_latent_masks": summary.empty,
+            "contact_sheet": str(summary.contact_sheet),
+            "report": str(summary.report),
+        },
+        as_json=as_json,
+    )
+    if summary.failed:
+        raise FailedSamplesError(
+            f"{len(summary.failed)} of {job.count} samples came out non-finite and were not written "
+            f"({', '.join(map(str, summary.failed[:10]))}): run the same command again, or build the engine "
+            "with `--dtype fp32`"
+        )

@@ -1,0 +1,112 @@
+"""What a run looks like: a contact sheet and one page beside it, the same bytes for the same run."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from stage_rt.files import write_atomic
+from stage_rt.spec import PairRecord, RunSpec
+
+CONTACT_SHEET = "contact_sheet.png"
+PAGE = "report.html"
+MAX_SHOWN = 12
+
+# Of the contact sheet, in pixels.
+_CELL = 176
+_GAP = 6
+_CAPTION = 20
+_MARGIN = 28
+_TITLE = 34
+_GROUPS = 2
+_PAPER, _CARD, _INK, _FAINT = (250, 250, 248), (232, 232, 229), (28, 28, 30), (120, 120, 124)
+
+
+def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: Sequence[Path]) -> None:
+    """Write the contact sheet and the page of a run; ``normals[k]`` is the photograph of ``records[k]``."""
+    shown = [n for n, record in enumerate(records) if record.status == "ok"]
+    shown = (
+        [shown[k * len(shown) // MAX_SHOWN] for k in range(MAX_SHOWN)] if len(shown) > MAX_SHOWN else shown
+    )
+    sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomic(folder / CONTACT_SHEET, buffer.getvalue())
+    write_atomic(folder / PAGE, _page(spec, records, sheet.size).encode())
+
+
+def _sheet(folder: Path, title: str, shown: Sequence[tuple[PairRecord, Path]]) -> Image.Image:
+    group = 3 * _CELL + 2 * _GAP
+    columns = min(_GROUPS, max(len(shown), 1))
+    rows = -(-len(shown) // columns)
+    row = _CELL + _CAPTION + 2 * _GAP
+    width = 2 * _MARGIN + columns * group + (columns - 1) * _MARGIN
+    sheet = Image.new("RGB", (width, 2 * _MARGIN + _TITLE + _CAPTION + rows * row), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(20))
+    for column in range(columns):
+        for n, heading in enumerate(("normal", "mask", "result")):
+            x = _MARGIN + column * (group + _MARGIN) + n * (_CELL + _GAP)
+            draw.text((x, _MARGIN + _TITLE), heading, _FAINT, ImageFont.load_default(13))
+    for n, (record, normal) in enumerate(shown):
+        corner = (
+            _MARGIN + (n % columns) * (group + _MARGIN),
+            _MARGIN + _TITLE + _CAPTION + (n // columns) * row,
+        )
+        _draw_pair(sheet, corner, folder, record, normal)
+    return sheet
+
+
+def _draw_pair(
+    sheet: Image.Image, corner: tuple[int, int], folder: Path, record: PairRecord, normal: Path
+) -> None:
+    from stage_rt.inputs import read_image
+
+    draw = ImageDraw.Draw(sheet)
+    assert record.image is not None
+    assert record.mask is not None
+    photo = Image.fromarray(read_image(normal))
+    mask, result = (Image.open(folder / path).convert("RGB") for path in (record.mask, record.image))
+    tiles = ((photo, record.normal), (mask, record.label), (result, Path(record.image).name))
+    for n, (image, caption) in enumerate(tiles):
+        x, y = corner[0] + n * (_CELL + _GAP), corner[1]
+        draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), _CARD)
+        tile = _fitted(image)
+        sheet.paste(tile, (x + (_CELL - tile.width) // 2, y + (_CELL - tile.height) // 2))
+        draw.text((x, y + _CELL + 2), _shortened(caption), _FAINT, ImageFont.load_default(11))
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    scale = _CELL / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _shortened(caption: str, longest: int = 28) -> str:
+    return (
+        caption if len(caption) <= longest else f"{caption[: longest // 2]}...{caption[3 - longest // 2 :]}"
+    )
+
+
+def _page(spec: RunSpec, records: Sequence[PairRecord], sheet_size: tuple[int, int]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("stage_rt", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        spec=spec,
+        recipe=spec.recipe.model_dump(),
+        written=[record for record in records if record.status == "ok"],
+        failed=[record for record in records if record.status == "failed"],
+        empty=[record for record in records if record.latent_mask_cells == 0],
+        sheet=CONTACT_SHEET,
+        sheet_width=sheet_size[0],
+        sheet_height=sheet_size[1],
+    )

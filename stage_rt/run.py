@@ -1,0 +1,296 @@
+"""One run: a folder being filled with pairs, which the same job again resumes."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt import report
+from stage_rt.errors import MaskError, PromptError
+from stage_rt.files import sha256
+from stage_rt.inputs import (
+    Header,
+    fit_mask,
+    latent_mask,
+    network_image,
+    network_mask,
+    read_header,
+    read_image,
+    read_mask,
+)
+from stage_rt.noise import PhiloxNoise
+from stage_rt.outputs import Manifest, composite, open_run, pair_paths, pixels, write_pair
+from stage_rt.pairing import pair
+from stage_rt.spec import EngineSpec, ModelSpec, PairRecord, RunSpec
+
+NON_FINITE = "the sampler's result is not finite"
+
+
+class Painted(Protocol):
+    """What an engine hands back."""
+
+    @property
+    def images(self) -> NDArray[np.float32]:
+        """Float32 ``[B, c, S, S]`` in [-1, 1]."""
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Bool ``[B]``: whether the sample is all finite numbers."""
+
+
+class Painter(Protocol):
+    """The part of `stage_rt.engine.Engine` a run needs."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What the engine was compiled for."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The prompt names the model knows."""
+
+    def paint(
+        self,
+        images: NDArray[np.float32],
+        masks: NDArray[np.float32],
+        *,
+        prompt: str,
+        noise: PhiloxNoise,
+        callback: Callable[[int, Any], None] | None = None,
+    ) -> Painted:
+        """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user asked for; ``batch`` samples go through the networks together."""
+
+    normals: Sequence[Path]
+    masks: Sequence[Path]
+    prompt: str
+    count: int
+    seed: int
+    composite: bool
+    batch: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to: ``written`` pairs by this call, ``failed`` indices, ``empty`` latent masks."""
+
+    pairs: int
+    written: int
+    failed: list[int]
+    empty: int
+    contact_sheet: Path
+    report: Path
+
+
+@dataclass(frozen=True)
+class _Sample:
+    index: int
+    normal: Path
+    mask: Path
+    size: tuple[int, int]
+    grey: bool
+
+    def label(self) -> NDArray[np.bool_]:
+        """The mask at its photograph's size, bool ``[H, W]``."""
+        return fit_mask(read_mask(self.mask), self.size, self.mask)
+
+
+def fill(
+    engine: Painter,
+    job: Job,
+    folder: Path,
+    *,
+    notify: Callable[[str], None] = lambda notice: None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Summary:
+    """Make every pair of ``job`` that ``folder`` does not hold yet, then the report.
+
+    Every file is checked before anything is written. Batches are fixed by index and a batch with a missing
+    pair is painted whole, so the finished folder has the same bytes however often the run was cut off.
+    ``notify`` gets one sentence per thing the user should know. ``progress`` gets the number of pairs done,
+    fractions included; it may raise to end the run, which leaves no half pair.
+
+    Raises:
+        PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
+        RunError: ``folder`` holds something else, is damaged or in use.
+    """
+    if job.prompt not in engine.prompts:
+        raise PromptError(f"unknown prompt {job.prompt!r}: use one of {', '.join(sorted(engine.prompts))}")
+    normals = {path: read_header(path) for path in job.normals}
+    masks = {path: read_header(path, MaskError) for path in job.masks}
+    samples = _pair(job, normals, masks, notify)
+    _check(samples, engine.spec.model, notify)
+    spec = RunSpec(
+        engine=engine.spec.graphs_fingerprint,
+        backend=engine.spec.backend,
+        recipe=engine.spec.model.recipe,
+        prompt=job.prompt,
+        count=job.count,
+        seed=job.seed,
+        composite=job.composite,
+        batch=job.batch,
+        normals=_digest(normals, {sample.normal for sample in samples}),
+        masks=_digest(masks, {sample.mask for sample in samples}),
+    )
+    with open_run(folder, spec) as manifest:
+        written = _fill(engine, job, samples, folder, manifest, progress)
+        manifest.tidy()
+        records = [manifest.records[sample.index] for sample in samples]
+        report.write(folder, spec, records, [sample.normal for sample in samples])
+    return Summary(
+        pairs=sum(record.status == "ok" for record in records),
+        written=written,
+        failed=[record.index for record in records if record.status == "failed"],
+        empty=sum(record.latent_mask_cells == 0 for record in records),
+        contact_sheet=folder / report.CONTACT_SHEET,
+        report=folder / report.PAGE,
+    )
+
+
+def _pair(
+    job: Job, normals: Mapping[Path, Header], masks: Mapping[Path, Header], notify: Callable[[str], None]
+) -> list[_Sample]:
+    pairs, left_out = pair(normals, masks, count=job.count, seed=job.seed)
+    if left_out:
+        notify(
+            f"{len(left_out)} of {len(masks)} masks have no photograph of their shape and are left out: "
+            f"{_some(left_out)}"
+        )
+    resized = sorted({mask for normal, mask in pairs if normals[normal][:2] != masks[mask][:2]})
+    if resized:
+        notify(f"{len(resized)} masks are resized to the size of their photograph: {_some(resized)}")
+    return [
+        _Sample(index, normal, mask, normals[normal][:2], normals[normal].grey)
+        for index, (normal, mask) in enumerate(pairs)
+    ]
+
+
+def _check(samples: Sequence[_Sample], spec: ModelSpec, notify: Callable[[str], None]) -> None:
+    """Decode every file the run will use: a bad one must not be found in the middle of the night."""
+    for normal in {sample.normal: None for sample in samples}:
+        read_image(normal)
+    by_mask = defaultdict(list)
+    for sample in samples:
+        by_mask[sample.mask].append(sample.size)
+    vanished = []
+    for mask, sizes in by_mask.items():
+        label = read_mask(mask)
+        fitted = [fit_mask(label, size, mask) for size in dict.fromkeys(sizes)]
+        if not all(latent_mask(label, spec).any() for label in fitted):
+            vanished.append(mask)
+    if vanished:
+        notify(
+            f"{len(vanished)} masks vanish in the latent under mask rule `{spec.recipe.mask_rule}`, "
+            f"so their pairs show no defect: {_some(vanished)}"
+        )
+
+
+def _some(paths: Sequence[Path]) -> str:
+    names = ", ".join(f"`{path.name}`" for path in paths[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+
+
+def _digest(files: Mapping[Path, Header], used: Collection[Path]) -> str:
+    """Digest of what decides the pairing (all names and sizes) and the pixels (the used files' contents)."""
+    digest = hashlib.sha256()
+    for path, header in files.items():
+        content = sha256(path) if path in used else ""
+        digest.update(f"{path.name}\0{header.width}\0{header.height}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _fill(
+    engine: Painter,
+    job: Job,
+    samples: Sequence[_Sample],
+    folder: Path,
+    manifest: Manifest,
+    progress: Callable[[float], None],
+) -> int:
+    missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
+    done = len(samples) - len(missing)
+    progress(done)
+    for start in range(0, len(samples), job.batch):
+        batch = samples[start : start + job.batch]
+        wanted = sum(sample.index in missing for sample in batch)
+        if not wanted:
+            continue
+        steps = _Steps(progress, done, wanted, engine.spec.model.recipe.steps)
+        for sample, result in zip(batch, _paint(engine, job, batch, steps), strict=True):
+            if sample.index in missing:
+                manifest.append(_keep(job, sample, result, folder))
+        done += wanted
+        progress(done)
+    return sum(manifest.records[index].status == "ok" for index in missing)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The sampler's callback: turns the steps of a batch into fractions of pairs."""
+
+    progress: Callable[[float], None]
+    done: int
+    batch: int
+    steps: int
+
+    def __call__(self, i: int, state: object) -> None:
+        self.progress(self.done + self.batch * (self.steps - i) / self.steps)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A painted sample, ready to be written; ``image`` is None when it is not finite."""
+
+    image: Image.Image | None
+    label: NDArray[np.bool_]
+    latent_mask_cells: int
+
+
+def _paint(engine: Painter, job: Job, batch: Sequence[_Sample], steps: _Steps) -> Iterator[_Result]:
+    model = engine.spec.model
+    photos = [read_image(sample.normal) for sample in batch]
+    labels = [sample.label() for sample in batch]
+    masks = np.stack([latent_mask(label, model) for label in labels])
+    painted = engine.paint(
+        np.stack([network_image(photo, model) for photo in photos]),
+        masks,
+        prompt=job.prompt,
+        noise=PhiloxNoise([job.seed] * len(batch), [sample.index for sample in batch]),
+        callback=steps,
+    )
+    for n, sample in enumerate(batch):
+        image, label = None, labels[n] if job.composite else network_mask(labels[n], model)
+        if painted.finite[n]:
+            levels = pixels(painted.images[n])
+            image = Image.fromarray(composite(photos[n], levels, label) if job.composite else levels)
+            image = image.convert("L") if sample.grey else image
+        yield _Result(image, label, int(masks[n].sum()))
+
+
+def _keep(job: Job, sample: _Sample, result: _Result, folder: Path) -> PairRecord:
+    record = PairRecord(
+        index=sample.index,
+        status="failed",
+        reason=NON_FINITE,
+        normal=sample.normal.name,
+        label=sample.mask.name,
+        prompt=job.prompt,
+        seed=job.seed,
+        latent_mask_cells=result.latent_mask_cells,
+    )
+    if result.image is None:
+        return record
+    image, mask = pair_paths(job.prompt, sample.index)
+    image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
+    written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
+    return record.model_copy(update={"status": "ok", "reason": None, **written})
