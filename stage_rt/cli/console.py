@@ -1,4 +1,4 @@
-"""What the commands share: messages and progress on stderr, data on stdout, an orderly end on a signal."""
+"""What the commands share: messages on stderr, data on stdout, an orderly end on a signal."""
 
 import json
 import os
@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from stage_rt.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """The user or the system asked the process to end; no `Exception`, so that no handler takes it for one."""
+    """The user or the system asked the process to end; no `Exception`, so that no handler takes it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -27,13 +28,17 @@ class Stopped(BaseException):
 
 
 @cache
-def messages() -> Console:
+def messages() -> "Console":
     """The console on stderr."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def message(kind: str, text: str) -> None:
     """One sentence on stderr behind its kind: ``error``, ``notice``, ``stopped``."""
+    from rich.text import Text
+
     messages().print(Text.assemble((f"{kind}: ", "bold red" if kind == "error" else "bold yellow"), text))
 
 
@@ -57,30 +62,6 @@ def extra(name: str) -> Iterator[None]:
 def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
     """A command's result on stdout: ``fields`` as one JSON object, or ``text``."""
     print(json.dumps(fields, ensure_ascii=False) if as_json else text, flush=True)
-
-
-@contextmanager
-def progress(total: float, unit: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr with ``unit``/s and the time left; nothing without a terminal.
-
-    The function handed out is told how much is done; what it is told first does not count for the speed.
-    """
-    columns = (BarColumn(), _Done(unit), _Rate(unit), TimeRemainingColumn(compact=True))
-    with Progress(
-        *columns,
-        console=messages(),
-        transient=True,
-        disable=not messages().is_terminal,
-        speed_estimate_period=120,
-    ) as bar:
-
-        def update(done: float) -> None:
-            if bar.tasks:
-                bar.update(bar.task_ids[0], completed=done)
-            else:
-                bar.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich shows fractions
-
-        yield update
 
 
 @contextmanager
@@ -127,23 +108,3 @@ def raise_stopped(signum: int, frame: FrameType | None) -> None:
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
     """Python writes to the wakeup descriptor only for signals that have a handler of its own."""
-
-
-class _Done(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        """``3/20 pairs``."""
-        return Text(f"{int(task.completed)}/{task.total:.0f} {self._unit}")
-
-
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        """``0.51 pairs/s``."""
-        return Text(f"{task.speed:.2g} {self._unit}/s" if task.speed else "", style="cyan")

@@ -31,6 +31,7 @@ def synth(
     from functools import partial
 
     from stage_rt import layouts
+    from stage_rt.cli.progress import progress_bar
     from stage_rt.engine import load
     from stage_rt.errors import FailedSamplesError, InputError
     from stage_rt.run import Job, fill
@@ -51,7 +52,7 @@ def synth(
         composite=composite,
         batch=batch or largest,
     )
-    with console.orderly_stop() as check, console.progress(job.count, "pairs") as show:
+    with console.orderly_stop() as check, progress_bar(job.count, "pairs") as show:
 
         def progress(done: float) -> None:
             check()
