@@ -27,7 +27,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX")
 _ORIENTATION = 0x0112
-_UPRIGHT = {
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,9 +67,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ImageError: the file is missing, no image, damaged, too large or of a refused kind.
     """
     with _opened(path, ImageError) as image:
-        turn = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         flat = _opaque(_eight_bit(image, path, ImageError), path, ImageError).convert("RGB")
-        return np.asarray(flat.transpose(turn) if turn else flat).copy()
+        return np.asarray(_upright(flat, orientation)).copy()
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -81,10 +81,10 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         MaskError: the file cannot be read as an image, or no pixel is labelled.
     """
     with _opened(path, MaskError) as image:
-        turn = _UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
         flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
-        values = np.asarray(flat.transpose(turn) if turn else flat)
+        values = np.asarray(_upright(flat, orientation))
     label: NDArray[np.bool_] = values >= (32768 if sixteen_bit else 128)
     if not label.any():
         label = values > 0
@@ -213,11 +213,16 @@ def _too_many_pixels(path: Path, error: type[InputError]) -> InputError:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Asking a PNG for EXIF that does not precede its pixels would decode them.
-    if image.format == "PNG" and "exif" not in image.info:
+    # Pillow turns a TIFF itself; asking a PNG for EXIF that does not precede its pixels would decode them.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     orientation: Any = image.getexif().get(_ORIENTATION, 1)
     return orientation if isinstance(orientation, int) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bit(image: Image.Image, path: Path, error: type[InputError]) -> Image.Image:

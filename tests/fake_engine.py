@@ -1,0 +1,110 @@
+"""An engine without networks that darkens what is under the mask, and files for it to work on.
+
+Run as a script it is the command line with that engine in place of the real one:
+``python fake_engine.py DELAY synth ENGINE ...``, where every step of the loop takes ``DELAY`` seconds.
+"""
+
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from stage_rt.recipe import Recipe
+from stage_rt.spec import EngineSpec, ModelSpec
+
+PROMPT = "tile+hole"
+
+
+class Painted(NamedTuple):
+    images: np.ndarray
+    finite: np.ndarray
+
+
+class FakeEngine:
+    def __init__(
+        self, *, channels=3, mask_rule="cover", poisoned=(), delay=0.0, fingerprint="0" * 64, batch=4
+    ):
+        recipe = Recipe(name="test", steps=10, ema_stop=2, only_intervals=(), mask_rule=mask_rule)
+        model = ModelSpec(
+            image_size=32,
+            image_channels=channels,
+            latent_size=8,
+            latent_scale=1.0,
+            tokens=1,
+            context_dim=1,
+            recipe=recipe,
+            prompts={PROMPT: "a", "tile+crack": "a"},
+        )
+        self.spec = EngineSpec(
+            model=model,
+            backend="onnxruntime",
+            library="none",
+            library_version="0",
+            devices=["cpu"],
+            dtype="fp32",
+            batch=[1, batch],
+            graphs_fingerprint=fingerprint,
+            files={},
+        )
+        self.prompts = list(model.prompts)
+        self.batches: list[list[int]] = []
+        self._poisoned = poisoned
+        self._delay = delay
+
+    def paint(self, images, masks, *, prompt, noise, callback=None):
+        self.batches.append(noise.samples.tolist())
+        for i in reversed(range(self.spec.model.recipe.steps)):
+            time.sleep(self._delay)
+            if callback is not None:
+                callback(i, None)
+        cell = self.spec.model.image_size // self.spec.model.latent_size
+        mask = np.kron(masks, np.ones((1, 1, cell, cell), dtype=np.float32))
+        texture = np.clip(noise.initial(images.shape) * 0.1 - 0.8, -1, 1)
+        finite = ~np.isin(noise.samples, self._poisoned)
+        painted = images * (1 - mask) + texture * mask
+        return Painted(np.where(finite[:, None, None, None], painted, np.nan).astype(np.float32), finite)
+
+
+def photographs(folder: Path, count: int, size=(40, 30), *, mode="RGB", suffix=".png", seed=0) -> list[Path]:
+    """Noise images ``000.png`` ... of ``size`` (width, height)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    shape = (size[1], size[0], 3)
+    paths = [folder / f"{n:03d}{suffix}" for n in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode).save(path)
+    return paths
+
+
+def labels(folder: Path, count: int, size=(40, 30)) -> list[Path]:
+    """Masks ``000_mask.png`` ..., each with a rectangle of another place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{n:03d}_mask.png" for n in range(count)]
+    for n, path in enumerate(paths):
+        label = np.zeros((size[1], size[0]), dtype=np.uint8)
+        label[8 : 14 + n % 3, 10 + n % 7 : 20] = 255
+        Image.fromarray(label).save(path)
+    return paths
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stand_in(engine: FakeEngine) -> ModuleType:
+    """A `stage_rt.engine` that loads ``engine`` whatever the folder."""
+    module = ModuleType("stage_rt.engine")
+    module.load = lambda folder: engine  # type: ignore[attr-defined]
+    return module
+
+
+if __name__ == "__main__":
+    sys.modules["stage_rt.engine"] = stand_in(FakeEngine(delay=float(sys.argv[1]), batch=2))
+    from stage_rt.cli import main
+
+    main(sys.argv[2:])
