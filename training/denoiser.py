@@ -6,16 +6,13 @@ from torch import Tensor, nn
 
 from stage_rt.recipe import Recipe
 
-from .autoencoder import LATENT_CHANNELS, encode
+from .autoencoder import DEFECT_WEIGHT, LATENT_CHANNELS, encode
 from .data import Examples
 from .loop import Device
 from .presets import Preset
 
 ANOMALY_ONLY_SHARE = 1 / 3
 """Share of the defect samples shown as ``c * M0``, the only branch's view (Eq. 12 does the same)."""
-
-DEFECT_WEIGHT = 4.0
-"""How much more a cell under a label counts than one beside it; labelled defects cover few cells."""
 
 
 def build(preset: Preset) -> UNet2DConditionModel:
@@ -96,7 +93,7 @@ def loss(
     device: Device,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted noise; cells under a label count :data:`DEFECT_WEIGHT` times.
+    """Mean squared error of the predicted noise; cells under a label count ``DEFECT_WEIGHT`` times.
 
     A share of the defect samples keeps only what lies under the mask, so that the frozen network knows both
     inputs the two branches will hand it.

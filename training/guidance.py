@@ -52,7 +52,7 @@ def start_as_identity(adapter: MaskGuidanceAdapter) -> None:
         for channel in range(carried):
             source, sign = (channel, 1.0) if depth else (channel % channels, 1.0 if channel < channels else -1.0)
             convolution.weight[channel, source, 1, 1] = sign
-        norm.weight[:carried] = deviation if depth else 1.0
+        norm.weight[:carried] = math.sqrt((deviation**2 if depth else 1.0) + norm.eps)
         norm.bias[:carried] = mean if depth else 0.0
         norm.running_mean[:carried] = mean if depth else 0.0
         norm.running_var[:carried] = deviation**2 if depth else 1.0
@@ -81,7 +81,7 @@ def loss(
     """
     clean, masks, prompt, timesteps = latents.draw(batch, generator, defects_only=True)
     noise, other = (torch.randn(clean.shape, generator=generator).to(clean.device) for _ in range(2))
-    zeta = torch.tensor(recipe.zeta_table, dtype=torch.float32).to(clean.device)[timesteps][:, None, None, None]
+    zeta = torch.tensor([recipe.zeta(i) for i in range(recipe.steps)], dtype=torch.float32).to(clean.device)[timesteps][:, None, None, None]
     soft = masks + zeta * (1 - masks)
     inputs = torch.cat(
         [latents.noised(clean, timesteps, noise), latents.noised(clean * masks, timesteps, other)]

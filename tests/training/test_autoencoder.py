@@ -45,7 +45,8 @@ def test_patches_of_defects_hold_labelled_cells(micro: Preset) -> None:
     data.images[:3] = 0
     data.images[3:] = 0
     data.images[3:, :, 8:12, 8:12] = 255
-    patches = autoencoder._patches(data, micro, torch.Generator().manual_seed(1))
+    patches, labels = autoencoder._patches(data, micro, torch.Generator().manual_seed(1))
+    assert torch.equal(patches > 0, labels > 0)
     bright = (patches > 0).flatten(1).any(dim=1)
     drawn = data.draw(micro.autoencoder.batch, torch.Generator().manual_seed(1))
     assert torch.equal(bright, data.prompt[drawn] > 0)

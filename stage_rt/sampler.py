@@ -1,0 +1,105 @@
+"""STAGE's sampling loop (Algorithm 1) over any denoiser and any noise source."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt import kernels
+from stage_rt.errors import BackendError, InputError
+from stage_rt.noise import NoiseSource, PhiloxNoise
+from stage_rt.recipe import Branch, Recipe, StepCoefficients
+
+Float = TypeVar("Float", bound=np.floating[Any])
+
+Denoiser = Callable[[NDArray[Any], int, NDArray[Any], Branch], NDArray[Any]]
+"""``denoise(x, i, mask, branch) -> eps``: UNet and adapter; ``mask`` is what the adapter is handed."""
+
+
+def sample(
+    denoise: Denoiser,
+    clean: NDArray[Float],
+    mask: NDArray[Float],
+    *,
+    recipe: Recipe,
+    noise: NoiseSource,
+    callback: Callable[[int, NDArray[Float]], None] | None = None,
+) -> NDArray[Float]:
+    """Paint a defect under ``mask`` into the latent ``clean`` (Algorithm 1, as the authors' code runs it).
+
+    The authors carry an image state and an auxiliary state for the only branch. They agree inside the mask and
+    each branch reads only its own, so one state is carried here, blended at every step for the branch that
+    runs next.
+
+    Args:
+        denoise: called as ``denoise(x, i, mask, branch)`` for ``i = steps - 1 .. 0``; returns the guided noise
+            estimate, ``[B, C, h, w]``. ``mask`` is the soft EMA mask for the aware branch, the binary mask for
+            the only branch, ``[B, 1, h, w]``.
+        clean: latent of the good image, ``[B, C, h, w]``, float32. In float64 the loop runs in float64, which
+            serves to prove equalities.
+        mask: latent mask, ``[B, 1, h, w]``, 0 or 1, in the dtype of ``clean``.
+        recipe: schedule and branch plan.
+        noise: source of every random draw, addressed by iteration.
+        callback: called as ``callback(i, state)`` after every step.
+
+    Returns:
+        The painted latent ``[B, C, h, w]``. A sample whose denoiser failed is non-finite there; the others are
+        not affected. If no mask has a cell set, the denoiser is not called: its output would be blended away.
+
+    Raises:
+        InputError: shapes, dtypes or mask values are wrong.
+        BackendError: the denoiser returned another shape.
+    """
+    _check(clean, mask)
+    if not mask.any():
+        nothing = np.zeros_like(clean)
+        return _step(nothing, nothing, clean, mask, recipe.coefficients[0], noise, 0)
+    x = noise.initial(clean.shape).astype(clean.dtype, copy=False)
+    for i in reversed(range(recipe.steps)):
+        branch = recipe.branch(i)
+        handed = mask if branch is Branch.ONLY else _soft(mask, recipe.ema(i))
+        eps = denoise(x, i, handed, branch)
+        if eps.shape != x.shape:
+            raise BackendError(f"the denoiser returned shape {eps.shape} at step {i}, expected {x.shape}")
+        x = _step(x, eps, clean, mask, recipe.coefficients[i], noise, i)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+def _soft(mask: NDArray[Float], factor: float) -> NDArray[Float]:
+    """The EMA mask ``M0 + zeta (1 - M0)`` (Eq. 8)."""
+    soft: NDArray[Float] = mask + mask.dtype.type(factor) * (1 - mask)
+    return soft
+
+
+def _step(
+    x: NDArray[Any],
+    eps: NDArray[Any],
+    clean: NDArray[Any],
+    mask: NDArray[Any],
+    c: StepCoefficients,
+    noise: NoiseSource,
+    i: int,
+) -> NDArray[Any]:
+    if isinstance(noise, PhiloxNoise) and x.dtype == np.float32:
+        estimate = np.ascontiguousarray(eps, dtype=np.float32)
+        return kernels.fused_step(x, estimate, clean, mask, c, noise.seeds, noise.samples, i)[0]
+    background = noise.mask(i, mask.shape) if c.shared_noise else noise.background(i, x.shape)
+    return kernels.step(x, eps, clean, mask, c, background, noise.posterior(i, x.shape))
+
+
+def _check(clean: NDArray[Any], mask: NDArray[Any]) -> None:
+    if clean.ndim != 4:
+        raise InputError(f"`clean` must have shape [B, C, h, w], got {clean.shape}")
+    if mask.shape != (clean.shape[0], 1, *clean.shape[2:]):
+        raise InputError(f"`mask` must have shape {(clean.shape[0], 1, *clean.shape[2:])}, got {mask.shape}")
+    if clean.dtype not in (np.float32, np.float64) or mask.dtype != clean.dtype:
+        raise InputError(f"`clean` and `mask` must both be float32, got {clean.dtype} and {mask.dtype}")
+    if not np.isin(mask, (0, 1)).all():
+        raise InputError("`mask` must hold only 0 and 1")
+    if not np.isfinite(clean).all():
+        raise InputError("`clean` must be finite")
+    if not (clean.flags.c_contiguous and mask.flags.c_contiguous):
+        raise InputError("`clean` and `mask` must be C-contiguous")
