@@ -91,6 +91,13 @@ def labels(folder: Path, count: int, size=(40, 30)) -> list[Path]:
     return paths
 
 
+def opened(path: Path) -> Image.Image:
+    """An image with its pixels in memory and its file closed."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

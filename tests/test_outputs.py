@@ -1,0 +1,286 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from stage_rt.errors import PromptError, RunError
+from stage_rt.outputs import (
+    FEATHER,
+    Manifest,
+    composite,
+    defect_type,
+    open_run,
+    pair_paths,
+    pixels,
+    write_pair,
+)
+from stage_rt.recipe import Recipe
+from stage_rt.spec import PairRecord, RunSpec
+
+RNG = np.random.default_rng(0)
+PROMPT = "tile+hole"
+
+
+def run_spec(**changes) -> RunSpec:
+    fields = {
+        "engine": "a" * 64,
+        "backend": "onnxruntime",
+        "recipe": Recipe.authors(),
+        "prompt": PROMPT,
+        "count": 3,
+        "seed": 0,
+        "composite": True,
+        "batch": 2,
+        "normals": "b" * 64,
+        "masks": "c" * 64,
+    }
+    return RunSpec.model_validate(fields | changes)
+
+
+def record(index: int, **changes) -> PairRecord:
+    image, mask = pair_paths(PROMPT, index)
+    fields = {
+        "index": index,
+        "status": "ok",
+        "image": image,
+        "mask": mask,
+        "image_sha256": "d" * 64,
+        "mask_sha256": "e" * 64,
+        "normal": "n.png",
+        "label": "m.png",
+        "prompt": PROMPT,
+        "seed": 0,
+        "latent_mask_cells": 1,
+    }
+    return PairRecord.model_validate(fields | changes)
+
+
+def grown(label, by):
+    image = Image.fromarray(label.astype(np.uint8) * 255)
+    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * by + 1))) > 0
+
+
+def test_pixels_are_clamped_and_rounded():
+    painted = np.array([-2, -1, -0.999, 0, 0.5, 1, 9], dtype=np.float32).reshape(1, 1, 7)
+    levels = pixels(np.repeat(painted, 3, axis=0))
+    assert levels.dtype == np.uint8
+    assert levels.shape == (1, 7, 3)
+    assert levels[0, :, 1].tolist() == [0, 0, 0, 128, 191, 255, 255]
+
+
+def test_channels_stay_in_order_and_one_channel_is_repeated():
+    assert pixels(np.array([-1, 0.2, 1], dtype=np.float32).reshape(3, 1, 1)).tolist() == [[[0, 153, 255]]]
+    assert pixels(np.full((1, 2, 2), 0.2, dtype=np.float32)).tolist() == [[[153] * 3] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    "place", [(slice(20, 30), slice(25, 45)), (slice(0, 1), slice(0, 1)), (slice(59, 60), slice(0, 80))]
+)
+def test_the_label_is_all_paint_and_beyond_the_feather_all_photo(place):
+    photo = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    painted = np.full((32, 32, 3), 77, dtype=np.uint8)
+    label = np.zeros((60, 80), dtype=bool)
+    label[place] = True
+    result = composite(photo, painted, label)
+    assert result.dtype == np.uint8
+    assert (result[label] == 77).all()
+    beyond = ~grown(label, 2 * FEATHER)
+    np.testing.assert_array_equal(result[beyond], photo[beyond])
+    ramp = ~beyond & ~label
+    low, high = np.minimum(photo, 77)[ramp], np.maximum(photo, 77)[ramp]
+    assert ((low <= result[ramp]) & (result[ramp] <= high)).all()
+    assert (result[ramp] != photo[ramp]).any()
+    assert (result[ramp] != 77).any()
+
+
+def test_no_label_leaves_the_photograph():
+    photo = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    result = composite(photo, np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((6, 8), dtype=bool))
+    np.testing.assert_array_equal(result, photo)
+    assert result is not photo
+
+
+def test_the_defect_type_is_what_follows_the_last_plus():
+    assert defect_type("tile+hole") == "hole"
+    assert defect_type("a+b+large hole") == "large hole"
+    assert defect_type("damaged") == "damaged"
+    assert pair_paths("tile+hole", 7) == ("test/hole/000007.png", "ground_truth/hole/000007_mask.png")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["tile+", "", "tile+../x", "tile+a/b", "tile+a\\b", "tile+..", "tile+.", "tile+.x", "a\0"]
+)
+def test_a_prompt_that_names_no_folder_is_refused(prompt):
+    with pytest.raises(PromptError, match="does not end in a name a folder can have: rename it in the model"):
+        defect_type(prompt)
+
+
+def test_a_pair_is_written_without_loss(tmp_path):
+    image = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    label = RNG.random((6, 8)) < 0.5
+    write_pair(tmp_path, ("i/0.png", "m/0.png"), Image.fromarray(image), label)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "i/0.png")), image)
+    written = Image.open(tmp_path / "m/0.png")
+    assert written.mode == "L"
+    np.testing.assert_array_equal(np.asarray(written), np.where(label, 255, 0))
+
+
+def test_a_mask_does_not_stay_without_its_image(tmp_path):
+    (tmp_path / "i").write_text("a file where a folder is needed")
+    with pytest.raises(OSError, match="i"):
+        write_pair(tmp_path, ("i/0.png", "m/0.png"), Image.new("RGB", (2, 2)), np.ones((2, 2), dtype=bool))
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_manifest_is_read_back_and_the_last_line_of_an_index_counts(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    manifest = Manifest(path, PROMPT)
+    failed = record(
+        1, status="failed", reason="x", image=None, mask=None, image_sha256=None, mask_sha256=None
+    )
+    for line in (record(0), failed, record(1)):
+        manifest.append(line)
+    assert path.read_bytes().count(b"\n") == 3
+    again = Manifest(path, PROMPT)
+    assert again.records == {0: record(0), 1: record(1)}
+    again.tidy()
+    assert path.read_bytes().count(b"\n") == 2
+    assert Manifest(path, PROMPT).records == again.records
+
+
+def test_tidying_puts_lines_in_the_order_of_their_index(tmp_path):
+    for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
+        manifest = Manifest(tmp_path / name, PROMPT)
+        for index in order:
+            manifest.append(record(index))
+        manifest.tidy()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    manifest = Manifest(path, PROMPT)
+    manifest.append(record(0))
+    whole = path.read_bytes()
+    manifest.append(record(1))
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        found = Manifest(path, PROMPT).records
+        assert found == ({0: record(0)} if length >= len(whole) else {})
+        assert path.read_bytes() == (whole if length >= len(whole) else b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"nonsense",
+        b"\0" * 40,
+        b"[]",
+        b"{}",
+        record(1).model_dump_json().replace("test/hole/000001.png", "../outside.png").encode(),
+        record(1).model_dump_json().replace("test/hole/000001.png", "test/hole/000009.png").encode(),
+        record(1).model_dump_json().replace('"seed":0', '"seed":0,"more":1').encode(),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, damage):
+    path = tmp_path / "manifest.jsonl"
+    lines = [record(0).model_dump_json().encode(), damage, record(2).model_dump_json().encode()]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(RunError) as refused:
+        Manifest(path, PROMPT)
+    assert str(refused.value) == (
+        f"`{path}` is damaged in line 2: delete that line and run the same command again"
+    )
+
+
+def test_a_pair_is_done_only_while_both_files_have_their_bytes(tmp_path):
+    paths = pair_paths(PROMPT, 0)
+    digests = write_pair(tmp_path, paths, Image.new("L", (2, 2)), np.ones((2, 2), dtype=bool))
+    manifest = Manifest(tmp_path / "manifest.jsonl", PROMPT)
+    assert not manifest.done(0, tmp_path)
+    manifest.append(record(0, image_sha256=digests[0], mask_sha256=digests[1]))
+    assert manifest.done(0, tmp_path)
+    for path in paths:
+        content = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(content[:-1] + b"!")
+        assert not manifest.done(0, tmp_path)
+        (tmp_path / path).unlink()
+        assert not manifest.done(0, tmp_path)
+        (tmp_path / path).write_bytes(content)
+    assert manifest.done(0, tmp_path)
+
+
+def test_a_run_opens_again_with_the_same_job_only(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with open_run(folder, run_spec()):
+        assert RunSpec.model_validate_json((folder / "run.json").read_bytes()) == run_spec()
+    with open_run(folder, run_spec()):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "whose seed is 0 and not 1"),
+        ({"prompt": "tile+crack"}, "whose prompt is 'tile+hole' and not 'tile+crack'"),
+        ({"composite": False}, "whose composite is True and not False"),
+        ({"masks": "f" * 64}, "whose masks is cccccccccccc... and not ffffffffffff..."),
+        ({"engine": "f" * 64}, "whose engine is aaaaaaaaaaaa... and not ffffffffffff..."),
+        (
+            {"recipe": Recipe.authors().model_copy(update={"mask_rule": "authors"})},
+            "whose recipe.mask_rule is 'cover' and not 'authors'",
+        ),
+        ({"recipe": Recipe.paper()}, "whose recipe.name is 'authors' and not 'paper'"),
+    ],
+)
+def test_another_job_is_refused_with_the_difference(tmp_path, change, message):
+    with open_run(tmp_path, run_spec()):
+        pass
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(RunError) as refused, open_run(tmp_path, run_spec(**change)):
+        pass
+    assert str(refused.value) == (
+        f"`{tmp_path}` holds another run, {message}: give the job it was started with or another `-o`"
+    )
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(
+        RunError, match="holds files that are no run of stage-rt: give an empty folder as `-o`"
+    ):
+        open_run(tmp_path, run_spec()).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "run").write_text("x")
+    for folder in (tmp_path / "run", tmp_path / "run" / "deeper"):
+        with pytest.raises(RunError, match="cannot be made a folder: give another `-o`"):
+            open_run(folder, run_spec()).__enter__()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 2}'])
+def test_a_damaged_run_file_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=r"run\.json` is damaged: start again in an empty folder"):
+        open_run(tmp_path, run_spec()).__enter__()
+
+
+def test_what_a_crash_left_staged_is_swept_out(tmp_path):
+    (tmp_path / ".run.json.0123abcd.tmp").write_text("x")
+    (tmp_path / "test/hole").mkdir(parents=True)
+    (tmp_path / "run.json").write_text(run_spec().model_dump_json())
+    (tmp_path / "test/hole/.000000.png.0123abcd.tmp").write_text("x")
+    with open_run(tmp_path, run_spec()):
+        assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
+def test_a_folder_is_filled_by_one_run_at_a_time(tmp_path):
+    message = "is being filled by another process: wait for it to end"
+    with open_run(tmp_path, run_spec()), pytest.raises(RunError, match=message):
+        open_run(tmp_path, run_spec()).__enter__()
+    with open_run(tmp_path, run_spec()):
+        pass

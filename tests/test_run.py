@@ -1,0 +1,267 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
+from PIL import Image, ImageFilter
+
+from stage_rt.errors import ImageError, MaskError, PromptError, RunError
+from stage_rt.outputs import FEATHER
+from stage_rt.run import NON_FINITE, Job, fill
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    return Job(
+        normals=photographs(tmp_path / "normals", 5),
+        masks=labels(tmp_path / "masks", 4),
+        prompt=PROMPT,
+        count=10,
+        seed=7,
+        composite=True,
+        batch=4,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "run"
+
+
+def manifest(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def pair(folder, line):
+    return (np.asarray(opened(folder / line[name])) for name in ("image", "mask"))
+
+
+def test_every_sample_is_written_and_the_last_smaller_batch_is_not_lost(job, run):
+    engine = FakeEngine()
+    summary = fill(engine, job, run)
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert (summary.pairs, summary.written, summary.failed, summary.empty) == (10, 10, [], 0)
+    assert sorted(contents(run)) == sorted(
+        [
+            ".lock",
+            "contact_sheet.png",
+            "manifest.jsonl",
+            "report.html",
+            "run.json",
+            *(f"test/hole/{n:06d}.png" for n in range(10)),
+            *(f"ground_truth/hole/{n:06d}_mask.png" for n in range(10)),
+        ]
+    )
+    assert [line["index"] for line in manifest(run)] == list(range(10))
+
+
+def test_a_pair_is_its_photograph_with_a_defect_in_its_label(job, run, tmp_path):
+    fill(FakeEngine(), job, run)
+    for line in manifest(run):
+        image, mask = pair(run, line)
+        photo = np.asarray(opened(tmp_path / "normals" / line["normal"]))
+        label = np.asarray(opened(tmp_path / "masks" / line["label"]))
+        np.testing.assert_array_equal(mask, label)
+        beyond = np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(4 * FEATHER + 1))) == 0
+        np.testing.assert_array_equal(image[beyond], photo[beyond])
+        assert image[label > 0].mean() < 60
+
+
+def test_without_compositing_the_decoded_image_and_its_mask_are_written(job, run):
+    fill(FakeEngine(), replace(job, composite=False), run)
+    image, mask = pair(run, manifest(run)[0])
+    assert image.shape == (32, 32, 3)
+    assert mask.shape == (32, 32)
+    assert set(np.unique(mask)) == {0, 255}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_photographs_stay_grey_to_the_byte(job, run, tmp_path, channels):
+    normals = photographs(tmp_path / "grey", 5, mode="L", suffix=".jpg")
+    fill(FakeEngine(channels=channels), replace(job, normals=normals), run)
+    line = manifest(run)[0]
+    image, mask = pair(run, line)
+    beyond = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(4 * FEATHER + 1))) == 0
+    photo = np.asarray(opened(tmp_path / "grey" / line["normal"]))
+    assert image.ndim == 2
+    np.testing.assert_array_equal(image[beyond], photo[beyond])
+
+
+def test_the_same_job_makes_the_same_bytes_and_another_seed_others(job, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "a")
+    fill(FakeEngine(), job, tmp_path / "b")
+    fill(FakeEngine(), replace(job, seed=8), tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    one, other = (contents(tmp_path / name)["test/hole/000000.png"] for name in "ac")
+    assert one != other
+
+
+def test_a_finished_run_paints_nothing_again(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    engine = FakeEngine()
+    summary = fill(engine, job, run)
+    assert engine.batches == []
+    assert (summary.pairs, summary.written) == (10, 0)
+    assert contents(run) == before
+
+
+def test_only_batches_with_a_missing_pair_are_painted_again_and_whole(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    (run / "test/hole/000005.png").unlink()
+    (run / "ground_truth/hole/000009_mask.png").write_bytes(b"changed")
+    kept = (run / "test/hole/000004.png").stat().st_mtime_ns
+    engine = FakeEngine()
+    summary = fill(engine, job, run)
+    assert engine.batches == [[4, 5, 6, 7], [8, 9]]
+    assert summary.written == 2
+    assert contents(run) == before
+    assert (run / "test/hole/000004.png").stat().st_mtime_ns == kept
+
+
+def test_progress_that_raises_ends_the_run_and_the_same_job_goes_on(job, run, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "whole")
+
+    class EnoughError(Exception):
+        pass
+
+    def until(limit):
+        def progress(done):
+            if done >= limit:
+                raise EnoughError
+
+        return progress
+
+    for limit in (0, 2, 4, 5.5, 8.1):
+        with pytest.raises(EnoughError):
+            fill(FakeEngine(), job, run, progress=until(limit))
+        assert not list(run.rglob("*.tmp"))
+        assert len(list(run.rglob("test/*/*.png"))) == len(list(run.rglob("ground_truth/*/*.png")))
+    fill(FakeEngine(), job, run)
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_progress_grows_from_what_was_done_to_all(job, run):
+    told = []
+    fill(FakeEngine(), job, run, progress=told.append)
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert told[-1] == 10
+    assert 0.4 in told
+    (run / "test/hole/000005.png").unlink()
+    again = []
+    fill(FakeEngine(), job, run, progress=again.append)
+    assert again[0] == 9
+    assert again[-1] == 10
+
+
+def test_a_sample_that_is_not_finite_is_marked_and_the_others_go_on(job, run, tmp_path):
+    summary = fill(FakeEngine(poisoned=[2, 9]), job, run)
+    assert summary.failed == [2, 9]
+    assert summary.pairs == 8
+    line = manifest(run)[2]
+    assert (line["status"], line["reason"]) == ("failed", NON_FINITE)
+    assert "image" not in line
+    assert not (run / "test/hole/000002.png").exists()
+    assert not (run / "ground_truth/hole/000002_mask.png").exists()
+
+    summary = fill(FakeEngine(), job, run)
+    assert (summary.failed, summary.written) == ([], 2)
+    fill(FakeEngine(), job, tmp_path / "healthy")
+    assert contents(run) == contents(tmp_path / "healthy")
+
+
+def test_a_mask_that_vanishes_in_the_latent_is_told_and_recorded(job, run, tmp_path):
+    dot = np.zeros((30, 40), dtype=np.uint8)
+    dot[3, 3] = 255
+    Image.fromarray(dot).save(tmp_path / "dot.png")
+    told = []
+    lost = replace(job, masks=[*job.masks, tmp_path / "dot.png"])
+    summary = fill(FakeEngine(mask_rule="authors"), lost, run, notify=told.append)
+    assert told == [
+        "1 masks vanish in the latent under mask rule `authors`, so their pairs show no defect: `dot.png`"
+    ]
+    assert summary.empty == 2
+    assert [line["label"] for line in manifest(run) if line["latent_mask_cells"] == 0] == ["dot.png"] * 2
+
+
+def test_masks_of_another_size_are_fitted_with_a_notice(job, run, tmp_path):
+    told = []
+    large = labels(tmp_path / "large", 2, size=(80, 60))
+    fill(FakeEngine(), replace(job, masks=large), run, notify=told.append)
+    assert told == ["2 masks are resized to the size of their photograph: `000_mask.png`, `001_mask.png`"]
+    assert next(iter(pair(run, manifest(run)[0]))).shape == (30, 40, 3)
+
+
+def test_masks_of_another_shape_are_left_out_with_a_notice(job, run, tmp_path):
+    told = []
+    narrow = labels(tmp_path / "narrow", 5, size=(60, 30))
+    fill(FakeEngine(), replace(job, masks=[*job.masks, *narrow]), run, notify=told.append)
+    assert told == [
+        "5 of 9 masks have no photograph of their shape and are left out: "
+        "`000_mask.png`, `001_mask.png`, `002_mask.png` and 2 more"
+    ]
+    assert {line["label"] for line in manifest(run)} == {path.name for path in job.masks}
+
+
+def test_an_unknown_prompt_is_refused_with_the_known_ones(job, run):
+    with pytest.raises(PromptError, match=r"unknown prompt 'hole': use one of tile\+crack, tile\+hole"):
+        fill(FakeEngine(), replace(job, prompt="hole"), run)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("damage", ["photograph", "mask", "black"])
+def test_a_bad_file_is_found_before_anything_is_written(job, run, damage):
+    path = job.normals[3] if damage == "photograph" else job.masks[2]
+    if damage == "black":
+        Image.new("L", (40, 30)).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:60])
+    engine = FakeEngine()
+    with pytest.raises(ImageError if damage == "photograph" else MaskError, match=path.name):
+        fill(engine, job, run)
+    assert engine.batches == []
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "changed", ["prompt", "seed", "count", "batch", "composite", "normals", "masks", "engine"]
+)
+def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    engine = FakeEngine(fingerprint=("1" if changed == "engine" else "0") * 64)
+    if changed in ("normals", "masks"):
+        image = opened(getattr(job, changed)[0])
+        image.putpixel((12, 10), 255 if changed == "masks" else (1, 2, 3))
+        image.putpixel((0, 0), 255 if changed == "masks" else (1, 2, 3))
+        image.save(getattr(job, changed)[0])
+    other = {"prompt": "tile+crack", "seed": 8, "count": 11, "batch": 2, "composite": False}
+    if changed in other:
+        job = replace(job, **{changed: other[changed]})
+    with pytest.raises(RunError, match=f"holds another run, whose {changed} is .* and not .*: give the job"):
+        fill(engine, job, run)
+    assert contents(run) == before
+    assert engine.batches == []
+
+
+def test_renaming_a_photograph_is_a_change(job, run):
+    fill(FakeEngine(), job, run)
+    renamed = job.normals[0].rename(job.normals[0].with_name("zzz.png"))
+    with pytest.raises(RunError, match="whose normals is"):
+        fill(FakeEngine(), replace(job, normals=[*job.normals[1:], renamed]), run)
+
+
+def test_the_noise_of_a_sample_is_its_number_under_the_seed_of_the_run(job, run):
+    seen = []
+
+    class Listening(FakeEngine):
+        def paint(self, images, masks, *, prompt, noise, callback=None):
+            seen.append((noise.seeds.tolist(), noise.samples.tolist(), prompt, images.shape, masks.shape))
+            return super().paint(images, masks, prompt=prompt, noise=noise, callback=callback)
+
+    fill(Listening(), job, run)
+    assert seen[0] == ([7] * 4, [0, 1, 2, 3], PROMPT, (4, 3, 32, 32), (4, 1, 8, 8))
+    assert seen[2] == ([7] * 2, [8, 9], PROMPT, (2, 3, 32, 32), (2, 1, 8, 8))
