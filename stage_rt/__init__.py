@@ -1,0 +1,58 @@
+"""STAGE at run time: engines on disk in, image and mask pairs on disk out.
+
+`load` opens an engine folder; the submodules listed in ``__all__`` can be reached as attributes. Nothing is
+imported before it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stage_rt import (
+        backends,
+        engine,
+        errors,
+        inputs,
+        kernels,
+        layouts,
+        noise,
+        outputs,
+        recipe,
+        report,
+        run,
+        sampler,
+        spec,
+    )
+    from stage_rt.engine import load
+
+__all__ = [
+    "__version__",
+    "backends",
+    "engine",
+    "errors",
+    "inputs",
+    "kernels",
+    "layouts",
+    "load",
+    "noise",
+    "outputs",
+    "recipe",
+    "report",
+    "run",
+    "sampler",
+    "spec",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return import_module("stage_rt.engine").load
+    if name in __all__:
+        return import_module(f"stage_rt.{name}")
+    raise AttributeError(f"module `stage_rt` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return __all__
