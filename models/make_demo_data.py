@@ -30,7 +30,9 @@ def crop(photo: NDArray[np.uint8], rng: np.random.Generator, size: int = SIDE) -
     """A random window of 110..170 px, resized to ``size``, randomly mirrored, with a small change of exposure."""
     side = int(rng.integers(110, min(170, *photo.shape) + 1))
     top, left = rng.integers(0, np.array(photo.shape) - side + 1)
-    window = Image.fromarray(photo[top : top + side, left : left + side]).resize((size, size), Image.Resampling.LANCZOS)
+    window = Image.fromarray(photo[top : top + side, left : left + side]).resize(
+        (size, size), Image.Resampling.LANCZOS
+    )
     grey = np.asarray(window, dtype=np.float64) / 255
     for axis in (0, 1):
         if rng.random() < 0.5:
@@ -69,7 +71,14 @@ def crack(grey: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
     walk(pen, start, heading, rng.uniform(25, 60), width, rng)
     walk(pen, start, heading + np.pi + rng.normal(0, 0.3), rng.uniform(15, 45), width, rng)
     if rng.random() < 0.5:
-        walk(pen, start, heading + rng.choice([-1, 1]) * rng.uniform(0.6, 1.2), rng.uniform(15, 30), width * 0.7, rng)
+        walk(
+            pen,
+            start,
+            heading + rng.choice([-1, 1]) * rng.uniform(0.6, 1.2),
+            rng.uniform(15, 30),
+            width * 0.7,
+            rng,
+        )
     cover = np.asarray(drawing.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64) / 255
     dark = grey * rng.uniform(0.15, 0.3)
     lit = np.roll(cover, 1, (0, 1)) * (1 - cover) * 0.12
@@ -77,7 +86,12 @@ def crack(grey: Grey, rng: np.random.Generator) -> tuple[Grey, Mask]:
 
 
 def walk(
-    pen: ImageDraw.ImageDraw, start: Grey, heading: float, length: float, width: float, rng: np.random.Generator
+    pen: ImageDraw.ImageDraw,
+    start: Grey,
+    heading: float,
+    length: float,
+    width: float,
+    rng: np.random.Generator,
 ) -> None:
     """Draw one arm of a crack at four times the size, thinning towards its end."""
     point = start.copy()

@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     @cached_property
     def abar(self) -> NDArray[np.float64]:
         """``abar_i``, the signal variance left at level ``i``, ``[steps]`` (Eq. 1)."""
-        return np.cumprod(1 - self.betas)
+        return np.asarray(np.cumprod(1 - self.betas))
 
     @cached_property
     def posterior_x0(self) -> NDArray[np.float64]:

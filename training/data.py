@@ -39,9 +39,7 @@ class Examples:
         if not defects_only:
             names[torch.rand(count, generator=generator) < 0.5] = 0
         picks = [torch.nonzero(self.prompt == name).flatten() for name in names.tolist()]
-        return torch.stack(
-            [pick[int(torch.randint(len(pick), (1,), generator=generator))] for pick in picks]
-        )
+        return torch.stack([pick[int(torch.randint(len(pick), (1,), generator=generator))] for pick in picks])
 
 
 def is_grey(dataset: Dataset, probe: int = 16) -> bool:

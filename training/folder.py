@@ -110,9 +110,7 @@ def load_model(folder: Path) -> Model:
     """
     spec = read_spec(folder)
     adapters = {
-        name: {
-            branch: _load(MaskGuidanceAdapter, folder / "adapters" / name / branch) for branch in Branch
-        }
+        name: {branch: _load(MaskGuidanceAdapter, folder / "adapters" / name / branch) for branch in Branch}
         for name in spec.adapters
     }
     return Model(

@@ -25,9 +25,7 @@ def build(preset: Preset) -> dict[Branch, MaskGuidanceAdapter]:
     """
     pair = {}
     for branch in Branch:
-        adapter = MaskGuidanceAdapter(
-            latent_channels=LATENT_CHANNELS, hidden_channels=preset.adapter_widths
-        )
+        adapter = MaskGuidanceAdapter(latent_channels=LATENT_CHANNELS, hidden_channels=preset.adapter_widths)
         start_as_identity(adapter)
         pair[branch] = adapter
     return pair
@@ -50,7 +48,9 @@ def start_as_identity(adapter: MaskGuidanceAdapter) -> None:
         convolution.weight[:carried] = 0
         convolution.bias[:carried] = 0
         for channel in range(carried):
-            source, sign = (channel, 1.0) if depth else (channel % channels, 1.0 if channel < channels else -1.0)
+            source, sign = (
+                (channel, 1.0) if depth else (channel % channels, 1.0 if channel < channels else -1.0)
+            )
             convolution.weight[channel, source, 1, 1] = sign
         norm.weight[:carried] = math.sqrt((deviation**2 if depth else 1.0) + norm.eps)
         norm.bias[:carried] = mean if depth else 0.0
@@ -81,7 +81,9 @@ def loss(
     """
     clean, masks, prompt, timesteps = latents.draw(batch, generator, defects_only=True)
     noise, other = (torch.randn(clean.shape, generator=generator).to(clean.device) for _ in range(2))
-    zeta = torch.tensor([recipe.zeta(i) for i in range(recipe.steps)], dtype=torch.float32).to(clean.device)[timesteps][:, None, None, None]
+    zeta = torch.tensor([recipe.zeta(i) for i in range(recipe.steps)], dtype=torch.float32).to(clean.device)[
+        timesteps
+    ][:, None, None, None]
     soft = masks + zeta * (1 - masks)
     inputs = torch.cat(
         [latents.noised(clean, timesteps, noise), latents.noised(clean * masks, timesteps, other)]

@@ -88,7 +88,9 @@ def fit(
         loss = loss_of(generator(seed, name, step))
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ModelError(f"the {name} loss became {value} at step {step}; train again with another `--seed`")
+            raise ModelError(
+                f"the {name} loss became {value} at step {step}; train again with another `--seed`"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
@@ -123,7 +125,7 @@ def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer)
         return int(state["step"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise ModelError(
-            f"`{path}` is not a checkpoint of this training ({type(error).__name__}); delete its folder to start anew"
+            f"`{path}` is not a checkpoint of this training ({type(error).__name__}); remove its folder"
         ) from None
 
 

@@ -58,8 +58,8 @@ PRESETS: dict[PresetName, Preset] = {
         tokens=8,
         context_dim=64,
         autoencoder=Stage(steps=2700, batch=8, rate=2e-3),
-        denoiser=Stage(steps=4000, batch=8, rate=1e-3),
-        guidance=Stage(steps=700, batch=8, rate=2e-3),
+        denoiser=Stage(steps=3200, batch=8, rate=1e-3),
+        guidance=Stage(steps=600, batch=8, rate=2e-3),
     ),
     "small": Preset(
         image_size=256,

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stage_rt.errors import InputError, ModelError
+from stage_rt.errors import InputError
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec
 
@@ -184,7 +184,9 @@ def _train_guidance(
     device: Device,
     report: Report,
 ) -> dict[Branch, nn.Module]:
-    adapters = {branch: adapter.to(device.device).train() for branch, adapter in guidance.build(preset).items()}
+    adapters = {
+        branch: adapter.to(device.device).train() for branch, adapter in guidance.build(preset).items()
+    }
     fit(
         "guidance",
         nn.ModuleDict({**{str(b): a for b, a in adapters.items()}, "contexts": contexts}),

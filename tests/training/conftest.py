@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from stage_rt.training.presets import PRESETS, Preset, Stage
 
 MICRO = Preset(

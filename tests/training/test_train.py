@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from stage_rt.errors import DatasetError, InputError, ModelError
-from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
 from stage_rt.training.presets import Preset
 from stage_rt.training.train import train
+
+from stage_rt.errors import DatasetError, InputError, ModelError
+from stage_rt.recipe import Branch
 
 
 def ignore(*_: object) -> None:
@@ -36,7 +36,9 @@ def test_model_folder_holds_what_the_design_says(model: Path) -> None:
     for place in ("unet", "vae", "adapters/shared/aware", "adapters/shared/only"):
         assert (model / place / "config.json").is_file()
         assert load_file(model / place / "diffusion_pytorch_model.safetensors")
-    assert {"losses.png", "reconstructions.png", "model_index.json"} <= {path.name for path in model.iterdir()}
+    assert {"losses.png", "reconstructions.png", "model_index.json"} <= {
+        path.name for path in model.iterdir()
+    }
     assert not model.with_name("model.training").exists()
 
 
