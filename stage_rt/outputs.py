@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
-from stage_rt.errors import PromptError, RunError
+from stage_rt.errors import PromptError, RunError, StageError
 from stage_rt.files import sha256, write_atomic
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
@@ -88,15 +88,18 @@ def write_pair(
 ) -> tuple[str, str]:
     """Write image and mask (0 and 255) as PNG, each atomically, the mask first; returns their sha256.
 
-    When the image cannot be written its mask does not stay behind.
+    When either cannot be written neither stays.
     """
     image_path, mask_path = (folder / path for path in paths)
     image_bytes, mask_bytes = _png(image), _png(Image.fromarray(label.astype(np.uint8) * 255))
-    write_atomic(mask_path, mask_bytes)
     try:
+        write_atomic(mask_path, mask_bytes)
         write_atomic(image_path, image_bytes)
     except BaseException:
-        mask_path.unlink()
+        # A file can be in place all the same, when the sync of its folder was what failed.
+        for path in (image_path, mask_path):
+            with suppress(OSError):
+                path.unlink()
         raise
     return hashlib.sha256(image_bytes).hexdigest(), hashlib.sha256(mask_bytes).hexdigest()
 
@@ -162,13 +165,19 @@ def open_run(folder: Path, spec: RunSpec) -> Iterator[Manifest]:
 
     Raises:
         RunError: ``folder`` cannot be written, holds other files or another run, is damaged or in use.
+        StageError: the disk is full or failed while the run was open.
     """
     _claim(folder)
-    with _locked(folder):
-        _same_job(folder / RUN_FILE, spec)
-        for staged in folder.rglob(".*.tmp"):
-            staged.unlink()
-        yield Manifest(folder / MANIFEST_FILE, spec.prompt)
+    try:
+        with _locked(folder):
+            _same_job(folder / RUN_FILE, spec)
+            for staged in folder.rglob(".*.tmp"):
+                staged.unlink()
+            yield Manifest(folder / MANIFEST_FILE, spec.prompt)
+    except OSError as failure:
+        raise StageError(
+            f"writing to `{folder}` failed ({failure.strerror}): mend that and run the same command again"
+        ) from failure
 
 
 def _claim(folder: Path) -> None:

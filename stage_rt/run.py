@@ -162,13 +162,10 @@ def _pair(
 ) -> list[_Sample]:
     pairs, left_out = pair(normals, masks, count=job.count, seed=job.seed)
     if left_out:
-        notify(
-            f"{len(left_out)} of {len(masks)} masks have no photograph of their shape and are left out: "
-            f"{_some(left_out)}"
-        )
+        notify(f"masks left out, as no photograph has their shape: {_some(left_out)}")
     resized = sorted({mask for normal, mask in pairs if normals[normal][:2] != masks[mask][:2]})
     if resized:
-        notify(f"{len(resized)} masks are resized to the size of their photograph: {_some(resized)}")
+        notify(f"masks resized to the size of their photograph: {_some(resized)}")
     return [
         _Sample(index, normal, mask, normals[normal][:2], normals[normal].grey)
         for index, (normal, mask) in enumerate(pairs)
@@ -190,8 +187,8 @@ def _check(samples: Sequence[_Sample], spec: ModelSpec, notify: Callable[[str], 
             vanished.append(mask)
     if vanished:
         notify(
-            f"{len(vanished)} masks vanish in the latent under mask rule `{spec.recipe.mask_rule}`, "
-            f"so their pairs show no defect: {_some(vanished)}"
+            f"masks that vanish in the latent under mask rule `{spec.recipe.mask_rule}`, so that their pairs "
+            f"show no defect: {_some(vanished)}"
         )
 
 

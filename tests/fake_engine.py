@@ -1,7 +1,8 @@
 """An engine without networks that darkens what is under the mask, and files for it to work on.
 
 Run as a script it is the command line with that engine in place of the real one:
-``python fake_engine.py DELAY synth ENGINE ...``, where every step of the loop takes ``DELAY`` seconds.
+``python fake_engine.py DELAY MARK synth ENGINE ...``. Every step of the loop takes ``DELAY`` seconds; the
+file ``MARK`` appears when painting begins.
 """
 
 import sys
@@ -26,7 +27,15 @@ class Painted(NamedTuple):
 
 class FakeEngine:
     def __init__(
-        self, *, channels=3, mask_rule="cover", poisoned=(), delay=0.0, fingerprint="0" * 64, batch=4
+        self,
+        *,
+        channels=3,
+        mask_rule="cover",
+        poisoned=(),
+        delay=0.0,
+        mark=None,
+        fingerprint="0" * 64,
+        batch=4,
     ):
         recipe = Recipe(name="test", steps=10, ema_stop=2, only_intervals=(), mask_rule=mask_rule)
         model = ModelSpec(
@@ -54,9 +63,12 @@ class FakeEngine:
         self.batches: list[list[int]] = []
         self._poisoned = poisoned
         self._delay = delay
+        self._mark = mark
 
     def paint(self, images, masks, *, prompt, noise, callback=None):
         self.batches.append(noise.samples.tolist())
+        if self._mark is not None:
+            self._mark.touch()
         for i in reversed(range(self.spec.model.recipe.steps)):
             time.sleep(self._delay)
             if callback is not None:
@@ -111,7 +123,8 @@ def stand_in(engine: FakeEngine) -> ModuleType:
 
 
 if __name__ == "__main__":
-    sys.modules["stage_rt.engine"] = stand_in(FakeEngine(delay=float(sys.argv[1]), batch=2))
+    engine = FakeEngine(delay=float(sys.argv[1]), mark=Path(sys.argv[2]), batch=2)
+    sys.modules["stage_rt.engine"] = stand_in(engine)
     from stage_rt.cli import main
 
-    main(sys.argv[2:])
+    main(sys.argv[3:])

@@ -196,7 +196,7 @@ def test_a_latent_mask_is_one_float_channel_for_both_rules():
 
 
 def test_the_authors_rule_agrees_with_their_code(golden):
-    recorded = golden("tiny_end2end.npz")
+    recorded = golden("tiny_end2end")
     for label, expected in zip(recorded["mask256"], recorded["mask32_no_antialias"], strict=True):
         mask = latent_mask(label > 0, spec(size=256, latent=32, rule="authors"))
         np.testing.assert_array_equal(mask, expected)

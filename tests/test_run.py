@@ -181,7 +181,8 @@ def test_a_mask_that_vanishes_in_the_latent_is_told_and_recorded(job, run, tmp_p
     lost = replace(job, masks=[*job.masks, tmp_path / "dot.png"])
     summary = fill(FakeEngine(mask_rule="authors"), lost, run, notify=told.append)
     assert told == [
-        "1 masks vanish in the latent under mask rule `authors`, so their pairs show no defect: `dot.png`"
+        "masks that vanish in the latent under mask rule `authors`, so that their pairs show no defect: "
+        "`dot.png`"
     ]
     assert summary.empty == 2
     assert [line["label"] for line in manifest(run) if line["latent_mask_cells"] == 0] == ["dot.png"] * 2
@@ -191,7 +192,7 @@ def test_masks_of_another_size_are_fitted_with_a_notice(job, run, tmp_path):
     told = []
     large = labels(tmp_path / "large", 2, size=(80, 60))
     fill(FakeEngine(), replace(job, masks=large), run, notify=told.append)
-    assert told == ["2 masks are resized to the size of their photograph: `000_mask.png`, `001_mask.png`"]
+    assert told == ["masks resized to the size of their photograph: `000_mask.png`, `001_mask.png`"]
     assert next(iter(pair(run, manifest(run)[0]))).shape == (30, 40, 3)
 
 
@@ -200,7 +201,7 @@ def test_masks_of_another_shape_are_left_out_with_a_notice(job, run, tmp_path):
     narrow = labels(tmp_path / "narrow", 5, size=(60, 30))
     fill(FakeEngine(), replace(job, masks=[*job.masks, *narrow]), run, notify=told.append)
     assert told == [
-        "5 of 9 masks have no photograph of their shape and are left out: "
+        "masks left out, as no photograph has their shape: "
         "`000_mask.png`, `001_mask.png`, `002_mask.png` and 2 more"
     ]
     assert {line["label"] for line in manifest(run)} == {path.name for path in job.masks}

@@ -52,7 +52,7 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as missing:
-        if missing.name is None or missing.name.startswith("stage_rt"):
+        if missing.name is None or missing.name.partition(".")[0] == "stage_rt":
             raise
         raise MissingExtraError(
             f"this command needs `{missing.name}`, which is not installed: `pip install 'stage-rt[{name}]'`"

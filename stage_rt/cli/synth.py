@@ -41,7 +41,8 @@ def synth(
     largest = max(loaded.spec.batch)
     if batch is not None and batch > largest:
         raise InputError(
-            f"batch {batch} is more than the {largest} that `{engine}` was built for: build it again"
+            f"batch {batch} is more than the {largest} that `{engine}` was built for: "
+            f"build it again with `--batch {batch}`"
         )
     job = Job(
         normals=photographs,

@@ -1,0 +1,128 @@
+"""What every command shares: exit codes, one-line errors, and where messages go."""
+
+import collections
+import os
+import signal
+
+import pytest
+import typer
+
+from stage_rt import __version__, cli
+from stage_rt.cli import console
+from stage_rt.errors import BackendError, FailedSamplesError, MissingExtraError, PromptError
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A command line whose only command raises what it is told to."""
+
+    def set_up(error: BaseException) -> None:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+        @app.command()
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", app)
+
+    yield set_up
+    for signum in console.SIGNALS:
+        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as exited:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return exited.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PromptError("unknown prompt"), 1, "error: unknown prompt\n"),
+        (
+            BackendError("the library [bold]failed[/bold] :smile:"),
+            3,
+            "error: the library [bold]failed[/bold] :smile:\n",
+        ),
+        (FailedSamplesError("2 samples failed"), 4, "error: 2 samples failed\n"),
+        (OSError(28, "No space left on device", "x/y"), 3, "error: `x/y`: No space left on device\n"),
+        (OSError(28, "No space left on device"), 3, "error: No space left on device\n"),
+        (KeyError("k"), 3, "error: KeyError: 'k', run with `--debug` for the traceback\n"),
+        (console.Stopped(15), 143, "stopped: run the same command again to go on\n"),
+        (console.Stopped(2), 130, "stopped: run the same command again to go on\n"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(failing, capsys, error, code, message):
+    failing(error)
+    assert run([], capsys) == (code, "", message)
+
+
+def test_a_long_message_is_not_broken_into_lines(failing, capsys):
+    failing(PromptError("x " * 500))
+    assert run([], capsys)[2].count("\n") == 1
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(failing):
+    failing(KeyError("k"))
+    for arguments in (["--debug"], ["--debug", "--debug"]):
+        with pytest.raises(KeyError):
+            cli.main(arguments)
+
+
+def test_messages_have_colour_only_on_a_terminal_that_wants_it(failing, capsys, monkeypatch):
+    failing(PromptError("unknown prompt"))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console.messages.cache_clear()
+    assert "\x1b[1;31merror: \x1b[0m" in run([], capsys)[2]
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.messages.cache_clear()
+    assert "31m" not in run([], capsys)[2]
+    monkeypatch.undo()
+    console.messages.cache_clear()
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it():
+    with pytest.raises(MissingExtraError) as missing, console.extra("export"):
+        import stage_rt_needs_this  # noqa: F401
+    assert str(missing.value) == (
+        "this command needs `stage_rt_needs_this`, which is not installed: `pip install 'stage-rt[export]'`"
+    )
+
+
+def test_a_missing_part_of_stage_rt_itself_is_no_missing_extra():
+    with pytest.raises(ModuleNotFoundError), console.extra("export"):
+        import stage_rt.nonsense  # noqa: F401
+
+
+def test_the_version_goes_to_stdout(capsys):
+    assert run(["--version"], capsys) == (0, f"stage-rt {__version__}\n", "")
+
+
+def test_every_command_has_help(capsys):
+    for command in ("train", "export", "build", "synth", "demo"):
+        code, out, err = run([command, "--help"], capsys)
+        assert (code, err) == (0, "")
+        assert f"stage-rt {command}" in out
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    for arguments in (["synth"], ["nonsense"], ["synth", "--count", "0"], ["--nonsense"]):
+        code, out, err = run(arguments, capsys)
+        assert (code, out) == (2, "")
+        assert err
+
+
+def test_a_signal_is_told_only_when_asked_and_handlers_are_put_back():
+    before = [signal.getsignal(signum) for signum in console.SIGNALS]
+    with console.orderly_stop() as check:
+        check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The listening thread takes a moment to be told.
+        with pytest.raises(console.Stopped) as stopped:
+            collections.deque(iter(check, "never"), maxlen=0)
+    assert stopped.value.exit_code == 143
+    assert [signal.getsignal(signum) for signum in console.SIGNALS] == before

@@ -1,0 +1,232 @@
+"""`stage-rt synth` as a user meets it: snapshots of exit code, stdout and stderr."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from fake_engine import PROMPT, FakeEngine, contents, labels, photographs, stand_in
+from PIL import Image
+
+from stage_rt.cli import main
+from stage_rt.errors import EngineError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with ``normals`` and ``masks``, which is the current one."""
+    photographs(tmp_path / "normals", 3)
+    labels(tmp_path / "masks", 4)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def synth(here, monkeypatch, capsys):
+    """Run the command; options given replace or extend those of a good call."""
+
+    def run(engine=None, flags=(), **options):
+        monkeypatch.setitem(sys.modules, "stage_rt.engine", stand_in(engine or FakeEngine()))
+        given = {"normals": "normals", "masks": "masks", "prompt": PROMPT, "output": "run"} | options
+        arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        with pytest.raises(SystemExit) as exited:
+            main(["synth", "engine", *arguments, *flags])
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_a_run_ends_with_where_to_look(synth, here):
+    assert synth() == (
+        0,
+        "4 pairs in `run` (4 new)\ncontact sheet `run/contact_sheet.png`\nreport `run/report.html`\n",
+        "",
+    )
+    assert (here / "run/contact_sheet.png").is_file()
+    assert (here / "run/report.html").is_file()
+
+
+def test_the_same_command_again_resumes(synth, here):
+    synth(count=9)
+    before = contents(here / "run")
+    (here / "run/test/hole/000003.png").unlink()
+    code, out, err = synth(count=9)
+    assert (code, err) == (0, "")
+    assert out.startswith("9 pairs in `run` (1 new)\n")
+    assert contents(here / "run") == before
+
+
+def test_json_is_all_there_is_on_stdout(synth):
+    code, out, err = synth(flags=["--json"], count=5, seed=3)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "run": "run",
+        "pairs": 5,
+        "written": 5,
+        "failed": [],
+        "empty_latent_masks": 0,
+        "contact_sheet": "run/contact_sheet.png",
+        "report": "run/report.html",
+    }
+
+
+def test_one_pair_a_mask_and_the_largest_batch_are_the_defaults(synth):
+    engine = FakeEngine(batch=3)
+    synth(engine)
+    assert engine.batches == [[0, 1, 2], [3]]
+
+
+def test_options_reach_the_run(synth, here):
+    engine = FakeEngine()
+    synth(engine, ["--no-composite", "-o", "elsewhere"], count=3, batch=2, seed=2**64 - 1)
+    assert engine.batches == [[0, 1], [2]]
+    spec = json.loads((here / "elsewhere/run.json").read_text())
+    assert (spec["composite"], spec["seed"], spec["count"]) == (False, 2**64 - 1, 3)
+
+
+def test_failed_samples_are_exit_code_4_after_the_others_are_done(synth, here):
+    code, out, err = synth(FakeEngine(poisoned=[1]))
+    assert code == 4
+    assert out.startswith("3 pairs in `run` (3 new)\n")
+    assert err == (
+        "error: 1 of 4 samples came out non-finite and were not written (1): run the same command again, "
+        "or build the engine with `--dtype fp32`\n"
+    )
+    assert (here / "run/report.html").is_file()
+
+
+def test_notices_go_to_stderr(synth, here):
+    labels(here / "masks", 4, size=(80, 60))
+    code, out, err = synth()
+    assert code == 0
+    assert err == (
+        "notice: masks resized to the size of their photograph: "
+        "`000_mask.png`, `001_mask.png`, `002_mask.png` and 1 more\n"
+    )
+    assert "notice" not in out
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD_INPUT = {
+    "missing normals": (
+        lambda here: None,
+        {"normals": "nowhere"},
+        "`nowhere` is not a folder: give a folder of PNG, JPEG, BMP or TIFF files",
+    ),
+    "empty normals": (
+        lambda here: (here / "empty").mkdir(),
+        {"normals": "empty"},
+        "`empty` holds no PNG, JPEG, BMP or TIFF files: put the files directly into it",
+    ),
+    "masks one level too high": (
+        lambda here: write(here / "set/crack/0.png", b""),
+        {"masks": "set"},
+        "`set` holds no PNG, JPEG, BMP or TIFF files: did you mean `set/crack`",
+    ),
+    "truncated photograph": (
+        lambda here: truncated(here / "normals/001.png"),
+        {},
+        "`normals/001.png` is truncated or damaged: save it again",
+    ),
+    "text for a photograph": (
+        lambda here: write(here / "normals/001.png", b"not an image"),
+        {},
+        "`normals/001.png` is not a PNG, JPEG, BMP or TIFF image: convert it to one",
+    ),
+    "truncated mask": (
+        lambda here: truncated(here / "masks/001_mask.png"),
+        {},
+        "`masks/001_mask.png` is truncated or damaged: save it again",
+    ),
+    "a dangling link": (
+        lambda here: (here / "masks/x.png").symlink_to("gone.png"),
+        {},
+        "`masks/x.png` is missing or not a file: check the path",
+    ),
+    "all-black mask": (
+        lambda here: Image.fromarray(np.zeros((30, 40), dtype=np.uint8)).save(here / "masks/001_mask.png"),
+        {},
+        "`masks/001_mask.png` is all black: paint the defect white or remove the mask",
+    ),
+    "masks of another shape": (
+        lambda here: labels(here / "narrow", 2, size=(30, 60)),
+        {"masks": "narrow"},
+        "no mask has the shape of a photograph (the first mask is 30x60, the first photograph 40x30): "
+        "give masks drawn on such photographs",
+    ),
+    "unknown prompt": (
+        lambda here: None,
+        {"prompt": "tile+scratch"},
+        "unknown prompt 'tile+scratch': use one of tile+crack, tile+hole",
+    ),
+    "batch too large": (
+        lambda here: None,
+        {"batch": 5},
+        "batch 5 is more than the 4 that `engine` was built for: build it again with `--batch 5`",
+    ),
+    "files in the output folder": (
+        lambda here: write(here / "mine/thesis.txt", b""),
+        {"output": "mine"},
+        "`mine` holds files that are no run of stage-rt: give an empty folder as `-o`",
+    ),
+    "a file for the output folder": (
+        lambda here: write(here / "mine", b""),
+        {"output": "mine"},
+        "`mine` cannot be made a folder: give another `-o`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_with_the_fix_and_writes_nothing(synth, here, case):
+    prepare, options, message = BAD_INPUT[case]
+    prepare(here)
+    before = contents(here)
+    assert synth(**options) == (1, "", f"error: {message}\n")
+    assert contents(here) == before
+
+
+def test_the_output_folder_of_another_run_is_refused(synth, here):
+    synth()
+    before = contents(here)
+    assert synth(seed=1) == (
+        1,
+        "",
+        "error: `run` holds another run, whose seed is 0 and not 1: "
+        "give the job it was started with or another `-o`\n",
+    )
+    assert contents(here) == before
+
+
+def test_a_damaged_manifest_is_refused_with_its_line(synth, here):
+    synth()
+    path = here / "run/manifest.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"index":1', b'"index":!'))
+    assert synth() == (
+        1,
+        "",
+        "error: `run/manifest.jsonl` is damaged in line 2: delete that line and run the same command again\n",
+    )
+
+
+def test_an_engine_that_does_not_open_ends_the_command(synth, here, monkeypatch, capsys):
+    def load(folder):
+        raise EngineError(f"`{folder}/unet.onnx` was changed: build the engine again")
+
+    engine = stand_in(FakeEngine())
+    engine.load = load
+    monkeypatch.setitem(sys.modules, "stage_rt.engine", engine)
+    with pytest.raises(SystemExit) as exited:
+        main(["synth", "e", "--normals", "normals", "--masks", "masks", "--prompt", PROMPT, "-o", "run"])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err == "error: `e/unet.onnx` was changed: build the engine again\n"
+    assert not (here / "run").exists()

@@ -1,0 +1,85 @@
+"""SIGTERM and Ctrl-C end a run between two writes; a second one ends it at once."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_engine import PROMPT, contents, labels, photographs
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def start(tmp_path):
+    photographs(tmp_path / "normals", 3)
+    labels(tmp_path / "masks", 4)
+    started = []
+
+    def run(delay, name="run"):
+        arguments = [
+            sys.executable,
+            "fake_engine.py",
+            str(delay),
+            str(tmp_path / "painting"),
+            "synth",
+            "engine",
+        ]
+        arguments += ["--normals", str(tmp_path / "normals"), "--masks", str(tmp_path / "masks")]
+        arguments += ["--prompt", PROMPT, "--count", "8", "-o", str(tmp_path / name)]
+        process = subprocess.Popen(
+            arguments, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_batch_in_hand_is_dropped_and_the_same_command_goes_on(start, tmp_path, signum):
+    run = tmp_path / "run"
+    process = start(0.05)
+    wait_until(lambda: list(run.glob("test/*/000001.png")))
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert (out, err) == ("", "stopped: run the same command again to go on\n")
+    images = {path.stem for path in run.glob("test/*/*")}
+    assert {path.stem for path in run.glob("ground_truth/*/*")} == {f"{name}_mask" for name in images}
+    assert 2 <= len(images) < 8
+
+    assert start(0).wait(60) == 0
+    assert start(0, "whole").wait(60) == 0
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_it_at_once(start, tmp_path):
+    process = start(100)
+    wait_until((tmp_path / "painting").exists)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_two_processes_do_not_fill_one_folder(start, tmp_path):
+    start(100)
+    wait_until((tmp_path / "painting").exists)
+    second = start(0)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert err == f"error: `{tmp_path}/run` is being filled by another process: wait for it to end\n"
