@@ -12,6 +12,7 @@ from stage_rt.spec import PairRecord, RunSpec
 CONTACT_SHEET = "contact_sheet.png"
 PAGE = "report.html"
 MAX_SHOWN = 12
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 # Of the contact sheet, in pixels.
 _CELL = 176
@@ -34,6 +35,19 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
     sheet.save(buffer, "PNG")
     write_atomic(folder / CONTACT_SHEET, buffer.getvalue())
     write_atomic(folder / PAGE, _page(spec, records, sheet.size).encode())
+
+
+def stack(sheets: Sequence[Path], path: Path) -> None:
+    """Write one picture of several contact sheets, one under the other."""
+    pictures = [Image.open(sheet).convert("RGB") for sheet in sheets]
+    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 def _sheet(folder: Path, title: str, shown: Sequence[tuple[PairRecord, Path]]) -> Image.Image:
@@ -90,17 +104,16 @@ def _shortened(caption: str, longest: int = 28) -> str:
 
 
 def _page(spec: RunSpec, records: Sequence[PairRecord], sheet_size: tuple[int, int]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("stage_rt", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html.j2").render(
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         spec=spec,
         recipe=spec.recipe.model_dump(),
         written=[record for record in records if record.status == "ok"],

@@ -1,6 +1,7 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,8 +194,13 @@ def _check(samples: Sequence[_Sample], spec: ModelSpec, notify: Callable[[str], 
 
 
 def _some(paths: Sequence[Path]) -> str:
-    names = ", ".join(f"`{path.name}`" for path in paths[:3])
+    names = ", ".join(f"`{_readable(path)}`" for path in paths[:3])
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+
+
+def _readable(path: Path) -> str:
+    """The name of a file, which need not be text on the disk, as text."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _digest(files: Mapping[Path, Header], used: Collection[Path]) -> str:
@@ -202,7 +208,7 @@ def _digest(files: Mapping[Path, Header], used: Collection[Path]) -> str:
     digest = hashlib.sha256()
     for path, header in files.items():
         content = sha256(path) if path in used else ""
-        digest.update(f"{path.name}\0{header.width}\0{header.height}\0{content}\n".encode())
+        digest.update(os.fsencode(path.name) + f"\0{header.width}\0{header.height}\0{content}\n".encode())
     return digest.hexdigest()
 
 
@@ -279,8 +285,8 @@ def _keep(job: Job, sample: _Sample, result: _Result, folder: Path) -> PairRecor
         index=sample.index,
         status="failed",
         reason=NON_FINITE,
-        normal=sample.normal.name,
-        label=sample.mask.name,
+        normal=_readable(sample.normal),
+        label=_readable(sample.mask),
         prompt=job.prompt,
         seed=job.seed,
         latent_mask_cells=result.latent_mask_cells,

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -253,6 +254,12 @@ def test_renaming_a_photograph_is_a_change(job, run):
     renamed = job.normals[0].rename(job.normals[0].with_name("zzz.png"))
     with pytest.raises(RunError, match="whose normals is"):
         fill(FakeEngine(), replace(job, normals=[*job.normals[1:], renamed]), run)
+
+
+def test_a_file_name_that_is_no_text_can_be_used(job, run, tmp_path):
+    strange = job.normals[0].rename(os.fsdecode(os.fsencode(tmp_path) + b"/normals/\xff.png"))
+    fill(FakeEngine(), replace(job, normals=[strange]), run)
+    assert {line["normal"] for line in manifest(run)} == {"\ufffd.png"}
 
 
 def test_the_noise_of_a_sample_is_its_number_under_the_seed_of_the_run(job, run):
