@@ -31,9 +31,7 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
         [shown[k * len(shown) // MAX_SHOWN] for k in range(MAX_SHOWN)] if len(shown) > MAX_SHOWN else shown
     )
     sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    write_atomic(folder / CONTACT_SHEET, buffer.getvalue())
+    _write_png(folder / CONTACT_SHEET, sheet)
     write_atomic(folder / PAGE, _page(spec, records, sheet.size).encode())
 
 
@@ -47,6 +45,27 @@ def stack(sheets: Sequence[Path], path: Path) -> None:
         top += picture.height
     buffer = io.BytesIO()
     whole.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+
+
+def stack(sheets: Sequence[Path], destination: Path) -> None:
+    """Write the contact sheets of several runs as one, one below the other."""
+    images = []
+    for path in sheets:
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    width, height = max(image.width for image in images), sum(image.height for image in images)
+    whole = Image.new("RGB", (width, height), _PAPER)
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    _write_png(destination, whole)
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 

@@ -2,7 +2,9 @@ from html.parser import HTMLParser
 
 import pytest
 from fake_engine import PROMPT, FakeEngine, labels, opened, photographs
+from PIL import Image
 
+from stage_rt.report import stack
 from stage_rt.run import Job, fill
 
 
@@ -72,6 +74,15 @@ def test_the_contact_sheet_shows_normal_mask_and_result(tmp_path):
     for column, row in ((15, 11), (2, 2)):
         shown = sheet.getpixel((int(x + (column + 0.5) * scale), int(y + (row + 0.5) * scale)))
         assert shown == (mask.getpixel((column, row)),) * 3
+
+
+def test_sheets_are_stacked_in_order(tmp_path):
+    for name, size, level in (("a", (5, 3), 10), ("b", (7, 2), 20)):
+        Image.new("RGB", size, (level,) * 3).save(tmp_path / f"{name}.png")
+    stack([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "all.png")
+    whole = opened(tmp_path / "all.png")
+    assert whole.size == (7, 5)
+    assert [whole.getpixel((0, y))[0] for y in range(5)] == [10, 10, 10, 20, 20]
 
 
 def test_a_run_in_which_all_failed_has_a_report(tmp_path):
