@@ -43,24 +43,7 @@ def stack(sheets: Sequence[Path], path: Path) -> None:
     for picture in pictures:
         whole.paste(picture, (0, top))
         top += picture.height
-    buffer = io.BytesIO()
-    whole.save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
-
-
-def stack(sheets: Sequence[Path], destination: Path) -> None:
-    """Write the contact sheets of several runs as one, one below the other."""
-    images = []
-    for path in sheets:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
-    width, height = max(image.width for image in images), sum(image.height for image in images)
-    whole = Image.new("RGB", (width, height), _PAPER)
-    top = 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
-    _write_png(destination, whole)
+    _write_png(path, whole)
 
 
 def _write_png(path: Path, image: Image.Image) -> None:
