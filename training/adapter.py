@@ -14,7 +14,7 @@ class MaskGuidanceAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ``conv`` is theirs too, so that their weights load under the same names.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, latent_channels: int = 4, hidden_channels: tuple[int, ...] = (64, 256, 512, 256, 64)
     ) -> None:

@@ -56,7 +56,8 @@ def loss(
     differences = _mean(error.diff(dim=2), weight[:, :, 1:]) + _mean(error.diff(dim=3), weight[..., 1:])
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-    return _mean(error, weight) + GRADIENT_WEIGHT * differences + KL_WEIGHT * divergence
+    total: Tensor = _mean(error, weight) + GRADIENT_WEIGHT * differences + KL_WEIGHT * divergence
+    return total
 
 
 def _mean(error: Tensor, weight: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def encode(vae: AutoencoderKL, images: Tensor, device: Device, batch: int = 16) 
         float32 ``[N, 2C, h, w]`` on the CPU.
     """
     moments = []
-    for chunk in images.split(batch):
+    for chunk in torch.split(images, batch):
         posterior = vae.encode(chunk.to(device.device).float() / 127.5 - 1).latent_dist
         moments.append(torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu())
     return torch.cat(moments)

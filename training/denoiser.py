@@ -105,4 +105,5 @@ def loss(
     with device.precision():
         predicted = unet(latents.noised(clean, timesteps, noise), timesteps, contexts(prompt)).sample
     weight = 1 + (DEFECT_WEIGHT - 1) * masks
-    return ((predicted.float() - noise).square() * weight).sum() / (weight.sum() * clean.shape[1])
+    error: Tensor = (predicted.float() - noise).square() * weight
+    return error.sum() / (weight.sum() * clean.shape[1])

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -78,7 +78,7 @@ def save_model(
             shutil.copy(path, staged)
 
 
-def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _converted(module: nn.Module, dtype: torch.dtype) -> Any:
     # nn.Module's own `to`: the one of diffusers warns about every plain cast.
     return nn.Module.to(copy.deepcopy(module), dtype)
 

@@ -45,23 +45,26 @@ def start_as_identity(adapter: MaskGuidanceAdapter) -> None:
     convolutions = [layer for layer in adapter.conv if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in adapter.conv if isinstance(layer, nn.BatchNorm2d)]
     for depth, (convolution, norm) in enumerate(zip(convolutions, norms, strict=False)):
-        convolution.weight[:carried] = 0
-        convolution.bias[:carried] = 0
+        weight, bias = convolution.weight, _present(convolution.bias)
+        weight[:carried], bias[:carried] = 0, 0
         for channel in range(carried):
-            source, sign = (
-                (channel, 1.0) if depth else (channel % channels, 1.0 if channel < channels else -1.0)
-            )
-            convolution.weight[channel, source, 1, 1] = sign
+            source, sign = (channel, 1) if depth else (channel % channels, 1 if channel < channels else -1)
+            weight[channel, source, 1, 1] = sign
         norm.weight[:carried] = math.sqrt((deviation**2 if depth else 1.0) + norm.eps)
         norm.bias[:carried] = mean if depth else 0.0
-        norm.running_mean[:carried] = mean if depth else 0.0
-        norm.running_var[:carried] = deviation**2 if depth else 1.0
+        _present(norm.running_mean)[:carried] = mean if depth else 0.0
+        _present(norm.running_var)[:carried] = deviation**2 if depth else 1.0
     last = convolutions[-1]
     last.weight.zero_()
-    last.bias.zero_()
+    _present(last.bias).zero_()
     for channel in range(channels):
         last.weight[channel, channel] = 1.0
         last.weight[channel, channel + channels] = -1.0
+
+
+def _present(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor
 
 
 def loss(
@@ -95,4 +98,5 @@ def loss(
         guided_only = adapters[Branch.ONLY](only, masks).float()
     aware_loss = (soft * (noise - guided_aware)).abs().mean()
     only_loss = (other - guided_only).abs().mean()
-    return AWARE_WEIGHT * aware_loss + ONLY_WEIGHT * only_loss
+    total: Tensor = AWARE_WEIGHT * aware_loss + ONLY_WEIGHT * only_loss
+    return total

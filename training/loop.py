@@ -92,7 +92,7 @@ def fit(
                 f"the {name} loss became {value} at step {step}; train again with another `--seed`"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
         optimizer.step()
         losses.add(step, value)

@@ -41,7 +41,7 @@ class Preset:
     @property
     def latent_size(self) -> int:
         """Side of the latent, in cells."""
-        return self.image_size // 2 ** (len(self.vae_widths) - 1)
+        return self.image_size >> (len(self.vae_widths) - 1)
 
 
 PRESETS: dict[PresetName, Preset] = {

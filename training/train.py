@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
 from stage_rt.errors import InputError
@@ -14,6 +15,7 @@ from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec
 
 from . import autoencoder, data, denoiser, guidance
+from .adapter import MaskGuidanceAdapter
 from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
@@ -131,7 +133,7 @@ def _train_autoencoder(
     work: Path,
     device: Device,
     report: Report,
-) -> nn.Module:
+) -> AutoencoderKL:
     vae = autoencoder.build(preset, channels).to(device.device)
     fit(
         "autoencoder",
@@ -155,7 +157,7 @@ def _train_denoiser(
     work: Path,
     device: Device,
     report: Report,
-) -> tuple[nn.Module, denoiser.Contexts]:
+) -> tuple[UNet2DConditionModel, denoiser.Contexts]:
     unet = denoiser.build(preset).to(device.device)
     contexts = denoiser.Contexts(
         len(examples.names), preset.tokens, preset.context_dim, generator(seed, "contexts")
@@ -174,7 +176,7 @@ def _train_denoiser(
 
 
 def _train_guidance(
-    unet: nn.Module,
+    unet: UNet2DConditionModel,
     contexts: denoiser.Contexts,
     latents: denoiser.Latents,
     recipe: Recipe,
@@ -183,7 +185,7 @@ def _train_guidance(
     work: Path,
     device: Device,
     report: Report,
-) -> dict[Branch, nn.Module]:
+) -> dict[Branch, MaskGuidanceAdapter]:
     adapters = {
         branch: adapter.to(device.device).train() for branch, adapter in guidance.build(preset).items()
     }
