@@ -209,8 +209,13 @@ def test_the_authors_rule_needs_two_of_the_four_centre_pixels():
     label[2, 2] = True
     assert np.argwhere(latent_mask(label, spec(rule="authors"))[0]).tolist() == [[0, 0]]
     label[1, 1] = label[2, 2] = False
-    label[0, :] = label[3, :] = True
+    label[0::4] = label[3::4] = True
     assert not latent_mask(label, spec(rule="authors")).any()
+    for row in (1, 2):
+        label[:] = False
+        label[row::4] = True
+        assert latent_mask(label, spec(rule="authors")).all()
+        assert latent_mask(label.T, spec(rule="authors")).all()
 
 
 def test_the_authors_rule_reads_the_one_centre_pixel_of_an_odd_cell():

@@ -92,6 +92,16 @@ def test_the_label_is_all_paint_and_beyond_the_feather_all_photo(place):
     assert (result[ramp] != 77).any()
 
 
+def test_a_ramp_is_the_same_wherever_other_defects_are():
+    photo = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    painted = np.full((32, 32, 3), 77, dtype=np.uint8)
+    label = np.zeros((60, 80), dtype=bool)
+    label[20:24, 30:35] = True
+    alone = composite(photo, painted, label)
+    label[0, 0] = label[59, 79] = True
+    np.testing.assert_array_equal(composite(photo, painted, label)[10:40, 20:60], alone[10:40, 20:60])
+
+
 def test_no_label_leaves_the_photograph():
     photo = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     result = composite(photo, np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((6, 8), dtype=bool))
