@@ -4,9 +4,9 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stage_rt.errors import InputError
 
@@ -15,6 +15,35 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file in a folder by its POSIX path inside it, in order of the paths."""
+    return {str(path): sha256(folder / path) for path in _inside(folder)}
+
+
+def verify(
+    folder: Path, files: Mapping[str, str], description: str, error: type[InputError], remedy: str
+) -> None:
+    """Check that ``folder`` holds exactly ``files`` (path to sha256) beside its ``description``.
+
+    Links are refused, and so is every file that is not listed: a network's graph can name either as a home
+    of its weights.
+
+    Raises:
+        InputError (as ``error``): names the first file that is not as listed and ends in ``remedy``.
+    """
+    found = _inside(folder)
+    for path in found:
+        if (folder / path).is_symlink():
+            raise error(f"`{folder / path}` is a link, which is not allowed here: {remedy}")
+        if str(path) not in files and str(path) != description:
+            raise error(f"`{folder / path}` is not listed in {description}: remove it or {remedy}")
+    if missing := sorted(set(files) - {str(path) for path in found}):
+        raise error(f"`{folder / missing[0]}` is missing: {remedy}")
+    for name, digest in files.items():
+        if sha256(folder / name) != digest:
+            raise error(f"`{folder / name}` is not the file that {description} lists: {remedy}")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -82,6 +111,14 @@ def _move(staged: Path, folder: Path, replace: bool) -> None:
         os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _inside(folder: Path) -> list[PurePosixPath]:
+    return sorted(
+        PurePosixPath(path.relative_to(folder).as_posix())
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
 
 
 def _beside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The contract between the packages: what lies on disk as JSON beside weights, graphs, engines and runs."""
 
+import hashlib
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -93,6 +94,11 @@ class GraphsSpec(_Spec):
     opset: int
     source: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[RelativePath, Sha256]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides what the graphs compute; where they came from takes no part."""
+        return hashlib.sha256(self.model_dump_json(exclude={"source"}).encode()).hexdigest()
 
 
 class EngineSpec(_Spec):
