@@ -1,0 +1,112 @@
+"""The graphs folder: every network of a model as ONNX, the contexts, and ``model.json``."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from pydantic import JsonValue
+from safetensors.torch import save
+from torch import nn
+
+from stage_rt import __version__
+from stage_rt.files import digests, sha256, staged_folder
+from stage_rt.spec import GRAPHS_FILE, MODEL_FILE, PROMPTS_FILE, DType, GraphsSpec, ModelSpec
+
+from ..training.adapter import MaskGuidanceAdapter
+from ..training.folder import Model, load_model
+from .convert import convert
+from .fold import FoldedAdapter
+from .networks import networks, output_name, random_inputs
+from .parity import Parity, compare, references, require
+
+OPSET = 21
+EXTERNAL_DATA_BYTES = 2**30
+"""Weights of a graph beyond this lie in a file beside it; a protobuf holds 2 GiB at most."""
+
+TORCH_DTYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def export(
+    model: Path,
+    folder: Path,
+    *,
+    dtype: DType,
+    opset: int = OPSET,
+    say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Sequence[Parity]], None] = lambda parities: None,
+) -> GraphsSpec:
+    """Write the graphs of a model folder and hold each against torch; ``folder`` appears whole or not at all.
+
+    Args:
+        model: the model folder.
+        folder: destination, which must not hold anything yet.
+        dtype: dtype of weights, inputs and outputs (timesteps are int64, contexts on disk float32).
+        opset: version of the ONNX operators, 21 or later.
+        say: told what is being done.
+        show: handed the parity of every graph, also when one of them fails.
+
+    Raises:
+        InputError: ``folder`` has content.
+        ModelError: the model folder is incomplete or inconsistent.
+        ParityError: a graph disagrees with its network.
+    """
+    with staged_folder(folder) as staged:
+        spec = _write_graphs(model, staged, dtype, opset, say)
+        say("comparing with torch")
+        # The weights are read once more, now in float32: never are two copies of them in memory.
+        parities = compare(staged, references(load_model(model)), dtype)
+        show(parities)
+        require(parities)
+        graphs = GraphsSpec(
+            model=spec, dtype=dtype, opset=opset, source=_source(model), files=digests(staged)
+        )
+        (staged / GRAPHS_FILE).write_text(graphs.model_dump_json(indent=2) + "\n")
+    return graphs
+
+
+def _write_graphs(
+    source: Path, folder: Path, dtype: DType, opset: int, say: Callable[[str], None]
+) -> ModelSpec:
+    model = load_model(source)
+    contexts = {name: context.contiguous() for name, context in model.contexts.items()}
+    (folder / PROMPTS_FILE).write_bytes(save(contexts))
+    for graph, network in networks(model).items():
+        say(f"exporting {graph}")
+        _write(_graph(graph, network, model, dtype, opset), folder / f"{graph}.onnx")
+    return model.spec
+
+
+def _graph(graph: str, network: nn.Module, model: Model, dtype: DType, opset: int) -> ir.Model:
+    if isinstance(network, MaskGuidanceAdapter):
+        network = FoldedAdapter(network).eval()
+    # nn.Module's own `to`, in place: the one of diffusers warns about every plain cast.
+    nn.Module.to(network, TORCH_DTYPES[dtype])
+    inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
+    cast = {
+        name: tensor.to(TORCH_DTYPES[dtype]) if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
+    return convert(network, cast, output_name(graph), dynamic=frozenset(inputs) - {"timestep"}, opset=opset)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)
+
+
+def _source(model: Path) -> dict[str, JsonValue]:
+    libraries = {name: version(name) for name in ("torch", "diffusers", "onnx", "onnxscript")}
+    return {
+        "model": model.resolve().name,
+        "stage_json_sha256": sha256(model / MODEL_FILE),
+        "stage_rt": __version__,
+        **libraries,
+    }

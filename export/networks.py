@@ -1,0 +1,91 @@
+"""The networks of a model, each as one function of tensors: what is traced and what parity is judged against."""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+
+from ..training.folder import Model
+
+
+class Denoiser(nn.Module):
+    """The UNet; one ``timestep`` ``[1]`` serves the whole batch."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """``sample`` ``[B, C, h, w]``, ``context`` ``[B, tokens, dim]`` to the noise estimate ``[B, C, h, w]``."""
+        eps: Tensor = self.unet(sample, timestep, context, return_dict=False)[0]
+        return eps
+
+
+class Encoder(nn.Module):
+    """The encoder half of the autoencoder."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``image`` ``[B, c, S, S]`` to mean and log variance ``[B, 2C, h, w]``, the latter not clamped."""
+        moments: Tensor = self.vae.encode(image).latent_dist.parameters
+        return moments
+
+
+class Decoder(nn.Module):
+    """The decoder half of the autoencoder."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """``latent`` ``[B, C, h, w]``, already divided by the latent scale, to an image ``[B, c, S, S]``."""
+        image: Tensor = self.vae.decode(latent, return_dict=False)[0]
+        return image
+
+
+def networks(model: Model) -> dict[str, nn.Module]:
+    """Every network of ``model`` under the name of its graph, in eval mode."""
+    adapters = {
+        adapter_graph(name, branch): adapter
+        for name, branches in model.adapters.items()
+        for branch, adapter in branches.items()
+    }
+    return {
+        UNET: Denoiser(model.unet).eval(),
+        **adapters,
+        VAE_ENCODER: Encoder(model.vae).eval(),
+        VAE_DECODER: Decoder(model.vae).eval(),
+    }
+
+
+def output_name(graph: str) -> str:
+    """Name of a graph's only output."""
+    return {UNET: "eps", VAE_ENCODER: "moments", VAE_DECODER: "image"}.get(graph, "guided")
+
+
+def random_inputs(
+    graph: str, model: Model, *, batch: int, timestep: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Inputs like those of a run, by name, float32: unit normal latents, the model's own contexts, binary masks."""
+    spec = model.spec
+    size = (spec.latent_size, spec.latent_size)
+
+    def latent() -> Tensor:
+        return torch.randn(batch, spec.latent_channels, *size, generator=generator)
+
+    if graph == UNET:
+        contexts = list(model.contexts.values())
+        context = torch.stack([contexts[n % len(contexts)] for n in range(batch)])
+        return {"sample": latent(), "timestep": torch.tensor([timestep]), "context": context}
+    if graph == VAE_ENCODER:
+        pixels = torch.rand(batch, spec.image_channels, spec.image_size, spec.image_size, generator=generator)
+        return {"image": 2 * pixels - 1}
+    if graph == VAE_DECODER:
+        return {"latent": latent() / spec.latent_scale}
+    mask = torch.randint(2, (batch, 1, *size), generator=generator).float()
+    return {"eps": latent(), "mask": mask}

@@ -1,0 +1,129 @@
+"""Every exported graph in ONNX Runtime against its network in torch."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from stage_rt.errors import ParityError
+from stage_rt.spec import UNET, DType
+
+from ..training.folder import Model
+from .networks import networks, random_inputs
+
+TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest error allowed, relative to the largest value of the reference.
+
+float32 differs by the order of its sums, some 1e-6. In fp16 and bf16 every weight is off by up to 2**-11 and
+2**-9 of itself; random as that is, it grows with the depth of the network rather than cancels, to 1e-3 and 1e-2
+in the networks measured. A wrong graph is off by a tenth and more.
+"""
+
+BATCHES = (1, 3)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a network by name and what torch computes from them in float32."""
+
+    inputs: Mapping[str, NDArray[Any]]
+    output: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest error of a graph over its cases; ``max_rel`` is relative to the largest value."""
+
+    graph: str
+    max_abs: float
+    max_rel: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; a non-finite one is not."""
+        return self.max_rel <= self.tolerance
+
+
+@torch.no_grad()
+def references(model: Model) -> dict[str, list[Case]]:
+    """Cases for every graph of ``model``, at each batch of `BATCHES`; the UNet at three timesteps."""
+    generator = torch.Generator().manual_seed(SEED)
+    cases: dict[str, list[Case]] = {}
+    last = model.spec.recipe.steps - 1
+    for graph, network in networks(model).items():
+        cases[graph] = []
+        for batch in BATCHES:
+            for timestep in (last, last // 2, 0) if graph == UNET else (0,):
+                inputs = random_inputs(graph, model, batch=batch, timestep=timestep, generator=generator)
+                arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+                cases[graph].append(Case(arrays, network(**inputs).numpy()))
+    return cases
+
+
+def compare(folder: Path, cases: Mapping[str, Sequence[Case]], dtype: DType) -> list[Parity]:
+    """Run every graph of ``folder`` on its cases in ONNX Runtime on the CPU.
+
+    It has no bf16 convolution there, so a bf16 graph is run with its bf16 weights in float32 arithmetic.
+    """
+    return [_compare(folder, graph, graph_cases, dtype) for graph, graph_cases in cases.items()]
+
+
+def require(parities: Sequence[Parity]) -> None:
+    """Raise `ParityError` for the graph that is furthest off, if any is too far."""
+    failed = [parity for parity in parities if not parity.passed]
+    if failed:
+        worst = max(failed, key=lambda parity: np.nan_to_num(parity.max_rel, nan=np.inf))
+        raise ParityError(
+            f"graph `{worst.graph}` differs from torch by {worst.max_rel:.1e} of its largest value, more than "
+            f"{worst.tolerance:.0e}: nothing was written, export with `--dtype fp32` or another opset"
+        )
+
+
+def _compare(folder: Path, graph: str, cases: Sequence[Case], dtype: DType) -> Parity:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = folder / f"{graph}.onnx"
+        session = _session(_in_float32(path, Path(scratch)) if dtype == "bf16" else path)
+        errors = [_error(session, case) for case in cases]
+    max_abs, max_rel = np.max(errors, axis=0)
+    return Parity(graph, float(max_abs), float(max_rel), TOLERANCE[dtype])
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _error(session: onnxruntime.InferenceSession, case: Case) -> tuple[float, float]:
+    half = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
+    inputs = {name: a.astype(np.float16) if name in half else a for name, a in case.inputs.items()}
+    (output,) = session.run(None, inputs)
+    error = float(np.abs(output.astype(np.float64) - case.output).max())
+    return error, error / float(np.abs(case.output).max())
+
+
+def _in_float32(path: Path, scratch: Path) -> Path:
+    """A copy of a bf16 graph that computes in float32 with the same, rounded, weights."""
+    model = ir.load(path)
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    for value in [*values, *model.graph.initializers.values()]:
+        if value.dtype == ir.DataType.BFLOAT16:
+            value.dtype = ir.DataType.FLOAT
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.BFLOAT16:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].value == ir.DataType.BFLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    copy = scratch / "graph.onnx"
+    ir.save(model, copy, external_data="graph.onnx.data")
+    return copy
