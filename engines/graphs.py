@@ -1,0 +1,31 @@
+"""A graphs folder, checked before anything in it is used."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stage_rt.errors import GraphsError
+from stage_rt.files import verify
+from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
+
+REMEDY = "export the model again with `stage-rt export`"
+
+
+def read_graphs(folder: Path) -> GraphsSpec:
+    """``model.json`` of a graphs folder, once every file was found to be as it lists them.
+
+    Raises:
+        GraphsError: the folder is incomplete, changed or inconsistent.
+    """
+    path = folder / GRAPHS_FILE
+    try:
+        graphs = GraphsSpec.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise GraphsError(f"`{path}` is not valid at {where} ({first['msg']}): {REMEDY}") from None
+    for needed in (*(f"{graph}.onnx" for graph in graphs.model.graphs), PROMPTS_FILE):
+        if needed not in graphs.files:
+            raise GraphsError(f"`{path}` does not list `{needed}`: {REMEDY}")
+    verify(folder, graphs.files, GRAPHS_FILE, GraphsError, REMEDY)
+    return graphs
