@@ -26,7 +26,8 @@ def progress_bar(total: float, unit: str) -> Iterator[Callable[[float], None]]:
 
         def update(done: float) -> None:
             if bar.tasks:
-                bar.update(bar.task_ids[0], completed=done)
+                # An engine that takes a batch in two parts counts its steps twice.
+                bar.update(bar.task_ids[0], completed=max(done, bar.tasks[0].completed))
             else:
                 bar.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich shows fractions
 
