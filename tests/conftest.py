@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,35 @@ def golden() -> Golden:
         pytest.skip(f"{name}.npz is too large for the repository: name its folder in {ELSEWHERE}")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of ``small_model.py`` on disk."""
+    from small_model import write_small_model
+
+    return write_small_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Callable[[str], Path]:
+    """``graphs(dtype)`` is that model exported; read it, or copy it before a change."""
+    from stage_rt.export.graphs import export
+
+    @cache
+    def exported(dtype: str) -> Path:
+        folder = tmp_path_factory.mktemp("graphs") / dtype
+        export(model_folder, folder, dtype=dtype)
+        return folder
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[str], Path]) -> Path:
+    """That model as an fp32 engine of batch 4; read it, or copy it before a change."""
+    from stage_rt.engines.build import build
+
+    folder = tmp_path_factory.mktemp("engine") / "engine"
+    build(graphs("fp32"), folder, backend="onnxruntime", batch=[1, 4])
+    return folder

@@ -15,7 +15,6 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path(
         "stage-rt-demo"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build the demo engine and paint one pair for every mask that comes with it."""
     from functools import partial
@@ -61,8 +60,4 @@ def demo(
             pairs += summary.pairs
     sheet = output / report.CONTACT_SHEET
     report.stack(sheets, sheet)
-    console.result(
-        f"{pairs} pairs in `{output}`\ncontact sheet `{sheet}`",
-        {"pairs": pairs, "contact_sheet": str(sheet)},
-        as_json=as_json,
-    )
+    typer.echo(f"{pairs} pairs in `{output}`\ncontact sheet `{sheet}`")

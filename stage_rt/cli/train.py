@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stage_rt.cli.console import extra, messages
+from stage_rt.cli import console
 
 
 class PresetOption(StrEnum):
@@ -25,7 +25,8 @@ class WeightDtype(StrEnum):
 
 def train(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder in the MVTec AD layout, or a folder of such folders.")
+        Path,
+        typer.Argument(metavar="DATA", help="Folder in the MVTec AD layout, or a folder of such folders."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")],
     preset: Annotated[
@@ -33,6 +34,7 @@ def train(
     ] = PresetOption.TINY,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     dtype: Annotated[WeightDtype, typer.Option(help="Dtype of the weights on disk.")] = WeightDtype.FP32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a small model: autoencoder, UNet, then both adapters and the contexts (Eq. 12).
 
@@ -40,7 +42,7 @@ def train(
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    with extra("export"):
+    with console.extra("export"):
         from stage_rt.training.train import STAGES
         from stage_rt.training.train import train as run
 
@@ -52,15 +54,17 @@ def train(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=messages(), transient=True) as progress:
-        bars = {stage: progress.add_task(stage, total=None, loss=float("nan"), start=False) for stage in STAGES}
+    with Progress(*columns, console=console.messages(), transient=True) as progress:
+        bars = {
+            stage: progress.add_task(stage, total=None, loss=float("nan"), start=False) for stage in STAGES
+        }
 
         def report(stage: str, step: int, steps: int, loss: float) -> None:
             if not progress.tasks[bars[stage]].started:
                 progress.start_task(bars[stage])
             progress.update(bars[stage], completed=step, total=steps, loss=loss)
             if not progress.console.is_terminal and (step % 100 == 0 or step == steps):
-                messages().print(f"{stage} {step}/{steps} loss {loss:.4f}")
+                console.messages().print(f"{stage} {step}/{steps} loss {loss:.4f}")
 
         run(
             data,
@@ -69,6 +73,6 @@ def train(
             seed=seed,
             dtype=dtype.value,
             report=report,
-            say=lambda line: messages().print(line),
+            say=lambda line: console.messages().print(line),
         )
-    typer.echo(f"{output}")
+    console.result(f"model `{output}`", {"model": str(output)}, as_json=as_json)

@@ -1,28 +1,11 @@
-"""A dataset and a preset small enough to train on in seconds."""
+"""The micro preset and data set as fixtures."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from stage_rt.training.presets import PRESETS, Preset, Stage
+from micro import MICRO, write_dataset
 
-MICRO = Preset(
-    image_size=32,
-    vae_widths=(8, 16),
-    vae_layers=1,
-    crop=16,
-    unet_widths=(8, 16),
-    unet_layers=1,
-    attention=(1,),
-    norm_groups=4,
-    adapter_widths=(16, 16),
-    tokens=2,
-    context_dim=8,
-    autoencoder=Stage(steps=6, batch=2, rate=1e-3),
-    denoiser=Stage(steps=4, batch=2, rate=1e-3),
-    guidance=Stage(steps=4, batch=2, rate=1e-3),
-)
+from stage_rt.training.presets import PRESETS, Preset
 
 
 @pytest.fixture
@@ -30,27 +13,6 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> Preset:
     """The micro preset in the place of ``tiny``."""
     monkeypatch.setitem(PRESETS, "tiny", MICRO)
     return MICRO
-
-
-def write_dataset(root: Path, side: int = 40) -> Path:
-    """Six good photographs and three of each of two defect types, grey, with masks."""
-    rng = np.random.default_rng(0)
-    for k in range(6):
-        _save(root / "train" / "good" / f"{k}.png", rng.integers(90, 110, (side, side)))
-    for kind, shade in (("dent", 20), ("spot", 230)):
-        for k in range(3):
-            photo = rng.integers(90, 110, (side, side))
-            mask = np.zeros((side, side))
-            mask[10 + k : 18 + k, 12:20] = 255
-            photo[mask > 0] = shade
-            _save(root / "test" / kind / f"{k}.png", photo)
-            _save(root / "ground_truth" / kind / f"{k}_mask.png", mask)
-    return root
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Golden
+
 from stage_rt.training.adapter import MaskGuidanceAdapter
 
 

@@ -1,6 +1,7 @@
 """Folding the standardisation into the autoencoder keeps what it encodes and decodes."""
 
 import torch
+
 from stage_rt.training import autoencoder
 from stage_rt.training.data import Examples
 from stage_rt.training.loop import Device

@@ -4,14 +4,14 @@ import math
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
+
+from stage_rt.recipe import Branch, Recipe
 from stage_rt.training import guidance
 from stage_rt.training.adapter import MaskGuidanceAdapter
 from stage_rt.training.denoiser import Contexts
 from stage_rt.training.loop import Device
 from stage_rt.training.presets import PRESETS
-from torch import Tensor, nn
-
-from stage_rt.recipe import Branch, Recipe
 
 CPU = Device(torch.device("cpu"), False)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage_rt.training import loop
-from stage_rt.training.presets import Stage
 from torch import Tensor, nn
 
 from stage_rt.errors import ModelError
+from stage_rt.training import loop
+from stage_rt.training.presets import Stage
 
 
 def ignore(*_: object) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_rt.training.folder import load_model, save_model
-from stage_rt.training.presets import Preset
-from stage_rt.training.train import train
 
 from stage_rt.errors import DatasetError, InputError, ModelError
 from stage_rt.recipe import Branch
+from stage_rt.training.folder import load_model, save_model
+from stage_rt.training.presets import Preset
+from stage_rt.training.train import train
 
 
 def ignore(*_: object) -> None:

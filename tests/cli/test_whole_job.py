@@ -1,0 +1,75 @@
+"""Photographs to pairs through the commands alone: train, build, synth and demo, with a model of no use."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from micro import MICRO, write_dataset
+from PIL import Image
+
+from stage_rt.cli import main
+from stage_rt.training.presets import PRESETS
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in a folder with the data set ``part``."""
+    monkeypatch.setitem(PRESETS, "tiny", MICRO)
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "part")
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        captured = capsys.readouterr()
+        return int(exited.value.code or 0), captured.out, captured.err
+
+    return command
+
+
+def test_train_build_synth(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("train", "part", "-o", "model")
+    assert (code, out) == (0, "model `model`\n"), err
+    assert "guidance 4/4" in err
+    assert run("build", "model", "-o", "engine", "--batch", "2")[0] == 0
+    arguments = ("--normals", "part/train/good", "--masks", "part/ground_truth/spot", "--prompt", "part+spot")
+    code, out, err = run("synth", "engine", *arguments, "--count", "3", "-o", "run", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["pairs"] == 3
+    for k in range(3):
+        image = np.asarray(Image.open(tmp_path / f"run/test/spot/{k:06}.png"))
+        mask = np.asarray(Image.open(tmp_path / f"run/ground_truth/spot/{k:06}_mask.png"))
+        assert image.shape == mask.shape == (40, 40)
+        assert set(np.unique(mask)) == {0, 255}
+
+
+def test_demo_paints_a_pair_for_every_mask(run: Run, tmp_path: Path) -> None:
+    run("train", "part", "-o", "model")
+    shutil.copytree("part/train/good", "model/inputs/normals")
+    shutil.copytree("part/ground_truth", "model/inputs/masks")
+    code, out, err = run("demo", "--model", "model", "-o", "demo")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-2:] == ["6 pairs in `demo`", "contact sheet `demo/contact_sheet.png`"]
+    for kind in ("dent", "spot"):
+        assert len(list((tmp_path / "demo" / kind / "test" / kind).iterdir())) == 3
+    assert Image.open(tmp_path / "demo/contact_sheet.png").width > 500
+
+
+def test_demo_outside_the_repository_says_where_to_be(run: Run) -> None:
+    code, out, err = run("demo")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: `models/demo/inputs` is missing: run the demo in a checkout")
+    assert err.count("\n") == 1
+
+
+def test_train_refuses_a_folder_that_is_no_data_set(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("train", "empty", "-o", "model")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: `empty` is in no known layout")
+    assert not (tmp_path / "model").exists()
