@@ -23,8 +23,12 @@ lint: $(VENV)/.dev $(TREE)
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p stage_rt
 	cd $(TREE) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev build/demo/engine/engine.json
 	$(BIN)/python benchmarks/step_cpu.py
+	$(BIN)/python benchmarks/outside_networks.py build/demo/engine
+
+build/demo/engine/engine.json: $(VENV)/.demo
+	$(BIN)/stage-rt build models/demo -o build/demo/engine
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
