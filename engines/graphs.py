@@ -20,6 +20,10 @@ def read_graphs(folder: Path) -> GraphsSpec:
     path = folder / GRAPHS_FILE
     try:
         graphs = GraphsSpec.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise GraphsError(
+            f"`{folder}` is not a graphs folder (no {GRAPHS_FILE}): make one with `stage-rt export`"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
