@@ -68,7 +68,7 @@ def build(
             onnxruntime.optimise(source / f"{graph}.onnx", staged / f"{graph}.onnx")
         shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
         spec = wanted.model_copy(update={"files": digests(staged)})
-        (staged / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+        (staged / ENGINE_FILE).write_text(spec.sealed())
     return True
 
 

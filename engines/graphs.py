@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from stage_rt.errors import GraphsError
 from stage_rt.files import verify
-from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
+from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec, first_fault
 
 REMEDY = "export the model again with `stage-rt export`"
 
@@ -20,10 +20,13 @@ def read_graphs(folder: Path) -> GraphsSpec:
     path = folder / GRAPHS_FILE
     try:
         graphs = GraphsSpec.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise GraphsError(
+            f"`{folder}` is not a graphs folder (no {GRAPHS_FILE}): make one with `stage-rt export`"
+        ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise GraphsError(f"`{path}` is not valid at {where} ({first['msg']}): {REMEDY}") from None
+        where, why = first_fault(error)
+        raise GraphsError(f"`{path}` is not valid at {where} ({why}): {REMEDY}") from None
     for needed in (*(f"{graph}.onnx" for graph in graphs.model.graphs), PROMPTS_FILE):
         if needed not in graphs.files:
             raise GraphsError(f"`{path}` does not list `{needed}`: {REMEDY}")

@@ -66,7 +66,7 @@ def export(
         graphs = GraphsSpec(
             model=spec, dtype=dtype, opset=opset, source=_source(model), files=digests(staged)
         )
-        (staged / GRAPHS_FILE).write_text(graphs.model_dump_json(indent=2) + "\n")
+        (staged / GRAPHS_FILE).write_text(graphs.sealed())
     return graphs
 
 

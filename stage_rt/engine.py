@@ -27,6 +27,7 @@ from stage_rt.spec import (
     EngineSpec,
     ModelSpec,
     adapter_graph,
+    first_fault,
 )
 
 Float32 = NDArray[np.float32]
@@ -74,10 +75,9 @@ def read_spec(folder: Path) -> EngineSpec:
             f"`{folder}` is not an engine folder (no {ENGINE_FILE}): make one with `stage-rt build`"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where, why = first_fault(error)
         raise EngineError(
-            f"`{path}` is not valid at {where} ({first['msg']}): build the engine again with `stage-rt build`"
+            f"`{path}` is not valid at {where} ({why}): build the engine again with `stage-rt build`"
         ) from None
 
 

@@ -1,10 +1,21 @@
 """The contract between the packages: what lies on disk as JSON beside weights, graphs, engines and runs."""
 
 import hashlib
+import json
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from stage_rt.recipe import Recipe
 
@@ -39,6 +50,16 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
 PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)]
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Where a description is not valid and why, each on one line whatever the file holds."""
+    first = error.errors()[0]
+    return _printable(".".join(map(str, first["loc"])) or "the file"), _printable(first["msg"])
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _Spec(BaseModel):
@@ -85,7 +106,32 @@ class ModelSpec(_Spec):
         return [UNET, *adapters, VAE_ENCODER, VAE_DECODER]
 
 
-class GraphsSpec(_Spec):
+class _Sealed(_Spec):
+    """A description that lists the digests of files and, on disk, its own under ``sha256``.
+
+    A changed number in it would be as wrong as a changed file, and as hard to see.
+    """
+
+    def sealed(self) -> str:
+        """The JSON to write."""
+        content = self.model_dump(mode="json") | {"sha256": self._digest()}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _unseal(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(content, dict) or "sha256" not in content:
+            return handler(content)
+        spec = handler({key: value for key, value in content.items() if key != "sha256"})
+        if spec._digest() != content["sha256"]:
+            raise PydanticCustomError("changed", "it was changed after it was written")
+        return spec
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class GraphsSpec(_Sealed):
     """``model.json`` of a graphs folder: model, dtype, opset, and the sha256 of every other file."""
 
     format: Literal[1] = 1
@@ -101,7 +147,7 @@ class GraphsSpec(_Spec):
         return hashlib.sha256(self.model_dump_json(exclude={"source"}).encode()).hexdigest()
 
 
-class EngineSpec(_Spec):
+class EngineSpec(_Sealed):
     """``engine.json``: for what an engine was compiled, and the sha256 of every other file."""
 
     format: Literal[1] = 1

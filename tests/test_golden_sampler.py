@@ -38,12 +38,6 @@ FILES = [
 ]
 
 
-def state_of(stored: dict[str, Array], row: int, recipe: Recipe) -> Array:
-    """What the single state is after iteration ``steps[row]``: the state that the next branch reads."""
-    i = int(stored["steps"][row])
-    return stored["aux" if recipe.branch(i - 1) is Branch.ONLY else "x"][row]
-
-
 def assert_close(actual: Array, expected: Array, net: str, dtype: type) -> None:
     scale = 1.0 if net == "A" else float(np.abs(expected).max())
     assert np.abs(actual - expected).max() <= BOUNDS[net, dtype] * scale
@@ -67,7 +61,7 @@ def test_single_state_at_every_logged_step(
     assert final.dtype == dtype
     assert len(states) == 1000
     for row, i in enumerate(stored["steps"]):
-        assert_close(states[int(i)], state_of(stored, row, recipe), net, dtype)
+        assert_close(states[int(i)], two_state.state_of(stored, row, recipe), net, dtype)
     assert_close(final, stored["final"], net, dtype)
 
 
@@ -116,7 +110,7 @@ def test_full_size_latent(golden: Golden) -> None:
         callback=lambda i, state: states.__setitem__(i, state),
     )
     for row, i in enumerate(stored["steps"]):
-        assert_close(states[int(i)], state_of(stored, row, recipe), "A", np.float32)
+        assert_close(states[int(i)], two_state.state_of(stored, row, recipe), "A", np.float32)
     assert_close(final, stored["final"], "A", np.float32)
 
 

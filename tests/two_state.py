@@ -69,3 +69,9 @@ def _posterior(x: Array, x0: Array, n: Array, recipe: Recipe, i: int) -> Array:
 
 def _like(value: float, array: Array) -> Any:
     return array.dtype.type(value)
+
+
+def state_of(stored: dict[str, Array], row: int, recipe: Recipe) -> Array:
+    """What the single state is after iteration ``steps[row]``: the state that the next branch reads."""
+    i = int(stored["steps"][row])
+    return stored["aux" if recipe.branch(i - 1) is Branch.ONLY else "x"][row]

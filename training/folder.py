@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stage_rt.errors import ModelError
 from stage_rt.files import staged_folder
 from stage_rt.recipe import Branch
-from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
+from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec, first_fault
 
 from .adapter import MaskGuidanceAdapter
 
@@ -97,9 +97,8 @@ def read_spec(folder: Path) -> ModelSpec:
             f"`{folder}` is not a model folder (no {MODEL_FILE}); make one with `stage-rt train`"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ModelError(f"`{path}` is not valid at {where}: {first['msg']}") from None
+        where, why = first_fault(error)
+        raise ModelError(f"`{path}` is not valid at {where}: {why}") from None
 
 
 def load_model(folder: Path) -> Model:

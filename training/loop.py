@@ -4,6 +4,7 @@ import csv
 import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer)
         trainables.load_state_dict(state["trainables"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"`{path}` is not a checkpoint of this training ({type(error).__name__}); remove its folder"
         ) from None

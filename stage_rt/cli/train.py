@@ -54,7 +54,8 @@ def train(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console.messages(), transient=True) as progress:
+    messages = console.messages()
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         bars = {
             stage: progress.add_task(stage, total=None, loss=float("nan"), start=False) for stage in STAGES
         }
@@ -63,8 +64,8 @@ def train(
             if not progress.tasks[bars[stage]].started:
                 progress.start_task(bars[stage])
             progress.update(bars[stage], completed=step, total=steps, loss=loss)
-            if not progress.console.is_terminal and (step % 100 == 0 or step == steps):
-                console.messages().print(f"{stage} {step}/{steps} loss {loss:.4f}")
+            if not messages.is_terminal and (step % 100 == 0 or step == steps):
+                messages.print(f"{stage} {step}/{steps} loss {loss:.4f}")
 
         run(
             data,
@@ -73,6 +74,6 @@ def train(
             seed=seed,
             dtype=dtype.value,
             report=report,
-            say=lambda line: console.messages().print(line),
+            say=lambda line: messages.print(line),
         )
     console.result(f"model `{output}`", {"model": str(output)}, as_json=as_json)

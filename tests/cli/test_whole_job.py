@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_engine import opened
 from micro import MICRO, write_dataset
-from PIL import Image
 
 from stage_rt.cli import main
 from stage_rt.training.presets import PRESETS
@@ -42,8 +42,8 @@ def test_train_build_synth(run: Run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert json.loads(out)["pairs"] == 3
     for k in range(3):
-        image = np.asarray(Image.open(tmp_path / f"run/test/spot/{k:06}.png"))
-        mask = np.asarray(Image.open(tmp_path / f"run/ground_truth/spot/{k:06}_mask.png"))
+        image = np.asarray(opened(tmp_path / f"run/test/spot/{k:06}.png"))
+        mask = np.asarray(opened(tmp_path / f"run/ground_truth/spot/{k:06}_mask.png"))
         assert image.shape == mask.shape == (40, 40)
         assert set(np.unique(mask)) == {0, 255}
 
@@ -57,7 +57,7 @@ def test_demo_paints_a_pair_for_every_mask(run: Run, tmp_path: Path) -> None:
     assert out.splitlines()[-2:] == ["6 pairs in `demo`", "contact sheet `demo/contact_sheet.png`"]
     for kind in ("dent", "spot"):
         assert len(list((tmp_path / "demo" / kind / "test" / kind).iterdir())) == 3
-    assert Image.open(tmp_path / "demo/contact_sheet.png").width > 500
+    assert opened(tmp_path / "demo/contact_sheet.png").width > 500
 
 
 def test_demo_outside_the_repository_says_where_to_be(run: Run) -> None:

@@ -1,0 +1,241 @@
+"""An engine in use: what it refuses, and that samples have nothing to do with their neighbours."""
+
+import numpy as np
+import pytest
+from small_model import PROMPTS
+
+import stage_rt
+from stage_rt.engine import Engine
+from stage_rt.errors import FailedSamplesError, InputError, PromptError
+from stage_rt.inputs import latent_mask, network_image
+from stage_rt.noise import PhiloxNoise
+from stage_rt.outputs import FEATHER
+from stage_rt.spec import UNET, VAE_ENCODER
+
+PROMPT = PROMPTS[0]
+ROUNDING = 1e-5
+"""A library may sum in another order at another batch."""
+
+
+class Spy:
+    """A backend that counts calls, and spoils one sample of the batch in the graph named ``poisoned``."""
+
+    def __init__(self, backend, poisoned=None, sample=0):
+        self.calls = []
+        self.batches = []
+        self._backend, self._poisoned, self._sample = backend, poisoned, sample
+
+    def run(self, graph, **inputs):
+        self.calls.append(graph)
+        self.batches.append(max(len(array) for array in inputs.values()))
+        output = self._backend.run(graph, **inputs).copy()
+        if graph == self._poisoned:
+            output[self._sample, ..., 3, 5] = np.nan
+        return output
+
+    def close(self):
+        self._backend.close()
+
+
+@pytest.fixture(scope="session")
+def plain(engine_folder):
+    """The engine of the small model; nobody closes it."""
+    return stage_rt.load(engine_folder)
+
+
+@pytest.fixture
+def spied(plain):
+    """``spied(...)`` is that engine and the `Spy` between it and its backend."""
+
+    def wrap(**options):
+        spy = Spy(plain._backend, **options)
+        return Engine(plain.spec, spy, plain._contexts), spy
+
+    return wrap
+
+
+def photographs(count, size=(44, 36)):
+    """Photographs and masks of another size and aspect than the network's."""
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    masks = np.zeros((count, *size), dtype=bool)
+    for n, mask in enumerate(masks):
+        mask[10 + n : 20 + n, 12 : 22 + n] = True
+    return images, masks
+
+
+def prepared(engine, count):
+    images, masks = photographs(count)
+    model = engine.spec.model
+    return (
+        np.stack([network_image(image, model) for image in images]),
+        np.stack([latent_mask(mask, model) for mask in masks]),
+    )
+
+
+def paint(engine, images, masks, seeds):
+    return engine.paint(images, masks, prompt=PROMPT, noise=PhiloxNoise(seeds))
+
+
+def test_an_unknown_prompt_lists_the_known(plain):
+    images, masks = photographs(1)
+    with pytest.raises(PromptError, match=r"unknown prompt 'tile\+dent': use one of tile\+crack, tile\+hole"):
+        plain.synthesize(images, masks, prompt="tile+dent", seeds=[0])
+    with pytest.raises(PromptError):
+        plain.denoiser("tile+dent", 1)
+
+
+def test_the_prompt_matters(plain):
+    images, masks = prepared(plain, 1)
+    one, other = (
+        plain.paint(images, masks, prompt=prompt, noise=PhiloxNoise([1])).images for prompt in PROMPTS
+    )
+    assert np.abs(one - other).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda i, m, s: (i.astype(np.float32), m, s),
+            r"`images` must be uint8 .* got float32 \(2, 44, 36, 3\)",
+        ),
+        (lambda i, m, s: (i[..., 0], m, s), r"`images` must be uint8 of shape \[B, H, W, 3\]"),
+        (lambda i, m, s: (i[..., :2], m, s), r"got uint8 \(2, 44, 36, 2\)"),
+        (lambda i, m, s: (i, m[:, 1:], s), r"`masks` must be .* \(2, 44, 36\), got bool \(2, 43, 36\)"),
+        (lambda i, m, s: (i, m[:1], s), r"`masks` must be bool or uint8"),
+        (lambda i, m, s: (i, m.astype(float), s), r"`masks` must be .* got float64"),
+        (lambda i, m, s: (i, m, s[:1]), r"`seeds` must hold one integer a sample, got 1 for 2 images"),
+        (lambda i, m, s: (i, m, [0, -1]), r"`seeds` must lie between 0 and"),
+        (lambda i, m, s: (i, m, [0, 0.5]), r"`seeds` must be a sequence of integers"),
+        (lambda i, m, s: (i[:0], m[:0], []), r"got 0 for 0 images"),
+    ],
+)
+def test_wrong_photographs_masks_and_seeds_are_refused(plain, change, message):
+    images, masks, seeds = change(*photographs(2), [0, 1])
+    with pytest.raises(InputError, match=message):
+        plain.synthesize(images, masks, prompt=PROMPT, seeds=seeds)
+
+
+def test_wrong_network_inputs_are_refused(plain):
+    images, masks = prepared(plain, 2)
+    for wrong, message in (
+        ((images[:1], masks), r"`images` must be float32 of shape \(2, 1, 32, 32\)"),
+        ((images.astype(np.float64), masks), r"`images` .* got float64"),
+        ((images, masks[:, :, :8]), r"`masks` must be float32 of shape \(2, 1, 16, 16\)"),
+        ((images, masks.astype(bool)), r"`masks` .* got bool"),
+        ((images, masks * np.float32(0.5)), r"`mask` must hold only 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            paint(plain, *wrong, [0, 1])
+
+
+def test_an_empty_mask_calls_no_network_of_the_loop(spied):
+    engine, spy = spied()
+    images, masks = prepared(engine, 2)
+    painted = paint(engine, images, np.zeros_like(masks), [1, 2])
+    assert spy.calls == ["vae_encoder", "vae_decoder"]
+    assert painted.finite.all()
+
+
+def test_samples_with_an_empty_mask_take_no_part_in_the_loop(spied, plain):
+    engine, spy = spied()
+    images, masks = prepared(engine, 3)
+    masks[1] = 0
+    painted = paint(engine, images, masks, [1, 2, 3])
+    batches = [size for call, size in zip(spy.calls, spy.batches, strict=True) if call == UNET]
+    assert batches == [2] * 10
+    for n in range(3):
+        alone = paint(plain, images[[n]], masks[[n]], [n + 1])
+        assert np.abs(painted.images[n] - alone.images[0]).max() < ROUNDING
+
+
+def test_each_step_calls_the_unet_and_the_adapter_of_its_branch(spied):
+    engine, spy = spied()
+    paint(engine, *prepared(engine, 1), [1])
+    assert spy.calls[0] == VAE_ENCODER
+    assert spy.calls[1:-1:2] == [UNET] * 10
+    branches = [call.removeprefix("adapters/tile.") for call in spy.calls[2:-1:2]]
+    assert branches == [engine.spec.model.recipe.branch(i) for i in reversed(range(10))]
+    assert set(branches) == {"aware", "only"}
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(plain):
+    images, masks = prepared(plain, 4)
+    together = paint(plain, images, masks, [1, 2, 3, 4]).images
+    for n in range(4):
+        alone = paint(plain, images[[n]], masks[[n]], [n + 1]).images[0]
+        assert np.abs(together[n] - alone).max() < ROUNDING
+    swapped = paint(plain, images[::-1].copy(), masks[::-1].copy(), [4, 3, 2, 1]).images[::-1]
+    assert np.abs(together - swapped).max() < ROUNDING
+
+
+@pytest.mark.parametrize("graph", [VAE_ENCODER, UNET, "adapters/tile.only", "vae_decoder"])
+def test_a_sample_that_is_not_finite_is_flagged_and_the_others_are_as_ever(spied, plain, graph):
+    images, masks = prepared(plain, 3)
+    healthy = paint(plain, images, masks, [1, 2, 3])
+    engine, _ = spied(poisoned=graph, sample=1)
+    spoiled = paint(engine, images, masks, [1, 2, 3])
+    assert healthy.finite.all()
+    assert spoiled.finite.tolist() == [True, False, True]
+    for n in (0, 2):
+        assert np.abs(spoiled.images[n] - healthy.images[n]).max() < ROUNDING
+
+
+def test_synthesize_names_the_samples_that_are_not_finite(spied):
+    engine, _ = spied(poisoned="vae_decoder", sample=0)
+    with pytest.raises(FailedSamplesError, match=r"samples \[0\] came out non-finite"):
+        engine.synthesize(*photographs(2), prompt=PROMPT, seeds=[1, 2])
+
+
+def test_more_samples_than_the_largest_batch_are_painted_in_several(spied, plain):
+    engine, spy = spied()
+    images, masks = photographs(6)
+    states = []
+    result = engine.synthesize(
+        images, masks, prompt=PROMPT, seeds=range(6), callback=lambda i, state: states.append((i, len(state)))
+    )
+    assert [size for call, size in zip(spy.calls, spy.batches, strict=True) if call == VAE_ENCODER] == [4, 2]
+    assert states == [(i, size) for size in (4, 2) for i in reversed(range(10))]
+    assert result.shape == images.shape
+    assert result.dtype == np.uint8
+    last = plain.synthesize(images[5:], masks[5:], prompt=PROMPT, seeds=[5])
+    assert np.abs(result[5:].astype(int) - last).max() <= 1
+
+
+def test_beyond_the_ramp_the_photograph_is_untouched(plain):
+    images, masks = photographs(2)
+    result = plain.synthesize(images, masks * np.uint8(255), prompt=PROMPT, seeds=[1, 2])
+    for image, mask, changed in zip(images, masks, result, strict=True):
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        near = np.zeros_like(mask)
+        reach = 2 * FEATHER
+        near[rows[0] - reach : rows[-1] + reach + 1, columns[0] - reach : columns[-1] + reach + 1] = True
+        np.testing.assert_array_equal(changed[~near], image[~near])
+        assert (changed[mask] != image[mask]).mean() > 0.9
+
+
+def test_without_compositing_the_decoded_images_come_back(plain):
+    images, masks = photographs(2)
+    result = plain.synthesize(images, masks, prompt=PROMPT, seeds=[1, 2], composite=False)
+    assert result.shape == (2, 32, 32, 3)
+    decoded = paint(plain, *prepared(plain, 2), [1, 2]).images
+    expected = np.rint(np.clip((decoded + 1) / 2, 0, 1) * 255)[:, 0, ..., None]
+    np.testing.assert_array_equal(result, np.broadcast_to(expected, result.shape))
+
+
+def test_a_seed_gives_the_same_image_again_and_another_seed_another(plain):
+    images, masks = photographs(1)
+    one, again, other = (
+        plain.synthesize(images, masks, prompt=PROMPT, seeds=[seed]) for seed in (2**64 - 1, 2**64 - 1, 3)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_a_closed_engine_has_let_go_of_its_networks(engine_folder):
+    engine = stage_rt.load(engine_folder)
+    paint(engine, *prepared(engine, 1), [1])
+    assert engine._backend._sessions
+    engine.close()
+    assert not engine._backend._sessions
