@@ -15,6 +15,9 @@ from stage_rt.spec import ModelSpec
 
 GOOD = "good"
 
+GOOD_SHARE = 1 / 4
+"""Share of good parts in what is drawn; most of a photograph with a defect is good surface too."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -29,15 +32,17 @@ class Examples:
     prompt: Tensor
     names: list[str]
 
-    def draw(self, count: int, generator: torch.Generator, *, defects_only: bool = False) -> Tensor:
-        """Indices of ``count`` samples, int64: first a name, uniformly, then one of its samples.
+    def draw(self, count: int, generator: torch.Generator, *, prompt: int | None = None) -> Tensor:
+        """Indices of ``count`` samples of ``prompt``, int64; of good parts and every prompt without it.
 
-        Good parts are half of the draws unless ``defects_only``: rare defect types are seen as often as
-        common ones.
+        Then a name is drawn first, uniformly but for the good parts, so that rare defect types are seen as
+        often as common ones.
         """
-        names = torch.randint(1, len(self.names), (count,), generator=generator)
-        if not defects_only:
-            names[torch.rand(count, generator=generator) < 0.5] = 0
+        if prompt is None:
+            names = torch.randint(1, len(self.names), (count,), generator=generator)
+            names[torch.rand(count, generator=generator) < GOOD_SHARE] = 0
+        else:
+            names = torch.full((count,), prompt)
         picks = [torch.nonzero(self.prompt == name).flatten() for name in names.tolist()]
         return torch.stack([pick[int(torch.randint(len(pick), (1,), generator=generator))] for pick in picks])
 

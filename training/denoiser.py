@@ -11,7 +11,7 @@ from .data import Examples
 from .loop import Device
 from .presets import Preset
 
-ANOMALY_ONLY_SHARE = 1 / 3
+ANOMALY_ONLY_SHARE = 1 / 2
 """Share of the defect samples shown as ``c * M0``, the only branch's view (Eq. 12 does the same)."""
 
 
@@ -62,15 +62,15 @@ class Latents:
         self._abar = torch.tensor(recipe.abar, dtype=torch.float32)
 
     def draw(
-        self, count: int, generator: torch.Generator, *, defects_only: bool = False
+        self, count: int, generator: torch.Generator, *, prompt: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A batch of latents sampled from the VAE posterior.
+        """A batch of latents sampled from the VAE posterior, of one prompt or of all (`Examples.draw`).
 
         Returns:
             latents ``[B, C, h, w]``, masks ``[B, 1, h, w]`` (0/1 float), name indices ``[B]`` and timesteps
             ``[B]``, uniform in ``0..steps - 1``; all on the training device.
         """
-        index = self.examples.draw(count, generator, defects_only=defects_only)
+        index = self.examples.draw(count, generator, prompt=prompt)
         mirrored = torch.randint(2, (count,), generator=generator)
         mean, logvar = self._moments[mirrored, index].chunk(2, dim=1)
         latents = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Stage three: both mask-guidance adapters and the contexts on the frozen UNet (Eq. 12)."""
+"""Stage three: a pair of mask-guidance adapters for each prompt, and the contexts, on the frozen UNet (Eq. 12)."""
 
 import math
 
@@ -19,7 +19,7 @@ ONLY_WEIGHT = 1.0
 
 
 def build(preset: Preset) -> dict[Branch, MaskGuidanceAdapter]:
-    """Both adapters, started as the identity on unit-normal estimates.
+    """The adapters of one prompt, started as the identity on unit-normal estimates.
 
     An adapter replaces the UNet's estimate, so a random one would have to learn to copy before it can guide.
     """
@@ -73,16 +73,17 @@ def loss(
     contexts: Contexts,
     latents: Latents,
     recipe: Recipe,
+    prompt: int,
     batch: int,
     device: Device,
     generator: torch.Generator,
 ) -> Tensor:
-    """Eq. 12 as the authors' code computes it: L1, aware term masked by the EMA mask and weighted 4.
+    """Eq. 12 for one prompt as the authors' code computes it: L1, aware term masked by the EMA mask and weighted 4.
 
     One ``t`` a sample serves both branches; the two noises are independent. Both means run over all cells,
     masked zeros included.
     """
-    clean, masks, prompt, timesteps = latents.draw(batch, generator, defects_only=True)
+    clean, masks, names, timesteps = latents.draw(batch, generator, prompt=prompt)
     noise, other = (torch.randn(clean.shape, generator=generator).to(clean.device) for _ in range(2))
     zeta = torch.tensor([recipe.zeta(i) for i in range(recipe.steps)], dtype=torch.float32).to(clean.device)[
         timesteps
@@ -92,7 +93,7 @@ def loss(
         [latents.noised(clean, timesteps, noise), latents.noised(clean * masks, timesteps, other)]
     )
     with device.precision():
-        estimates = unet(inputs, timesteps.repeat(2), contexts(prompt).repeat(2, 1, 1)).sample
+        estimates = unet(inputs, timesteps.repeat(2), contexts(names).repeat(2, 1, 1)).sample
         aware, only = estimates.chunk(2)
         guided_aware = adapters[Branch.AWARE](aware, soft).float()
         guided_only = adapters[Branch.ONLY](only, masks).float()

@@ -17,7 +17,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of model and how long each of its three stages trains.
+    """One size of model and how long each of its three stages trains; ``guidance`` is counted per prompt.
 
     ``image_size`` is in pixels; the autoencoder halves it once less than it has widths.
     ``crop`` is the side in pixels of the patches the autoencoder is trained on.
@@ -54,12 +54,12 @@ PRESETS: dict[PresetName, Preset] = {
         unet_layers=1,
         attention=(2,),
         norm_groups=16,
-        adapter_widths=(16, 32, 64, 32, 16),
+        adapter_widths=(16, 48, 64, 48, 16),
         tokens=8,
         context_dim=64,
-        autoencoder=Stage(steps=2700, batch=8, rate=2e-3),
-        denoiser=Stage(steps=3200, batch=8, rate=1e-3),
-        guidance=Stage(steps=600, batch=8, rate=2e-3),
+        autoencoder=Stage(steps=2400, batch=8, rate=2e-3),
+        denoiser=Stage(steps=4800, batch=8, rate=1e-3),
+        guidance=Stage(steps=350, batch=8, rate=2e-3),
     ),
     "small": Preset(
         image_size=256,
@@ -75,6 +75,6 @@ PRESETS: dict[PresetName, Preset] = {
         context_dim=256,
         autoencoder=Stage(steps=8000, batch=32, rate=1e-3),
         denoiser=Stage(steps=16000, batch=32, rate=3e-4),
-        guidance=Stage(steps=4000, batch=32, rate=1e-3),
+        guidance=Stage(steps=1000, batch=32, rate=1e-3),
     ),
 }

@@ -1,14 +1,16 @@
 """The three training stages in order, from a folder of photographs to a model folder."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from stage_rt.errors import InputError
 from stage_rt.recipe import Branch, Recipe
@@ -21,7 +23,6 @@ from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Preset, PresetName
 
-ADAPTER = "shared"
 STAGES = ("autoencoder", "denoiser", "guidance")
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -74,11 +75,11 @@ def train(
     autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
     latents = denoiser.Latents(vae, examples, spec.recipe, device)
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
-    adapters = _train_guidance(unet, contexts, latents, spec.recipe, sizes, seed, work, device, report)
+    adapters = _train_guidance(unet, contexts, latents, spec, sizes, seed, work, device, report)
     model = Model(
         unet=unet.cpu().eval(),
         vae=vae.cpu().eval(),
-        adapters={ADAPTER: {branch: adapter.cpu().eval() for branch, adapter in adapters.items()}},
+        adapters=adapters,
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
         spec=spec.model_copy(update={"provenance": _provenance(root, examples, preset, seed)}),
     )
@@ -98,8 +99,16 @@ def _spec(preset: Preset, channels: Literal[1, 3], names: list[str]) -> ModelSpe
         tokens=preset.tokens,
         context_dim=preset.context_dim,
         recipe=Recipe.authors(),
-        prompts=dict.fromkeys(names, ADAPTER),
+        prompts=dict(zip(names, _adapter_names(names), strict=True)),
     )
+
+
+def _adapter_names(prompts: Sequence[str]) -> list[str]:
+    """The prompts as folder names; numbered where two would be the same or one would start with a sign."""
+    names = [re.sub(r"[^A-Za-z0-9_+-]", "_", prompt) for prompt in prompts]
+    if len(set(names)) == len(names) and all(name[0].isalnum() for name in names):
+        return names
+    return [f"{k}_{name}" for k, name in enumerate(names)]
 
 
 def _provenance(root: Path, examples: data.Examples, preset: str, seed: int) -> dict[str, str | int]:
@@ -179,25 +188,33 @@ def _train_guidance(
     unet: UNet2DConditionModel,
     contexts: denoiser.Contexts,
     latents: denoiser.Latents,
-    recipe: Recipe,
+    spec: ModelSpec,
     preset: Preset,
     seed: int,
     work: Path,
     device: Device,
     report: Report,
-) -> dict[Branch, MaskGuidanceAdapter]:
-    adapters = {
-        branch: adapter.to(device.device).train() for branch, adapter in guidance.build(preset).items()
-    }
+) -> dict[str, dict[Branch, MaskGuidanceAdapter]]:
+    """The adapters of every prompt by their name; each step trains those of one prompt, drawn at random."""
+    names = latents.examples.names
+    adapters = {spec.prompts[name]: guidance.build(preset) for name in names[1:]}
+    pairs = [nn.ModuleDict({str(b): adapter for b, adapter in pair.items()}) for pair in adapters.values()]
+    trainables = nn.ModuleDict({"adapters": nn.ModuleList(pairs), "contexts": contexts})
+
+    def loss(draws: torch.Generator) -> Tensor:
+        prompt = int(torch.randint(1, len(names), (), generator=draws))
+        pair = adapters[spec.prompts[names[prompt]]]
+        batch = preset.guidance.batch
+        return guidance.loss(unet, pair, contexts, latents, spec.recipe, prompt, batch, device, draws)
+
     fit(
         "guidance",
-        nn.ModuleDict({**{str(b): a for b, a in adapters.items()}, "contexts": contexts}),
-        lambda draws: guidance.loss(
-            unet, adapters, contexts, latents, recipe, preset.guidance.batch, device, draws
-        ),
-        preset.guidance,
+        trainables.to(device.device).train(),
+        loss,
+        replace(preset.guidance, steps=preset.guidance.steps * len(adapters)),
         seed=seed,
         work=work,
         report=report,
     )
+    trainables.cpu().eval()
     return adapters

@@ -33,8 +33,8 @@ def test_identity_start_needs_no_more_than_the_preset_widths() -> None:
 class _Latents:
     """Two fixed latents whose noised value is the latent plus the noise, so that the loss is known by hand."""
 
-    def draw(self, count: int, generator: torch.Generator, *, defects_only: bool) -> tuple[Tensor, ...]:
-        assert defects_only
+    def draw(self, count: int, generator: torch.Generator, *, prompt: int) -> tuple[Tensor, ...]:
+        assert prompt == 1
         masks = torch.zeros(count, 1, 4, 4)
         masks[:, :, :2] = 1
         return torch.full((count, 4, 4, 4), 2.0), masks, torch.ones(count).long(), torch.tensor([600, 100])
@@ -68,6 +68,7 @@ def test_loss_is_equation_12_with_the_authors_weights() -> None:
         Contexts(2, 1, 1, torch.Generator()),
         _Latents(),  # type: ignore[arg-type]
         Recipe.authors(),
+        1,
         2,
         CPU,
         torch.Generator().manual_seed(0),

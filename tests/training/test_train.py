@@ -11,7 +11,7 @@ from stage_rt.errors import DatasetError, InputError, ModelError
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
 from stage_rt.training.presets import Preset
-from stage_rt.training.train import train
+from stage_rt.training.train import _adapter_names, train
 
 
 def ignore(*_: object) -> None:
@@ -30,10 +30,10 @@ def model(dataset: Path, tmp_path: Path, micro: Preset) -> Path:
 
 def test_model_folder_holds_what_the_design_says(model: Path) -> None:
     spec = json.loads((model / "stage.json").read_text())
-    assert spec["prompts"] == {"part+dent": "shared", "part+spot": "shared"}
+    assert spec["prompts"] == {"part+dent": "part+dent", "part+spot": "part+spot"}
     assert (spec["image_size"], spec["image_channels"], spec["latent_size"]) == (32, 1, 16)
     assert set(load_file(model / "prompts.safetensors")) == {"part+dent", "part+spot"}
-    for place in ("unet", "vae", "adapters/shared/aware", "adapters/shared/only"):
+    for place in ("unet", "vae", "adapters/part+dent/aware", "adapters/part+dent/only"):
         assert (model / place / "config.json").is_file()
         assert load_file(model / place / "diffusion_pytorch_model.safetensors")
     assert {"losses.png", "reconstructions.png", "model_index.json"} <= {
@@ -46,7 +46,7 @@ def test_loaded_model_runs_and_round_trips(model: Path, tmp_path: Path) -> None:
     loaded = load_model(model)
     x = torch.randn(1, 4, 16, 16)
     estimate = loaded.unet(x, 500, loaded.contexts["part+dent"][None]).sample
-    guided = loaded.adapters["shared"][Branch.AWARE](estimate, torch.ones(1, 1, 16, 16))
+    guided = loaded.adapters["part+dent"][Branch.AWARE](estimate, torch.ones(1, 1, 16, 16))
     assert guided.shape == x.shape
     save_model(loaded, tmp_path / "again")
     again = load_model(tmp_path / "again")
@@ -101,3 +101,16 @@ def test_invalid_spec_names_the_field(model: Path) -> None:
     (model / "stage.json").write_text(json.dumps(spec))
     with pytest.raises(ModelError, match="latent_scale"):
         load_model(model)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "names"),
+    [
+        (["tile+crack", "tile+hole"], ["tile+crack", "tile+hole"]),
+        (["tile+a b", "tile+a.b"], ["0_tile+a_b", "1_tile+a_b"]),
+        (["-x+y"], ["0_-x+y"]),
+        (["ü+y"], ["0__+y"]),
+    ],
+)
+def test_adapters_are_named_after_their_prompts(prompts: list[str], names: list[str]) -> None:
+    assert _adapter_names(prompts) == names
