@@ -15,6 +15,7 @@ from stage_rt.cli.doctor import doctor
 from stage_rt.cli.export import export
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
+from stage_rt.cli.verify import verify
 from stage_rt.errors import ExitCode, StageError
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, synth, doctor, demo):
+for _command in (train, export, build, synth, verify, doctor, demo):
     app.command()(_command)
 
 
