@@ -57,7 +57,6 @@ def main() -> None:
     parser.add_argument("scratch", type=Path, help="folder to work in; must not exist")
     parser.add_argument("--backend", default="tensorrt-rtx", choices=("tensorrt-rtx", "onnxruntime"))
     parser.add_argument("--cores", type=int, default=2, help="cores every stage may use")
-    parser.add_argument("--name", default=platform.node(), help="of this machine, for the file of results")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -69,7 +68,7 @@ def main() -> None:
     finally:
         shutil.rmtree(options.scratch)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"full_size-{options.name}.json"
+    path = RESULTS / f"full_size-{slug(cpu_name(options.cores))}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     print(f"written to {path}")
@@ -90,6 +89,9 @@ def measure(scratch: Path, backend: str, cores: int) -> dict[str, Any]:
         "build": ([*command, *build], engine),
     }
     figures = {name: timed(name, [*map(str, words)], folder) for name, (words, folder) in stages.items()}
+    phases = json.loads((scratch / PHASES).read_text())
+    # The marks taken between the phases took the kernel's own with them.
+    figures["export"]["peak_bytes"] = max(phase["peak_bytes"] for phase in phases)
     share = figures["build"]["bytes"] / weights_bytes(model)
     return {
         "device": cpu_name(cores),
@@ -97,7 +99,7 @@ def measure(scratch: Path, backend: str, cores: int) -> dict[str, Any]:
         "backend": backend,
         "versions": {name: version(name) for name in ("torch", "diffusers", "onnx", LIBRARIES[backend])},
         "stages": figures,
-        "export_phases": json.loads((scratch / PHASES).read_text()),
+        "export_phases": phases,
         "engine_to_weights": share,
         "held": held(figures, backend, share),
     }
@@ -180,6 +182,10 @@ def cpu_name(cores: int) -> str:
     return f"{names[0].strip() if names else platform.processor()}, {cores} of {os.cpu_count()} cores"
 
 
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\(\w+\)", "", name).lower()).strip("-")
+
+
 def held(stages: dict[str, dict[str, float]], backend: str, share: float) -> dict[str, bool]:
     """Each bound and whether it was held; those of the build were set for TensorRT-RTX."""
     bounds = {name: bound for name, bound in BOUNDS.items() if name == "export" or backend == "tensorrt-rtx"}
@@ -201,6 +207,8 @@ def show(result: dict[str, Any]) -> None:
             f"{name:<10} {stage['seconds']:>8.1f} {stage['cpu_seconds']:>8.1f} "
             f"{stage['peak_bytes'] / 1e9:>8.2f} {stage['bytes'] / 1e9:>11.3f}"
         )
+    for phase in result["export_phases"]:
+        print(f"{phase['phase']:<45} {phase['seconds']:>8.1f} s {phase['peak_bytes'] / 1e9:>6.2f} GB")
     print(f"engine / fp16 weights {result['engine_to_weights']:.3f}")
     for bound, kept in result["held"].items():
         print(f"{bound:<20} {'held' if kept else 'NOT HELD'}")
