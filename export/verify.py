@@ -43,8 +43,7 @@ TRAJECTORY_TOLERANCE: dict[DType, float] = {"fp32": 5e-4, "fp16": 5e-2, "bf16": 
 
 Five times that of a graph: a step may be off by as much as one graph, and the loop keeps some of it. It does not
 pile up, as each step draws the same noise on both sides and trusts the estimate a little: over 1000 steps of random
-networks on ONNX Runtime it came to 1e-6 in fp32 and 1e-4 in fp16. The trajectory of another model is off by more
-than its largest value.
+networks on ONNX Runtime it came to 1e-6 in fp32 and 1e-4 in fp16.
 """
 
 CONTEXTS = "contexts"

@@ -29,7 +29,8 @@ def test_a_right_engine_gives_a_table_of_passes_and_a_picture(run, engine_folder
     assert len(rows) == 8
     assert all(row.endswith("  pass") for row in rows)
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["errors.png"]
-    assert Image.open(tmp_path / "plots" / "errors.png").width > 800
+    with Image.open(tmp_path / "plots" / "errors.png") as picture:
+        assert picture.width > 800
 
 
 def test_a_wrong_engine_gives_exit_code_3_the_table_and_the_picture(run, engine_folder, tmp_path):
