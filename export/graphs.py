@@ -1,5 +1,6 @@
 """The graphs folder: every network of a model as ONNX, the contexts, and ``model.json``."""
 
+import gc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +88,8 @@ def _write_graphs(
     for graph in model.spec.graphs:
         say(f"exporting {graph}")
         _write(_graph(graph, source, model, dtype, opset), folder / f"{graph}.onnx")
+        # A traced program is part of a cycle: left to itself, it would keep its weights beside the next network's.
+        gc.collect()
     return model.spec
 
 
