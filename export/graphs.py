@@ -1,5 +1,6 @@
 """The graphs folder: every network of a model as ONNX, the contexts, and ``model.json``."""
 
+import gc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +13,24 @@ from torch import nn
 
 from stage_rt import __version__
 from stage_rt.files import digests, sha256, staged_folder
-from stage_rt.spec import GRAPHS_FILE, MODEL_FILE, PROMPTS_FILE, DType, GraphsSpec, ModelSpec
+from stage_rt.spec import (
+    GRAPHS_FILE,
+    MODEL_FILE,
+    PROMPTS_FILE,
+    UNET,
+    VAE_DECODER,
+    VAE_ENCODER,
+    DType,
+    GraphsSpec,
+    ModelSpec,
+)
 
 from ..training.adapter import MaskGuidanceAdapter
-from ..training.folder import Model, load_model
+from ..training.folder import Description, load_description
 from .convert import convert
 from .fold import FoldedAdapter
-from .networks import networks, output_name, random_inputs
-from .parity import Parity, compare, references, require
+from .networks import load, output_name, random_inputs
+from .parity import Parity, StoredReferences, compare, require
 
 OPSET = 21
 EXTERNAL_DATA_BYTES = 2**30
@@ -58,9 +69,7 @@ def export(
     """
     with staged_folder(folder) as staged:
         spec = _write_graphs(model, staged, dtype, opset, say)
-        say("comparing with torch")
-        # The weights are read once more, now in float32: never are two copies of them in memory.
-        parities = compare(staged, references(load_model(model)), dtype)
+        parities = compare(staged, StoredReferences(model, say), dtype)
         show(parities)
         require(parities)
         graphs = GraphsSpec(
@@ -73,26 +82,34 @@ def export(
 def _write_graphs(
     source: Path, folder: Path, dtype: DType, opset: int, say: Callable[[str], None]
 ) -> ModelSpec:
-    model = load_model(source)
+    model = load_description(source)
     contexts = {name: context.contiguous() for name, context in model.contexts.items()}
     (folder / PROMPTS_FILE).write_bytes(save(contexts))
-    for graph, network in networks(model).items():
+    for graph in model.spec.graphs:
         say(f"exporting {graph}")
-        _write(_graph(graph, network, model, dtype, opset), folder / f"{graph}.onnx")
+        _write(_graph(graph, source, model, dtype, opset), folder / f"{graph}.onnx")
+        # A traced program is part of a cycle: left to itself, it would keep its weights beside the next network's.
+        gc.collect()
     return model.spec
 
 
-def _graph(graph: str, network: nn.Module, model: Model, dtype: DType, opset: int) -> ir.Model:
-    if isinstance(network, MaskGuidanceAdapter):
-        network = FoldedAdapter(network).eval()
-    # nn.Module's own `to`, in place: the one of diffusers warns about every plain cast.
-    nn.Module.to(network, TORCH_DTYPES[dtype])
+def _graph(graph: str, source: Path, model: Description, dtype: DType, opset: int) -> ir.Model:
+    network = _network(graph, source, TORCH_DTYPES[dtype])
     inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
     cast = {
         name: tensor.to(TORCH_DTYPES[dtype]) if tensor.is_floating_point() else tensor
         for name, tensor in inputs.items()
     }
     return convert(network, cast, output_name(graph), dynamic=frozenset(inputs) - {"timestep"}, opset=opset)
+
+
+def _network(graph: str, source: Path, dtype: torch.dtype) -> nn.Module:
+    if graph in (UNET, VAE_ENCODER, VAE_DECODER):
+        return load(source, graph, dtype)
+    adapter = load(source, graph, torch.float32)
+    assert isinstance(adapter, MaskGuidanceAdapter)
+    # Rounded once, after folding. nn.Module's own `to`: the one of diffusers warns about every plain cast.
+    return nn.Module.to(FoldedAdapter(adapter).eval(), dtype)
 
 
 def _write(model: ir.Model, path: Path) -> None:

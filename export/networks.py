@@ -1,12 +1,15 @@
 """The networks of a model, each as one function of tensors: what is traced and what parity is judged against."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
 
-from ..training.folder import Model
+from ..training.adapter import MaskGuidanceAdapter
+from ..training.folder import Description, Model, load_network
 
 
 class Denoiser(nn.Module):
@@ -63,13 +66,28 @@ def networks(model: Model) -> dict[str, nn.Module]:
     }
 
 
+def load(folder: Path, graph: str, dtype: torch.dtype) -> nn.Module:
+    """One of the `networks` of a model folder, read alone.
+
+    Raises:
+        ModelError: it is missing, unreadable or inconsistent.
+    """
+    if graph == UNET:
+        return Denoiser(load_network(UNet2DConditionModel, folder / "unet", dtype)).eval()
+    if graph in (VAE_ENCODER, VAE_DECODER):
+        half = Encoder if graph == VAE_ENCODER else Decoder
+        return half(load_network(AutoencoderKL, folder / "vae", dtype)).eval()
+    adapter: nn.Module = load_network(MaskGuidanceAdapter, folder / graph.replace(".", "/"), dtype)
+    return adapter
+
+
 def output_name(graph: str) -> str:
     """Name of a graph's only output."""
     return {UNET: "eps", VAE_ENCODER: "moments", VAE_DECODER: "image"}.get(graph, "guided")
 
 
 def random_inputs(
-    graph: str, model: Model, *, batch: int, timestep: int, generator: torch.Generator
+    graph: str, model: Description, *, batch: int, timestep: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Inputs like those of a run, by name, float32: unit normal latents, the model's own contexts, binary masks."""
     spec = model.spec

@@ -1,7 +1,7 @@
 """Every exported graph in ONNX Runtime against its network in torch."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from stage_rt.errors import ParityError
 from stage_rt.spec import UNET, DType
 
-from ..training.folder import Model
-from .networks import networks, random_inputs
+from ..training.folder import Description, Model, load_description
+from .networks import load, networks, random_inputs
 
 TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """Largest error allowed, relative to the largest value of the reference.
@@ -53,19 +54,45 @@ class Parity:
         return self.max_rel <= self.tolerance
 
 
-@torch.no_grad()
 def references(model: Model) -> dict[str, list[Case]]:
     """Cases for every graph of ``model``, at each batch of `BATCHES`; the UNet at three timesteps."""
+    return {graph: _cases(graph, network, model) for graph, network in networks(model).items()}
+
+
+class StoredReferences(Mapping[str, list[Case]]):
+    """The `references` of a model folder; its networks are read one by one, as their cases are asked for.
+
+    At full size, the UNet in float32 is all that shall be in memory.
+
+    Raises:
+        ModelError: the folder is incomplete or inconsistent.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
+        self._description = load_description(folder)
+
+    def __getitem__(self, graph: str) -> list[Case]:
+        self._say(f"comparing {graph} with torch")
+        return _cases(graph, load(self._folder, graph, torch.float32), self._description)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._description.spec.graphs)
+
+    def __len__(self) -> int:
+        return len(self._description.spec.graphs)
+
+
+@torch.no_grad()
+def _cases(graph: str, network: nn.Module, model: Description) -> list[Case]:
     generator = torch.Generator().manual_seed(SEED)
-    cases: dict[str, list[Case]] = {}
     last = model.spec.recipe.steps - 1
-    for graph, network in networks(model).items():
-        cases[graph] = []
-        for batch in BATCHES:
-            for timestep in (last, last // 2, 0) if graph == UNET else (0,):
-                inputs = random_inputs(graph, model, batch=batch, timestep=timestep, generator=generator)
-                arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-                cases[graph].append(Case(arrays, network(**inputs).numpy()))
+    cases = []
+    for batch in BATCHES:
+        for timestep in (last, last // 2, 0) if graph == UNET else (0,):
+            inputs = random_inputs(graph, model, batch=batch, timestep=timestep, generator=generator)
+            arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+            cases.append(Case(arrays, network(**inputs).numpy()))
     return cases
 
 
@@ -100,6 +127,9 @@ def _compare(folder: Path, graph: str, cases: Sequence[Case], dtype: DType) -> P
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # What was exported is judged, not what ONNX Runtime would make of it; and folding casts, which it does first
+    # of all, would keep a float32 copy of every fp16 weight.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

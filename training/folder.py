@@ -12,7 +12,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,15 +26,24 @@ from .adapter import MaskGuidanceAdapter
 Network = TypeVar("Network", bound=nn.Module)
 
 
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
 @dataclass(frozen=True)
-class Model:
-    """A trained model in memory; ``contexts`` maps prompt names to float32 ``[tokens, dim]``."""
+class Description:
+    """All of a model but its networks; ``contexts`` maps prompt names to float32 ``[tokens, dim]``."""
+
+    contexts: dict[str, Tensor]
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class Model(Description):
+    """A trained model in memory."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
-    contexts: dict[str, Tensor]
-    spec: ModelSpec
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -101,40 +110,68 @@ def read_spec(folder: Path) -> ModelSpec:
         raise ModelError(f"`{path}` is not valid at {where}: {why}") from None
 
 
+def load_description(folder: Path) -> Description:
+    """Read what a model folder holds beside its networks.
+
+    Raises:
+        ModelError: a file is missing, unreadable or disagrees with ``stage.json``.
+    """
+    spec = read_spec(folder)
+    return Description(contexts=_load_contexts(folder / PROMPTS_FILE, spec), spec=spec)
+
+
 def load_model(folder: Path) -> Model:
     """Read a model folder into float32 networks in eval mode, on the CPU.
 
     Raises:
         ModelError: a file is missing, unreadable or disagrees with ``stage.json``.
     """
-    spec = read_spec(folder)
+    description = load_description(folder)
     adapters = {
-        name: {branch: _load(MaskGuidanceAdapter, folder / "adapters" / name / branch) for branch in Branch}
-        for name in spec.adapters
+        name: {
+            branch: load_network(MaskGuidanceAdapter, folder / "adapters" / name / branch)
+            for branch in Branch
+        }
+        for name in description.spec.adapters
     }
     return Model(
-        unet=_load(UNet2DConditionModel, folder / "unet"),
-        vae=_load(AutoencoderKL, folder / "vae"),
+        unet=load_network(UNet2DConditionModel, folder / "unet"),
+        vae=load_network(AutoencoderKL, folder / "vae"),
         adapters=adapters,
-        contexts=_load_contexts(folder / PROMPTS_FILE, spec),
-        spec=spec,
+        contexts=description.contexts,
+        spec=description.spec,
     )
 
 
-def _load(kind: type[Network], folder: Path) -> Network:
+def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:
+    """Read one network in eval mode, on the CPU; its weights are never there twice.
+
+    Raises:
+        ModelError: its configuration or a weight is missing, unreadable or of another network.
+    """
     try:
-        module = kind.from_pretrained(  # type: ignore[attr-defined]
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-        )
+        with torch.device("meta"):
+            module: Network = kind.from_config(  # type: ignore[attr-defined]
+                kind.load_config(folder, local_files_only=True)  # type: ignore[attr-defined]
+            )
+        module.load_state_dict(_weights(folder / WEIGHTS_FILE, dtype), assign=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"`{folder}` holds no usable {kind.__name__} weights: {reason}") from None
-    loaded: Network = module.eval()
-    return loaded
+    return module.eval()
+
+
+def _weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    return {name: _weight(path, name, dtype) for name in names}
+
+
+def _weight(path: Path, name: str, dtype: torch.dtype) -> Tensor:
+    # Opened for every tensor: the pages read of a mapped file count as memory until it is closed.
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:

@@ -11,9 +11,11 @@ from stage_rt import __version__
 from stage_rt.cli import console
 from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
+from stage_rt.cli.doctor import doctor
 from stage_rt.cli.export import export
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
+from stage_rt.cli.verify import verify
 from stage_rt.errors import ExitCode, StageError
 
 app = typer.Typer(
@@ -23,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, synth, demo):
+for _command in (train, export, build, synth, verify, doctor, demo):
     app.command()(_command)
 
 

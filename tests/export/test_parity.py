@@ -1,12 +1,13 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from small_model import small_model
 
 from stage_rt.errors import ParityError
 from stage_rt.export import parity
-from stage_rt.export.parity import Parity, compare, references, require
+from stage_rt.export.parity import Parity, StoredReferences, compare, references, require
 from stage_rt.training.folder import load_model
 
 
@@ -48,3 +49,16 @@ def test_an_output_that_is_not_finite_fails_whatever_the_others_do():
     rows = [Parity("a", 1.0, 0.5, 1e-4), Parity("b", math.nan, math.nan, 1e-4)]
     with pytest.raises(ParityError, match="graph `b`"):
         require(rows)
+
+
+def test_networks_read_one_by_one_give_the_same_references(model_folder):
+    said = []
+    stored, expected = StoredReferences(model_folder, said.append), references(load_model(model_folder))
+    assert set(stored) == set(expected)
+    assert len(stored) == len(expected)
+    for graph, cases in stored.items():
+        assert said[-1] == f"comparing {graph} with torch"
+        for found, right in zip(cases, expected[graph], strict=True):
+            np.testing.assert_array_equal(found.output, right.output)
+            for name, values in found.inputs.items():
+                np.testing.assert_array_equal(values, right.inputs[name])

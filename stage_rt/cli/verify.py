@@ -1,0 +1,86 @@
+"""``stage-rt verify``: an engine held against its model in torch."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stage_rt.cli import console
+
+if TYPE_CHECKING:
+    from stage_rt.export.verify import Error, Report, Row
+
+
+def verify(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Folder made by `stage-rt build`.")],
+    model: Annotated[Path, typer.Option(metavar="MODEL", help="Model folder the engine was built from.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What the trajectory paints.", show_default="the first by name")
+    ] = None,
+    timesteps: Annotated[
+        int, typer.Option(min=2, max=1000, help="How many the graphs are compared at, evenly spread.")
+    ] = 16,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PNG", help="Draw the errors against the timestep."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+) -> None:
+    """Hold ENGINE against MODEL in torch: every graph at every batch, then a whole trajectory.
+
+    Prints the worst of each; ends with exit code 3 if one is beyond its tolerance.
+    """
+    from stage_rt.cli.progress import progress_bar
+    from stage_rt.engine import read_spec
+    from stage_rt.errors import InputError
+    from stage_rt.files import write_atomic
+
+    # Asked now: it is written at the end of what may be an hour.
+    if output is not None and (output.suffix.lower() != ".png" or output.is_dir()):
+        raise InputError(f"`{output}` is no name for a picture: choose one that ends in `.png`")
+    spec = read_spec(engine)
+    with console.extra("export"):
+        from stage_rt.export.plots import plot_errors
+        from stage_rt.export.verify import require, work
+        from stage_rt.export.verify import verify as run
+    with progress_bar(work(spec, timesteps), "steps") as show:
+        report = run(engine, model, prompt=prompt, timesteps=timesteps, progress=show)
+    console.result(_table(report.rows), _fields(report), as_json=as_json)
+    if output is not None:
+        write_atomic(output, plot_errors(report))
+    require(report)
+
+
+def _table(rows: Sequence["Row"]) -> str:
+    width = max(len(row.subject) for row in rows)
+    lines = [f"{'worst of':<{width}}   max abs   max rel      cosine  tolerance"]
+    lines += [
+        f"{row.subject:<{width}}  {row.worst.max_abs:>8.1e}  {row.worst.max_rel:>8.1e}  "
+        f"{row.worst.cosine:>10.8f}  {row.tolerance:>9.0e}  {'pass' if row.passed else 'FAIL'}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _fields(report: "Report") -> dict[str, object]:
+    return {
+        "passed": all(row.passed for row in report.rows),
+        "dtype": report.dtype,
+        "prompt": report.prompt,
+        "worst": [
+            {"subject": row.subject, **_error(row.worst), "tolerance": row.tolerance, "passed": row.passed}
+            for row in report.rows
+        ],
+        "graphs": [
+            {"graph": point.graph, "batch": point.batch, "timestep": point.timestep, **_error(point.error)}
+            for point in report.points
+        ],
+        "trajectory": [_error(error) for error in report.trajectory],
+    }
+
+
+def _error(error: "Error") -> dict[str, float | None]:
+    # JSON knows no NaN.
+    return {name: value if math.isfinite(value) else None for name, value in error._asdict().items()}

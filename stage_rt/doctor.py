@@ -1,0 +1,313 @@
+"""What this machine has and lacks for stage-rt: one line a subject, each with its fix.
+
+Nothing here raises: a package that is broken, or crashes on import, is a line like any other.
+"""
+
+import ctypes
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stage_rt import __version__
+
+PYTHON = (3, 11)
+
+DISK_BYTES = 4 * 10**9
+"""Graphs and engine of a full-size fp16 model, 1.8 GB each, and some room."""
+
+ONNX_RUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-training",
+)
+"""Distributions that all install the module ``onnxruntime``, each over the other's files."""
+
+EXPORT_PACKAGES = ("torch", "diffusers", "accelerate", "onnx", "onnxscript", "matplotlib")
+
+CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
+
+_SECONDS = 120
+_IMPORT = """
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+print(json.dumps([module.__version__, getattr(module, "get_available_providers", list)()]))
+"""
+
+
+class Status(StrEnum):
+    """``wrong``: there, but not usable as it is."""
+
+    OK = "ok"
+    MISSING = "missing"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found of one subject, and the fix where it is not ok.
+
+    ``needed``: the default path, ONNX Runtime on the CPU, does not work without it.
+    """
+
+    subject: str
+    status: Status
+    found: str
+    fix: str | None = None
+    needed: bool = False
+
+
+def examine() -> list[Line]:
+    """Look at everything, from Python to the disk; never raises."""
+    lines: list[Line] = []
+    for subject, probe in _PROBES.items():
+        try:
+            lines += probe()
+        except Exception as error:
+            fix = "report this as a bug of `stage-rt doctor`"
+            lines.append(Line(subject, Status.WRONG, f"could not be examined ({_told(error)})", fix))
+    return lines
+
+
+def lacking(lines: Sequence[Line]) -> list[str]:
+    """The subjects that the default path needs and that are not ok."""
+    return [line.subject for line in lines if line.needed and line.status is not Status.OK]
+
+
+def _python() -> Iterator[Line]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    fits = sys.version_info >= PYTHON
+    fix = None if fits else f"install Python {'.'.join(map(str, PYTHON))} or newer"
+    yield Line("Python", Status.OK if fits else Status.WRONG, found, fix, needed=True)
+
+
+def _kernels() -> Iterator[Line]:
+    from stage_rt import kernels
+    from stage_rt.errors import BackendError
+
+    subject = "stage-rt kernels"
+    try:
+        kernels.library()
+    except BackendError as error:
+        found = str(error).partition(", install")[0]
+        fix = "install again with a C++ compiler: `pip install --force-reinstall --no-deps stage-rt`"
+        yield Line(subject, Status.WRONG, found, fix, needed=True)
+    else:
+        found = f"stage-rt {__version__}, {kernels.LIBRARY} agrees with its definition"
+        yield Line(subject, Status.OK, found, needed=True)
+
+
+def _onnxruntime() -> Iterator[Line]:
+    line = _module("ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", needed=True)
+    if line.status is Status.OK and "CPUExecutionProvider" not in line.found:
+        fix = "`pip install --force-reinstall --no-deps onnxruntime`"
+        line = Line(line.subject, Status.WRONG, f"{line.found}: it cannot run on the CPU", fix, needed=True)
+    yield line
+    installed = [name for name in ONNX_RUNTIMES if _version(name)]
+    if len(installed) > 1:
+        keep = installed[0]
+        yield Line(
+            "ONNX Runtime clash",
+            Status.WRONG,
+            f"{' and '.join(f'`{name}`' for name in installed)} overwrite each other's files",
+            f"`pip uninstall {' '.join(installed[1:])}`, then `pip install --force-reinstall --no-deps {keep}`",
+            needed=True,
+        )
+
+
+def _tensorrt() -> Iterator[Line]:
+    yield _module("TensorRT", "tensorrt", "pip install 'stage-rt[tensorrt]'")
+    yield _module("TensorRT-RTX", "tensorrt_rtx", "pip install 'stage-rt[rtx]'")
+
+
+def _export() -> Iterator[Line]:
+    versions = {name: _version(name) if _is_there(name) else None for name in EXPORT_PACKAGES}
+    fix = "to train, export and verify: `pip install 'stage-rt[export]'`"
+    for name, version in versions.items():
+        yield (
+            Line(name, Status.OK, version) if version else Line(name, Status.MISSING, "not installed", fix)
+        )
+
+
+def _nvidia() -> Iterator[Line]:
+    try:
+        driver, gpus = _gpus()
+    except Exception as error:
+        fix = (
+            "install NVIDIA's driver to run TensorRT engines, or start the container with `--gpus all`; "
+            "ONNX Runtime and building for TensorRT-RTX need none"
+        )
+        yield Line("NVIDIA driver", Status.MISSING, _told(error), fix)
+        yield _libcuda("it comes with NVIDIA's driver")
+        return
+    yield Line("NVIDIA driver", Status.OK, driver)
+    yield _libcuda("start the container with `NVIDIA_DRIVER_CAPABILITIES=compute,utility`")
+    if not gpus:
+        yield Line("GPU", Status.MISSING, "the driver sees none", "start the container with `--gpus all`")
+    for index, (name, sm, total, free) in enumerate(gpus):
+        yield Line(f"GPU {index}", Status.OK, f"{name}, SM {sm}, {_size(free)} of {_size(total)} free")
+
+
+def _libcuda(fix: str) -> Line:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return Line("libcuda", Status.MISSING, str(error), fix)
+    version = ctypes.c_int()
+    if code := library.cuDriverGetVersion(ctypes.byref(version)):
+        return Line(
+            "libcuda", Status.WRONG, f"answers with CUDA error {code}, as the toolkit's stub does", fix
+        )
+    return Line("libcuda", Status.OK, f"serves CUDA {version.value // 1000}.{version.value % 1000 // 10}")
+
+
+def _libcudart() -> Iterator[Line]:
+    for path in (*CUDA_RUNTIMES, *_packaged_runtimes()):
+        try:
+            ctypes.CDLL(path)
+        except OSError:
+            continue
+        yield Line("libcudart", Status.OK, path)
+        return
+    fix = "to run TensorRT engines: `pip install nvidia-cuda-runtime`, or put the toolkit's into `LD_LIBRARY_PATH`"
+    yield Line("libcudart", Status.MISSING, f"neither {' nor '.join(CUDA_RUNTIMES)} can be loaded", fix)
+
+
+def _packaged_runtimes() -> list[str]:
+    """Where NVIDIA's Python packages keep the CUDA runtime."""
+    spec = find_spec("nvidia")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return [
+        str(path)
+        for folder in folders
+        for name in CUDA_RUNTIMES
+        for path in sorted(Path(folder).glob(f"*/lib/{name}"))
+    ]
+
+
+def _disk() -> Iterator[Line]:
+    folders = {"disk here": Path.cwd(), "disk for scratch": Path(tempfile.gettempdir())}
+    for subject, folder in folders.items():
+        free = shutil.disk_usage(folder).free
+        found = f"{_size(free)} free in `{folder}`"
+        enough = free >= DISK_BYTES
+        fix = None if enough else f"a full-size model needs {_size(DISK_BYTES)}: free some"
+        yield Line(subject, Status.OK if enough else Status.WRONG, found, fix)
+
+
+_PROBES: dict[str, Callable[[], Iterator[Line]]] = {
+    "Python": _python,
+    "stage-rt kernels": _kernels,
+    "ONNX Runtime": _onnxruntime,
+    "NVIDIA driver": _nvidia,
+    "libcudart": _libcudart,
+    "TensorRT": _tensorrt,
+    "export": _export,
+    "disk": _disk,
+}
+
+
+def _module(subject: str, module: str, install: str, *, needed: bool = False) -> Line:
+    """Version and providers of a module, imported in a process of its own: a broken one may well crash."""
+    if not _is_there(module):
+        return Line(subject, Status.MISSING, "not installed", f"`{install}`", needed)
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _IMPORT, module],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if child.returncode == 0:
+            version, providers = json.loads(child.stdout.splitlines()[-1])
+            return Line(
+                subject, Status.OK, ": ".join(filter(None, (version, ", ".join(providers)))), None, needed
+            )
+        last = (child.stderr.strip().splitlines() or [""])[-1]
+        found = last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
+    except subprocess.TimeoutExpired:
+        found = f"its import takes more than {_SECONDS} s"
+    return Line(subject, Status.WRONG, found, f"install it again: `{install} --force-reinstall`", needed)
+
+
+def _is_there(module: str) -> bool:
+    """A folder without code, as an uninstalled package or one of types may leave, does not count."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+Gpu = tuple[str, str, int, int]
+"""Name, SM as ``8.9``, total and free memory in bytes."""
+
+
+def _gpus() -> tuple[str, list[Gpu]]:
+    """Version of the driver and its GPUs, from NVML or, where its bindings are missing, from nvidia-smi."""
+    try:
+        nvml = import_module("pynvml")
+    except ModuleNotFoundError:
+        return _gpus_of_smi()
+    nvml.nvmlInit()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return str(nvml.nvmlSystemGetDriverVersion()), [_gpu_of_nvml(nvml, handle) for handle in handles]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _gpu_of_nvml(nvml: Any, handle: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return str(nvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", memory.total, memory.free
+
+
+def _gpus_of_smi() -> tuple[str, list[Gpu]]:
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        raise FileNotFoundError("neither `nvidia-smi` nor the package `nvidia-ml-py` is there to ask")
+    query = "--query-gpu=driver_version,compute_cap,memory.total,memory.free,name"
+    child = subprocess.run(
+        [smi, query, "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    if child.returncode:
+        said = (child.stdout or child.stderr).strip().partition("\n")[0]
+        raise OSError(f"`nvidia-smi` fails: {said}")
+    driver, gpus = "unknown version", list[Gpu]()
+    for row in child.stdout.splitlines():
+        driver, sm, total, free, name = (field.strip() for field in row.split(",", maxsplit=4))
+        gpus.append((name, sm, int(total) << 20, int(free) << 20))
+    return driver, gpus
+
+
+def _size(count: int) -> str:
+    return f"{count / 10**9:.1f} GB"
+
+
+def _told(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
