@@ -1,9 +1,10 @@
 """Stand-ins for the CUDA runtime and for TensorRT, so that the runtime's GPU path runs on a machine without one.
 
 The driver keeps device memory in host memory of its own, refuses addresses it did not hand out, and does what is
-enqueued on a stream only when that is synchronised. The library "deserialises" plans that hold an ONNX graph, demands
-what TensorRT demands before it runs one (a profile, shapes that are those of the profile, an address for every tensor,
-a workspace that is large enough), and then lets ONNX Runtime compute it from the bytes at those addresses.
+enqueued on a stream only when that is synchronised. The library "deserialises" plans that hold an ONNX graph,
+demands what TensorRT demands before it runs one (a profile, shapes that are those of the profile, an address for
+every tensor, a workspace that is large enough), and then lets ONNX Runtime compute it from the bytes at those
+addresses.
 
 So the tests prove which calls are made in which order, on which sizes and addresses, and what becomes of the data on
 its way. They do not prove that TensorRT or a GPU does what is asked of it here: only a GPU does.

@@ -1,4 +1,4 @@
-"""The runtime of both TensorRT flavours on stand-ins for the driver and the library; see `fake_gpu` for what that proves."""
+"""The runtime of both TensorRT flavours on stand-ins; `fake_gpu` says what that proves and what not."""
 
 import ast
 import inspect
@@ -228,7 +228,7 @@ def test_a_failed_enqueue_names_the_graph_and_the_reason(engine, driver):
     backend = opened(engine())
     backend.run("unet", **inputs("unet", 1))
     contexts()[0].workspace = (0, 0)
-    with pytest.raises(BackendError, match="failed in graph `unet`: enqueueV3: not everything was set$"):
+    with pytest.raises(BackendError, match=r"failed in graph `unet`: enqueueV3: not everything was set$"):
         backend.run("unet", **inputs("unet", 1))
 
 
