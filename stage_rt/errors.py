@@ -11,6 +11,7 @@
     │   ├── ModelError            a model folder is incomplete or inconsistent
     │   ├── GraphsError           a graphs folder is incomplete, changed or inconsistent
     │   ├── EngineError           an engine folder is incomplete, changed or not for this machine
+    │   ├── DeviceError           no GPU can be used here, or not the one that is needed
     │   ├── RunError              an output folder holds another run or was damaged
     │   └── MissingExtraError     an optional dependency is not installed
     ├── BackendError              exit 3, the inference library failed
@@ -72,6 +73,10 @@ class GraphsError(InputError):
 
 class EngineError(InputError):
     """An engine folder is incomplete, changed or made for another machine."""
+
+
+class DeviceError(InputError):
+    """No GPU can be used here, or not the one that is needed."""
 
 
 class RunError(InputError):

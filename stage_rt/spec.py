@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
-BackendName = Literal["onnxruntime"]
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -148,7 +148,11 @@ class GraphsSpec(_Sealed):
 
 
 class EngineSpec(_Sealed):
-    """``engine.json``: for what an engine was compiled, and the sha256 of every other file."""
+    """``engine.json``: for what an engine was compiled, and the sha256 of every other file.
+
+    ``devices`` are ``cpu`` or compute capabilities (``sm86``). ``workspace`` is the GPU memory in bytes that the
+    engines of the set take turns in, at the largest batch, as the library planned it when it built them; 0 on a CPU.
+    """
 
     format: Literal[1] = 1
     model: ModelSpec
@@ -159,7 +163,14 @@ class EngineSpec(_Sealed):
     dtype: DType
     batch: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     graphs_fingerprint: Sha256
+    workspace: int = Field(default=0, ge=0)
     files: dict[RelativePath, Sha256]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides the engine: graphs, backend, library version, devices, dtype, batches."""
+        decides = self.model_dump(mode="json", exclude={"model", "workspace", "files"})
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 class RunSpec(_Spec):

@@ -38,10 +38,15 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
     """Open the engine in ``folder``; its files and the library are checked before the library reads anything.
 
     Raises:
-        EngineError: a file was changed, or the engine is for another version of the library.
+        EngineError: a file was changed, or the engine is for another version of the library or another GPU.
+        DeviceError: the engine needs a GPU and there is none.
         MissingExtraError: the library is not installed.
     """
     verify(folder, spec.files, ENGINE_FILE, EngineError, "build the engine again with `stage-rt build`")
-    from stage_rt.backends import onnxruntime
+    if spec.backend == "onnxruntime":
+        from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 
-    return onnxruntime.OnnxRuntimeBackend(folder, spec)
+        return OnnxRuntimeBackend(folder, spec)
+    from stage_rt.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(folder, spec)

@@ -13,6 +13,7 @@ from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
 from stage_rt.cli.export import export
+from stage_rt.cli.inspect import inspect
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
 from stage_rt.cli.verify import verify
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, synth, verify, doctor, demo):
+for _command in (train, export, build, inspect, verify, synth, doctor, demo):
     app.command()(_command)
 
 

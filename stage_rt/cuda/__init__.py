@@ -1,0 +1,1 @@
+"""The GPU: the only package that imports CUDA's own Python modules."""
