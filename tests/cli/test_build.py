@@ -40,7 +40,7 @@ def test_a_second_build_is_a_hit(build, tmp_path):
 def test_the_memory_it_will_need_is_told_on_stderr(build, tmp_path):
     code, out, err = build("--backend", "tensorrt-rtx", "--target", "SM86", "--batch", "1")
     assert (code, out) == (0, "engine `engine`\n")
-    assert err.startswith("notice: the engine will need up to ")
+    assert err.startswith("notice: the engine will need about ")
     assert err.endswith(" inputs and outputs\n")
     assert err.count("\n") == 1
     assert read_spec(tmp_path / "engine").devices == ["sm86"]
