@@ -6,10 +6,18 @@ from torch import Tensor, nn
 
 from stage_rt.recipe import Recipe
 
-from .autoencoder import DEFECT_WEIGHT, LATENT_CHANNELS, encode
+from .autoencoder import LATENT_CHANNELS, encode
 from .data import Examples
 from .loop import Device
 from .presets import Preset
+
+DEFECT_WEIGHT = 30.0
+"""How much more a labelled cell counts than another.
+
+Where the noise hides what a cell shows, the estimate leans towards the defect by as much. That is wanted: the
+UNet does not know the mask, so under the context of a defect it has to expect one anywhere, and the blends keep it
+inside the mask.
+"""
 
 ANOMALY_ONLY_SHARE = 1 / 2
 """Share of the defect samples shown as ``c * M0``, the only branch's view (Eq. 12 does the same)."""

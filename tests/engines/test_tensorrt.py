@@ -1,6 +1,5 @@
 """Real TensorRT-RTX builds, which need no GPU, and what is refused before one."""
 
-import json
 import resource
 import shutil
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import fake_gpu
 import onnx
 import pytest
+from descriptions import relist
 
 from stage_rt.engine import load, read_spec
 from stage_rt.engines import builders, tensorrt_gpu
@@ -45,13 +45,6 @@ def edited(graphs, folder, change):
     onnx.save(model, folder / "unet.onnx")
     relist(folder)
     return folder
-
-
-def relist(folder):
-    path = folder / GRAPHS_FILE
-    described = json.loads(path.read_text())
-    path.unlink()
-    path.write_text(json.dumps(described | {"files": digests(folder)}))
 
 
 def test_engine_json_says_what_was_built(rtx_engine, graphs):
