@@ -200,7 +200,7 @@ class Engine:
         return clean
 
     def denoiser(self, prompt: str, batch: int) -> Callable[[Float32, int, Float32, Branch], Float32]:
-        """What `stage_rt.sampler.sample` calls: the UNet, then the adapter of the branch.
+        """What `stage_rt.sampler.sample` calls: the UNet, then the prompt's adapter of the branch if it has any.
 
         Raises:
             PromptError: the model does not know ``prompt``.
@@ -211,6 +211,8 @@ class Engine:
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             timestep = np.array([i], dtype=np.int64)
             eps = self._backend.run(UNET, sample=x, timestep=timestep, context=context)
+            if adapter is None:
+                return eps
             return self._backend.run(adapter_graph(adapter, branch), eps=eps, mask=mask)
 
         return denoise

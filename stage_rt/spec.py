@@ -48,7 +48,8 @@ class _Spec(BaseModel):
 class ModelSpec(_Spec):
     """``stage.json``: what the runtime must know of a trained model besides its weights.
 
-    Sizes are in pixels (image) and cells (latent); both are square.
+    Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
+    with the UNet's own estimate.
     """
 
     format: Literal[1] = 1
@@ -60,7 +61,7 @@ class ModelSpec(_Spec):
     tokens: int = Field(ge=1)
     context_dim: int = Field(ge=1)
     recipe: Recipe
-    prompts: dict[PromptName, AdapterName] = Field(min_length=1)
+    prompts: dict[PromptName, AdapterName | None] = Field(min_length=1)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -74,7 +75,7 @@ class ModelSpec(_Spec):
     @property
     def adapters(self) -> list[str]:
         """The distinct adapter names, sorted."""
-        return sorted(set(self.prompts.values()))
+        return sorted({name for name in self.prompts.values() if name is not None})
 
     @property
     def graphs(self) -> list[str]:
