@@ -16,8 +16,8 @@ from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import composite as composited
 from stage_rt.outputs import pixels
-from stage_rt.recipe import Branch
-from stage_rt.sampler import sample
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.samplers import SAMPLERS
 from stage_rt.spec import (
     ENGINE_FILE,
     PROMPTS_FILE,
@@ -26,6 +26,7 @@ from stage_rt.spec import (
     VAE_ENCODER,
     EngineSpec,
     ModelSpec,
+    SamplerName,
     adapter_graph,
 )
 
@@ -152,24 +153,29 @@ class Engine:
         *,
         prompt: str,
         noise: PhiloxNoise,
+        sampler: SamplerName = "stage",
+        recipe: Recipe | None = None,
         callback: Callback | None = None,
     ) -> Painted:
         """Encode, sample and decode one batch, as `stage_rt.inputs` prepares it.
 
-        Samples with an empty mask take no part in the loop: no network has a say in their latent.
+        Samples with an empty mask take no part in STAGE's loop: no network has a say in their latent.
 
         Args:
             images: float32 ``[B, c, S, S]`` in [-1, 1].
             masks: float32 ``[B, 1, h, w]``, 0 or 1.
             prompt: what to paint, one of ``prompts``.
             noise: the streams of the B samples.
-            callback: called as ``callback(i, state)`` after every step, with the samples in the loop.
+            sampler: the way from noise to the latent, one of `stage_rt.samplers.SAMPLERS`.
+            recipe: schedule and branch plan, the model's own if None.
+            callback: called as ``callback(i, state)`` after every step, with the samples in the loop; ``i`` more
+                steps follow.
 
         Raises:
             InputError, PromptError, BackendError: as `synthesize`.
         """
         self._context(prompt)
-        model = self.spec.model
+        model, way = self.spec.model, SAMPLERS[sampler]
         count = len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
         _check("masks", masks, (count, 1, model.latent_size, model.latent_size))
@@ -178,11 +184,11 @@ class Engine:
         usable, filled = _finite(latent), masks.any(axis=(1, 2, 3))
         for part in (usable & filled, usable & ~filled):
             if part.any():
-                latent[part] = sample(
-                    self.denoiser(prompt, int(part.sum())),
+                latent[part] = way.run(
+                    self.denoiser(prompt, int(part.sum()), guided=way.guided),
                     latent[part],
                     masks[part],
-                    recipe=model.recipe,
+                    recipe=recipe or model.recipe,
                     noise=_select(noise, part),
                     callback=callback,
                 )
@@ -199,14 +205,16 @@ class Engine:
         clean: Float32 = np.float32(self.spec.model.latent_scale) * (mean + deviation * noise)
         return clean
 
-    def denoiser(self, prompt: str, batch: int) -> Callable[[Float32, int, Float32, Branch], Float32]:
-        """What `stage_rt.sampler.sample` calls: the UNet, then the prompt's adapter of the branch if it has any.
+    def denoiser(
+        self, prompt: str, batch: int, *, guided: bool = True
+    ) -> Callable[[Float32, int, Float32, Branch], Float32]:
+        """What a sampler calls: the UNet, then the adapter of the branch if the prompt has any and it is ``guided``.
 
         Raises:
             PromptError: the model does not know ``prompt``.
         """
         context = np.repeat(self._context(prompt)[None], batch, axis=0)
-        adapter = self.spec.model.prompts[prompt]
+        adapter = self.spec.model.prompts[prompt] if guided else None
 
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             timestep = np.array([i], dtype=np.int64)

@@ -10,6 +10,7 @@ from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
 BackendName = Literal["onnxruntime"]
+SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -128,6 +129,7 @@ class RunSpec(_Spec):
     engine: Sha256
     backend: BackendName
     recipe: Recipe
+    sampler: SamplerName = "stage"
     prompt: PromptName
     count: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**64)
@@ -141,7 +143,8 @@ class PairRecord(_Spec):
     """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed and why.
 
     ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
-    names of the files the pair was made from. A pair whose ``latent_mask_cells`` is 0 shows no defect.
+    names of the files the pair was made from; ``recipe`` is the name of the run's. A pair whose
+    ``latent_mask_cells`` is 0 shows no defect.
     """
 
     index: int = Field(ge=0)
@@ -155,4 +158,6 @@ class PairRecord(_Spec):
     label: str
     prompt: PromptName
     seed: int
+    sampler: SamplerName = "stage"
+    recipe: str | None = None
     latent_mask_cells: int

@@ -25,7 +25,7 @@ _STEP = re.compile(r"-(\d{1,12})\.pt$")
 
 
 class TrainingRun(NamedTuple):
-    """A folder with the files of a training run, and the prompts its adapters shall paint; () to find it out."""
+    """A folder with the files of a training run, and the prompts its adapters shall paint; () to find out."""
 
     prompts: tuple[str, ...]
     folder: Path
@@ -161,21 +161,12 @@ def vectors_of(
     return {prompt: require_finite(path, prompt, embeddings[prompt].load()) for prompt in prompts}
 
 
-def trained_prompt(path: Path, embeddings: Mapping[str, StoredTensor]) -> str:
-    """The one name whose vectors training moved: all start alike when they start as a word.
-
-    Raises:
-        CheckpointError: it cannot be told; lists the names.
-    """
+def trained_prompt(embeddings: Mapping[str, StoredTensor]) -> str | None:
+    """The one name whose vectors training moved, if that can be told: all start alike when they start as a word."""
     contents = {name: tensor.load().numpy().tobytes() for name, tensor in embeddings.items()}
     counts = Counter(contents.values())
     odd = [name for name, content in contents.items() if counts[content] == 1]
-    if len(odd) == 1:
-        return odd[0]
-    raise CheckpointError(
-        f"`{path}` does not tell for which prompt the run was trained, name it as `--adapters NAME=DIR`: "
-        f"{', '.join(sorted(embeddings))}"
-    )
+    return odd[0] if len(odd) == 1 else None
 
 
 def _steps(folder: Path, stem: str) -> list[int]:

@@ -29,7 +29,7 @@ from .adapters import (
 )
 from .folder import Network, adapter_name, file_origin, origin, write_network
 from .ldm import LATENT_SCALE, LatentDiffusion, check_ldm
-from .torchfile import MAX_BYTES, read_torch_file
+from .torchfile import MAX_BYTES, StoredTensor, read_torch_file
 
 CAPTION = "Anomaly *"
 """The one text the authors train and paint with."""
@@ -209,7 +209,7 @@ def _read_runs(
     taken: dict[str, Path] = {}
     for run in runs:
         options.say(f"reading {run.folder}")
-        read = _read_run(run, step, ldm, options)
+        read = _read_run(run, step, ldm, options, alone=len(runs) == 1)
         for prompt in read.vectors:
             if prompt in taken:
                 raise CheckpointError(
@@ -221,19 +221,39 @@ def _read_runs(
     return trained
 
 
-def _read_run(run: TrainingRun, step: int | None, ldm: LatentDiffusion, options: Options) -> _Trained:
+def _read_run(
+    run: TrainingRun, step: int | None, ldm: LatentDiffusion, options: Options, *, alone: bool
+) -> _Trained:
     files, incomplete = find_files(run.folder, step)
     if incomplete:
         options.notify(
             f"step {incomplete[-1]} in `{run.folder}` lacks files, step {files.step} is the newest that is complete"
         )
     embeddings = read_embeddings(files.embeddings, options.max_bytes)
-    prompts = run.prompts or (trained_prompt(files.embeddings, embeddings),)
+    prompts = run.prompts or _found_prompts(files.embeddings, embeddings, options, alone=alone)
     adapters = {
         branch: read_adapter(path, ldm.unet.in_channels, options.max_bytes)
         for branch, path in files.adapters.items()
     }
     return _Trained(files, adapters, vectors_of(files.embeddings, embeddings, prompts, ldm.bert.dim))
+
+
+def _found_prompts(
+    path: Path, embeddings: Mapping[str, StoredTensor], options: Options, *, alone: bool
+) -> tuple[str, ...]:
+    """The prompt the run was trained for; if the file does not tell, all of a run that is ``alone``."""
+    found = trained_prompt(embeddings)
+    if found is not None:
+        return (found,)
+    advice = f"name it as `--adapters NAME=DIR`: {', '.join(sorted(embeddings))}"
+    if not alone:
+        raise CheckpointError(f"`{path}` does not tell for which prompt the run was trained, {advice}")
+    if len(embeddings) > 1:
+        options.notify(
+            f"`{path}` does not tell for which prompt the run was trained, so its adapters are there for all of its "
+            f"{len(embeddings)} names; to have one, {advice}"
+        )
+    return tuple(sorted(embeddings))
 
 
 def _require_one_width(adapters: Sequence[Adapter]) -> None:

@@ -338,10 +338,19 @@ def test_a_name_that_is_not_there_lists_those_that_are(ldm, tmp_path):
         import_stage(ldm, [run(folder, "part+hole")], tmp_path / "model", options=OPTIONS)
 
 
-def test_a_run_that_does_not_tell_its_prompt_lists_the_names(ldm, tmp_path):
-    folder = write_run(tmp_path / "run")
+def test_a_run_that_does_not_tell_its_prompt_serves_all_or_lists_the_names(ldm, tmp_path):
+    folder, said = write_run(tmp_path / "run"), []
+    options = replace(OPTIONS, notify=said.append)
+    spec = import_stage(ldm, [run(folder)], tmp_path / "model", options=options)
+    assert spec.prompts == {"part+dent": "part+dent", "part+spot": "part+dent"}
+    assert len(said) == 1
+    assert (
+        "for all of its 2 names; to have one, name it as `--adapters NAME=DIR`: part+dent, part+spot"
+        in said[0]
+    )
+    other = write_run(tmp_path / "other")
     with pytest.raises(CheckpointError, match="`--adapters NAME=DIR`: part\\+dent, part\\+spot"):
-        import_stage(ldm, [run(folder)], tmp_path / "model", options=OPTIONS)
+        import_stage(ldm, [run(folder), run(other)], tmp_path / "both", options=OPTIONS)
 
 
 def test_one_prompt_of_two_runs_is_refused(ldm, tmp_path):
