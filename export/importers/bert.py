@@ -26,22 +26,25 @@ CAPTIONS = {
 
 
 @torch.no_grad()
-def encode(read: Callable[[str], Tensor], sizes: BertSizes, ids: Sequence[int], vectors: Tensor) -> Tensor:
-    """The context of a caption whose placeholder is replaced by learned vectors.
+def encode(
+    read: Callable[[str], Tensor], sizes: BertSizes, ids: Sequence[int], vectors: Tensor | None = None
+) -> Tensor:
+    """The context of a text, or of a caption whose placeholder is replaced by learned vectors.
 
     Args:
         read: a tensor of the encoder by its name; layers are read when it is their turn.
         sizes: the encoder's sizes.
         ids: the caption; padding is added here, and attended to as the authors do.
-        vectors: ``[n, dim]``, any n that leaves room for the caption.
+        vectors: ``[n, dim]``, any n that leaves room for the caption; None for a text without a placeholder.
 
     Returns:
         float32 ``[tokens, dim]``.
     """
     padded = torch.tensor([*ids, *[0] * (sizes.tokens - len(ids))])
-    place = list(ids).index(PLACEHOLDER)
-    words = read("token_emb.weight")[padded].float()
-    x = torch.cat([words[:place], vectors.float(), words[place + 1 :]])[: sizes.tokens]
+    x = read("token_emb.weight")[padded].float()
+    if vectors is not None:
+        place = list(ids).index(PLACEHOLDER)
+        x = torch.cat([x[:place], vectors.float(), x[place + 1 :]])[: sizes.tokens]
     x = x + read("pos_emb.emb.weight").float()
     for layer in range(sizes.layers):
         attention, feed_forward = (f"attn_layers.layers.{2 * layer + n}" for n in (0, 1))

@@ -1,6 +1,6 @@
 """What a checkpoint is, and whether it is what was wanted, before anything of it is used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stage_rt.errors import CheckpointError
 
-from .keys import Shape, Shapes
+from .keys import Entries, Shape, Shapes
 from .torchfile import StoredTensor
 from .unpickle import Stub
 
@@ -86,6 +86,28 @@ def compare(path: Path, part: str, found: Shapes, expected: Shapes, *, extra: bo
             f"`{path}` does not hold {part} as its own sizes ask for: of {len(expected)} tensors {', '.join(said)}"
         )
     return superfluous
+
+
+def sizes_of(
+    path: Path,
+    part: str,
+    shapes: Shapes,
+    of: Callable[[Shapes], Any],
+    entries: Callable[[Any], Entries],
+    *,
+    extra: bool = False,
+) -> tuple[Any, list[str]]:
+    """The sizes of a network, once its tensors were found to be those that the sizes ask for; see `compare`.
+
+    Raises:
+        CheckpointError: they are not, or a tensor that the sizes are read off is missing.
+    """
+    try:
+        sizes = of(shapes)
+        expected = dict(entries(sizes))
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"`{path}` does not hold {part} of latent diffusion ({error})") from None
+    return sizes, compare(path, part, shapes, expected, extra=extra)
 
 
 def require_finite(path: Path, name: str, tensor: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def write_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
         CheckpointError: the weights are not those of the network, or do not fit ``dtype``.
     """
     with torch.device("meta"):
-        empty = network.kind(**network.config)
+        empty = network.kind.from_config(dict(network.config))
     weights = network.weights()
     compare(
         network.source,

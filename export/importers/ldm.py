@@ -14,15 +14,13 @@ from stage_rt.errors import CheckpointError
 from stage_rt.recipe import Recipe
 
 from .bert import CAPTIONS, encode
-from .checks import compare, describe, require_finite, tensors
+from .checks import describe, require_finite, sizes_of, tensors
 from .keys import (
     BERT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
     AutoencoderSizes,
     BertSizes,
-    Entries,
-    Shapes,
     UNetSizes,
 )
 from .torchfile import StoredTensor, TorchFile
@@ -37,13 +35,32 @@ _SCHEDULE_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
+class TextEncoder:
+    """A checked BERT; ``read`` gives a tensor of it by the name that `BertSizes.entries` has."""
+
+    path: Path
+    sizes: BertSizes
+    read: Callable[[str], Tensor]
+
+    def context(self, caption: str, vectors: Tensor) -> Tensor:
+        """Context float32 ``[tokens, dim]`` of one of `CAPTIONS` with ``vectors`` ``[n, dim]`` for its ``*``."""
+        ids = CAPTIONS[caption]
+        if len(ids) - 1 + len(vectors) > self.sizes.tokens or max(ids) >= self.sizes.words:
+            raise CheckpointError(
+                f"`{self.path}` has a text encoder of {self.sizes.tokens} tokens and {self.sizes.words} words, too "
+                f"few for {caption!r} with {len(vectors)} learned vectors"
+            )
+        return encode(self.read, self.sizes, ids, vectors)
+
+
+@dataclass(frozen=True)
 class LatentDiffusion:
     """A checked ``model.ckpt``; ``left_out`` are the names of tensors that no part of a model needs."""
 
     path: Path
     unet: UNetSizes
     vae: AutoencoderSizes
-    bert: BertSizes
+    bert: TextEncoder
     left_out: list[str]
     _tensors: dict[str, StoredTensor]
 
@@ -95,20 +112,6 @@ class LatentDiffusion:
         named = {f"{VAE_PREFIX}{name}": tensor for name, tensor in self._part(VAE_PREFIX).items()}
         return cast(dict[str, Tensor], convert_ldm_vae_checkpoint(named, dict(config)))
 
-    def context(self, caption: str, vectors: Tensor) -> Tensor:
-        """Context float32 ``[tokens, dim]`` of one of `CAPTIONS` with ``vectors`` ``[n, dim]`` for its ``*``."""
-        ids = CAPTIONS[caption]
-        if len(ids) - 1 + len(vectors) > self.bert.tokens or max(ids) >= self.bert.words:
-            raise CheckpointError(
-                f"`{self.path}` has a text encoder of {self.bert.tokens} tokens and {self.bert.words} words, too few "
-                f"for {caption!r} with {len(vectors)} learned vectors"
-            )
-        return encode(self._read, self.bert, ids, vectors)
-
-    def _read(self, name: str) -> Tensor:
-        full = f"{BERT_PREFIX}{name}"
-        return require_finite(self.path, full, self._tensors[full].load())
-
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {
             name: require_finite(self.path, f"{prefix}{name}", tensor.load())
@@ -131,43 +134,29 @@ def check_ldm(file: TorchFile) -> LatentDiffusion:
     left_out = [
         name for name in everything if not name.startswith((UNET_PREFIX, VAE_PREFIX, BERT_PREFIX, *_SCHEDULE))
     ]
-    unet, _ = _part(file.path, "the UNet", tensors(state, UNET_PREFIX), UNetSizes.of, UNetSizes.entries)
-    vae, extra = _part(
-        file.path,
-        "the autoencoder",
-        tensors(state, VAE_PREFIX),
-        AutoencoderSizes.of,
-        AutoencoderSizes.entries,
-        True,
-    )
+    unet, _ = _checked(file.path, "the UNet", state, UNET_PREFIX, UNetSizes)
+    vae, extra = _checked(file.path, "the autoencoder", state, VAE_PREFIX, AutoencoderSizes, extra=True)
     left_out += [f"{VAE_PREFIX}{name}" for name in extra]
-    bert, extra = _part(
-        file.path, "the text encoder", tensors(state, BERT_PREFIX), BertSizes.of, BertSizes.entries, True
-    )
+    words, extra = _checked(file.path, "the text encoder", state, BERT_PREFIX, BertSizes, extra=True)
     left_out += [f"{BERT_PREFIX}{name}" for name in extra if not name.startswith("to_logits.")]
-    if bert.dim != unet.context_dim:
+    if words.dim != unet.context_dim:
         raise CheckpointError(
-            f"`{file.path}` has a text encoder {bert.dim} wide and a UNet for contexts {unet.context_dim} wide"
+            f"`{file.path}` has a text encoder {words.dim} wide and a UNet for contexts {unet.context_dim} wide"
         )
+
+    def read(name: str) -> Tensor:
+        full = f"{BERT_PREFIX}{name}"
+        return require_finite(file.path, full, everything[full].load())
+
     _check_schedule(file.path, everything)
-    return LatentDiffusion(file.path, unet, vae, bert, left_out, everything)
+    return LatentDiffusion(file.path, unet, vae, TextEncoder(file.path, words, read), left_out, everything)
 
 
-def _part(
-    path: Path,
-    part: str,
-    found: Mapping[str, StoredTensor],
-    sizes_of: Callable[[Shapes], Any],
-    entries: Callable[[Any], Entries],
-    extra: bool = False,
+def _checked(
+    path: Path, part: str, state: Mapping[Any, Any], prefix: str, kind: Any, *, extra: bool = False
 ) -> tuple[Any, list[str]]:
-    shapes = {name: tensor.shape for name, tensor in found.items()}
-    try:
-        sizes = sizes_of(shapes)
-        expected = dict(entries(sizes))
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"`{path}` does not hold {part} of latent diffusion ({error})") from None
-    return sizes, compare(path, part, shapes, expected, extra=extra)
+    shapes = {name: tensor.shape for name, tensor in tensors(state, prefix).items()}
+    return sizes_of(path, part, shapes, kind.of, kind.entries, extra=extra)
 
 
 def _check_schedule(path: Path, everything: Mapping[str, StoredTensor]) -> None:

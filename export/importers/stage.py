@@ -28,7 +28,7 @@ from .adapters import (
     vectors_of,
 )
 from .folder import Network, adapter_name, file_origin, origin, write_network
-from .ldm import LATENT_SCALE, LatentDiffusion, check_ldm
+from .ldm import LATENT_SCALE, LatentDiffusion, TextEncoder, check_ldm
 from .torchfile import MAX_BYTES, StoredTensor, read_torch_file
 
 CAPTION = "Anomaly *"
@@ -52,8 +52,11 @@ class Options:
     notify: Callable[[str], None] = field(default=lambda line: None)
 
 
+DEFAULTS = Options()
+
+
 @dataclass(frozen=True)
-class _Trained:
+class Trained:
     """A training run, checked."""
 
     files: RunFiles
@@ -67,7 +70,7 @@ def import_stage(
     folder: Path,
     *,
     step: int | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> ModelSpec:
     """Make a model folder of the authors' files; it appears whole or not at all.
 
@@ -84,15 +87,15 @@ def import_stage(
     """
     with staged_folder(folder) as staged:
         checked = open_ldm(ldm, options)
-        trained = _read_runs(runs, step, checked, options)
+        trained = read_runs(runs, step, checked.bert, checked.unet.in_channels, options)
         vectors = {prompt: part for run in trained.values() for prompt, part in run.vectors.items()}
-        contexts = make_contexts(checked, CAPTION, vectors, options)
+        contexts = make_contexts(checked.bert, CAPTION, vectors, options)
         prompts = {prompt: name for name, run in trained.items() for prompt in run.vectors}
         networks = {**ldm_networks(checked, options), **adapter_networks(trained)}
         options.say("computing sha256")
         sources: dict[str, JsonValue] = {
             "ldm": file_origin(ldm),
-            "adapters": {name: _run_origin(run.files) for name, run in trained.items()},
+            "adapters": run_origins(trained),
             "caption": CAPTION,
         }
         spec = ldm_spec(checked, prompts, contexts, origin("stage", **sources), options)
@@ -117,13 +120,13 @@ def open_ldm(path: Path, options: Options) -> LatentDiffusion:
 
 
 def make_contexts(
-    ldm: LatentDiffusion, caption: str, vectors: Mapping[str, Tensor], options: Options
+    bert: TextEncoder, caption: str, vectors: Mapping[str, Tensor], options: Options
 ) -> dict[str, Tensor]:
     """The context float32 ``[tokens, dim]`` of every prompt from its learned vectors."""
     contexts = {}
     for prompt, learned in vectors.items():
         options.say(f"encoding {prompt}")
-        contexts[prompt] = ldm.context(caption, learned)
+        contexts[prompt] = bert.context(caption, learned)
     return contexts
 
 
@@ -146,7 +149,7 @@ def ldm_networks(ldm: LatentDiffusion, options: Options) -> dict[str, Network]:
     }
 
 
-def adapter_networks(trained: Mapping[str, "_Trained"]) -> dict[str, Network]:
+def adapter_networks(trained: Mapping[str, "Trained"]) -> dict[str, Network]:
     """The adapters by their places in the model folder."""
     return {
         f"adapters/{name}/{branch}": Network(
@@ -201,15 +204,19 @@ def write_all(networks: Mapping[str, Network], folder: Path, options: Options) -
         write_network(network, folder / place, options.dtype)
 
 
-def _read_runs(
-    runs: Sequence[TrainingRun], step: int | None, ldm: LatentDiffusion, options: Options
-) -> dict[str, _Trained]:
-    """The runs by the names of their adapters."""
-    trained: dict[str, _Trained] = {}
+def read_runs(
+    runs: Sequence[TrainingRun], step: int | None, bert: TextEncoder, latent_channels: int, options: Options
+) -> dict[str, Trained]:
+    """Read and check training runs, for contexts of ``bert``; by the names of their adapters.
+
+    Raises:
+        CheckpointError: a file is not what it has to be, or the runs do not go together.
+    """
+    trained: dict[str, Trained] = {}
     taken: dict[str, Path] = {}
     for run in runs:
         options.say(f"reading {run.folder}")
-        read = _read_run(run, step, ldm, options, alone=len(runs) == 1)
+        read = _read_run(run, step, bert, latent_channels, options, alone=len(runs) == 1)
         for prompt in read.vectors:
             if prompt in taken:
                 raise CheckpointError(
@@ -222,8 +229,14 @@ def _read_runs(
 
 
 def _read_run(
-    run: TrainingRun, step: int | None, ldm: LatentDiffusion, options: Options, *, alone: bool
-) -> _Trained:
+    run: TrainingRun,
+    step: int | None,
+    bert: TextEncoder,
+    latent_channels: int,
+    options: Options,
+    *,
+    alone: bool,
+) -> Trained:
     files, incomplete = find_files(run.folder, step)
     if incomplete:
         options.notify(
@@ -232,10 +245,10 @@ def _read_run(
     embeddings = read_embeddings(files.embeddings, options.max_bytes)
     prompts = run.prompts or _found_prompts(files.embeddings, embeddings, options, alone=alone)
     adapters = {
-        branch: read_adapter(path, ldm.unet.in_channels, options.max_bytes)
+        branch: read_adapter(path, latent_channels, options.max_bytes)
         for branch, path in files.adapters.items()
     }
-    return _Trained(files, adapters, vectors_of(files.embeddings, embeddings, prompts, ldm.bert.dim))
+    return Trained(files, adapters, vectors_of(files.embeddings, embeddings, prompts, bert.sizes.dim))
 
 
 def _found_prompts(
@@ -270,5 +283,9 @@ def _widths(adapter: Adapter) -> str:
     return "-".join(map(str, adapter.hidden_channels))
 
 
-def _run_origin(files: RunFiles) -> dict[str, JsonValue]:
-    return {"step": files.step, "files": [file_origin(path) for path in files.paths]}
+def run_origins(trained: Mapping[str, Trained]) -> dict[str, JsonValue]:
+    """Provenance of adapters by their names."""
+    return {
+        name: {"step": run.files.step, "files": [file_origin(path) for path in run.files.paths]}
+        for name, run in trained.items()
+    }

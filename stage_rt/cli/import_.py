@@ -76,6 +76,76 @@ def stage(
     _result(output, spec, as_json)
 
 
+@app.command()
+def anomalydiffusion(
+    ldm: Ldm,
+    embeddings: Annotated[
+        Path, typer.Option(metavar="FILE", help="The `embeddings` file of a training run.")
+    ],
+    output: Output,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name in that file; give it once for each.", show_default="all"),
+    ] = None,
+    dtype: Dtype = WeightDtype.FP32,
+    image_size: ImageSize = 256,
+    heads: Heads = 8,
+    mask_rule: MaskRule = MaskRuleOption.COVER,
+    max_gib: MaxGib = 8,
+    as_json: AsJson = False,
+) -> None:
+    """An AnomalyDiffusion model: `model.ckpt` and learned embeddings, no adapters."""
+    with _options(dtype, image_size, heads, mask_rule, max_gib) as options:
+        from stage_rt.export.importers.anomalydiffusion import import_anomalydiffusion
+
+        spec = import_anomalydiffusion(ldm, embeddings, output, prompts=prompt or (), options=options)
+    _result(output, spec, as_json)
+
+
+@app.command()
+def diffusers(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of an LDMTextToImagePipeline or StableDiffusionPipeline."),
+    ],
+    output: Output,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TEXT", help="A prompt and its text; give it once for each.", show_default=False
+        ),
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAMES=]DIR",
+            help="Folder of a STAGE training run, as for `import stage`.",
+            show_default=False,
+        ),
+    ] = None,
+    step: Step = None,
+    dtype: Dtype = WeightDtype.FP32,
+    mask_rule: MaskRule = MaskRuleOption.COVER,
+    max_gib: MaxGib = 8,
+    as_json: AsJson = False,
+) -> None:
+    """A diffusers folder, with adapters of STAGE added or not."""
+    texts = dict(_prompt(text) for text in prompt or ())
+    with _options(dtype, 256, 8, mask_rule, max_gib) as options:
+        from stage_rt.export.importers.diffusers import import_diffusers
+
+        runs = [_run(text) for text in adapters or ()]
+        spec = import_diffusers(source, output, texts=texts, runs=runs, step=step, options=options)
+    _result(output, spec, as_json)
+
+
+def _prompt(text: str) -> tuple[str, str]:
+    name, equals, words = text.partition("=")
+    if not equals or not name.strip() or not words.strip():
+        raise typer.BadParameter(f"{text!r} is not a prompt and its text, as `dent=a photo of a dent`")
+    return name.strip(), words.strip()
+
+
 @contextmanager
 def _options(
     dtype: WeightDtype, image_size: int, heads: int, mask_rule: MaskRuleOption, max_gib: float
