@@ -1,8 +1,8 @@
 """A full-size checkpoint of random weights through the whole job: ``python benchmarks/full_size_checkpoint.py``.
 
-Writes a ``model.ckpt`` with all 1,354 tensors of text2img-large (5.6 GiB in float32) and one training run in the
-authors' format, then imports, exports, builds and runs three steps of the sampler at batch 1, each in a process
-of its own with its seconds and its peak memory, and holds those steps against diffusers. ``--only generate``
+Writes a ``model.ckpt`` with every tensor of text2img-large that is used (5.6 GiB in float32) and one training run
+in the authors' format, then imports, exports, builds and runs three steps of the sampler at batch 1, each in a
+process of its own with its seconds and its peak memory, and holds those steps against diffusers. ``--only generate``
 leaves the files for other uses. Needs 14 GiB of memory and 16 GiB of disk.
 """
 

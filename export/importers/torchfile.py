@@ -106,8 +106,8 @@ def read_torch_file(path: Path, *, max_bytes: int = MAX_BYTES) -> TorchFile:
         raise CheckpointError(f"`{path}` is a folder, a file written by `torch.save` was wanted")
     if size > max_bytes:
         raise CheckpointError(
-            f"`{path}` has {size / GIB:.1f} GiB, more than the {max_bytes / GIB:.3g} allowed: raise `--max-gib` if you "
-            "trust it"
+            f"`{path}` has {size / GIB:.1f} GiB, more than the {max_bytes / GIB:.3g} allowed: raise `--max-gib` "
+            "if you trust it"
         )
     with path.open("rb") as file:
         head = file.read(len(_LEGACY))

@@ -70,8 +70,8 @@ def test_what_is_wrong_is_one_sentence(command, files, tmp_path):
     code, out, err = command(*(str(wrong) if part.endswith(".ckpt") else part for part in good))
     assert (code, out) == (1, "")
     assert err == (
-        f"error: `{wrong}` is a pickled `ldm.models.diffusion.ddpm.MGA`, a mask-guidance adapter, the `model.ckpt` of "
-        "latent-diffusion text2img was wanted\n"
+        f"error: `{wrong}` is a pickled `ldm.models.diffusion.ddpm.MGA`, a mask-guidance adapter, the "
+        "`model.ckpt` of latent-diffusion text2img was wanted\n"
     )
     code, out, err = command(*good, "--max-gib", "0.0001")
     assert (code, out) == (1, "")

@@ -210,7 +210,7 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path, pipeline, runs):
     with pytest.raises(CheckpointError, match="cannot be read"):
         import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     shutil.rmtree(pipeline / "unet")
-    with pytest.raises(CheckpointError, match="config.json` cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json` cannot be read"):
         import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     with pytest.raises(InputError, match="exists already"):
         import_diffusers(pipeline, pipeline, texts={"a": "b"})
