@@ -102,6 +102,8 @@ class Engine:
         prompt: str,
         seeds: Iterable[int],
         composite: bool = True,
+        sampler: SamplerName = "stage",
+        recipe: Recipe | None = None,
         callback: Callback | None = None,
     ) -> NDArray[np.uint8]:
         """Paint a defect into photographs, under their masks.
@@ -114,6 +116,7 @@ class Engine:
             prompt: what to paint, one of ``prompts``.
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
             composite: keep the photograph's own pixels and size beyond a narrow ramp around the mask.
+            sampler, recipe: as `paint`.
             callback: called as ``callback(i, state)`` after every step of every batch.
 
         Returns:
@@ -134,7 +137,13 @@ class Engine:
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             painted = self.paint(
-                photos[part], cells[part], prompt=prompt, noise=_select(noise, part), callback=callback
+                photos[part],
+                cells[part],
+                prompt=prompt,
+                noise=_select(noise, part),
+                sampler=sampler,
+                recipe=recipe,
+                callback=callback,
             )
             if not painted.finite.all():
                 failed = (start + np.flatnonzero(~painted.finite)).tolist()

@@ -16,7 +16,7 @@ from .bert import PLACEHOLDER
 from .checks import compare, describe, require_finite
 from .keys import Entries
 from .torchfile import MAX_BYTES, StoredTensor, TorchFile, read_torch_file
-from .unpickle import Stub
+from .unpickle import Stub, printable
 
 EMBEDDINGS = "embeddings_gs"
 _BRANCH_FILES = {Branch.AWARE: "fine_image", Branch.ONLY: "fine_mask"}
@@ -151,7 +151,7 @@ def vectors_of(
     for prompt in prompts:
         if prompt not in embeddings:
             raise CheckpointError(
-                f"`{path}` has no embedding named {prompt!r}, it has {', '.join(sorted(embeddings))}"
+                f"`{path}` has no embedding named {prompt!r}, it has {names_of(embeddings)}"
             )
         if embeddings[prompt].shape[1] != dim:
             raise CheckpointError(
@@ -167,6 +167,11 @@ def trained_prompt(embeddings: Mapping[str, StoredTensor]) -> str | None:
     counts = Counter(contents.values())
     odd = [name for name, content in contents.items() if counts[content] == 1]
     return odd[0] if len(odd) == 1 else None
+
+
+def names_of(embeddings: Mapping[str, StoredTensor]) -> str:
+    """The names in an embeddings file, for a message."""
+    return ", ".join(map(printable, sorted(embeddings)))
 
 
 def _steps(folder: Path, stem: str) -> list[int]:

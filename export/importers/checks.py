@@ -11,7 +11,7 @@ from stage_rt.errors import CheckpointError
 
 from .keys import Entries, Shape, Shapes
 from .torchfile import StoredTensor
-from .unpickle import Stub
+from .unpickle import Stub, printable
 
 SHOWN = 3
 """How many of a list of differences a message names."""
@@ -132,4 +132,4 @@ def _shape(shape: Shape) -> str:
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
     rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(f"`{name}`" for name in listed[:SHOWN]) + rest
+    return ", ".join(f"`{printable(name)}`" for name in listed[:SHOWN]) + rest

@@ -22,6 +22,7 @@ from .adapters import (
     RunFiles,
     TrainingRun,
     find_files,
+    names_of,
     read_adapter,
     read_embeddings,
     trained_prompt,
@@ -30,6 +31,7 @@ from .adapters import (
 from .folder import Network, adapter_name, file_origin, origin, write_network
 from .ldm import LATENT_SCALE, LatentDiffusion, TextEncoder, check_ldm
 from .torchfile import MAX_BYTES, StoredTensor, read_torch_file
+from .unpickle import printable
 
 CAPTION = "Anomaly *"
 """The one text the authors train and paint with."""
@@ -114,7 +116,7 @@ def open_ldm(path: Path, options: Options) -> LatentDiffusion:
     if checked.left_out:
         options.notify(
             f"{len(checked.left_out)} tensors of `{path}` belong to no part of a model and were left out, the "
-            f"first is `{checked.left_out[0]}`"
+            f"first is `{printable(checked.left_out[0])}`"
         )
     return checked
 
@@ -258,7 +260,7 @@ def _found_prompts(
     found = trained_prompt(embeddings)
     if found is not None:
         return (found,)
-    advice = f"name it as `--adapters NAME=DIR`: {', '.join(sorted(embeddings))}"
+    advice = f"name it as `--adapters NAME=DIR`: {names_of(embeddings)}"
     if not alone:
         raise CheckpointError(f"`{path}` does not tell for which prompt the run was trained, {advice}")
     if len(embeddings) > 1:

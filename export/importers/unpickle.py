@@ -49,6 +49,11 @@ _SETS = {"builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.f
 _KEYS = (str, int, float, bytes, type(None))
 
 
+def printable(text: str) -> str:
+    """``text`` of a file that may be hostile, fit for a message: no control characters, and not for ever."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Name:
     """A class or function as a pickle names it; it may exist here or not."""
@@ -56,7 +61,7 @@ class Name:
     path: str
 
     def __str__(self) -> str:
-        return self.path
+        return printable(self.path)
 
 
 @dataclass(eq=False, slots=True)
@@ -104,13 +109,16 @@ def read_pickle(stream: IO[bytes], *, where: str, storage: Callable[[Any], Any],
     except CheckpointError:
         raise
     except Exception as error:  # Whatever a damaged pickle trips over, from its text to the machine's stack.
-        raise CheckpointError(f"{where} is damaged ({type(error).__name__}: {error})") from None
+        raise CheckpointError(
+            f"{where} is damaged ({type(error).__name__}: {printable(str(error))})"
+        ) from None
     harmful = sorted(call for call in machine.calls if call.partition(".")[0] in _ROOTS)
     if harmful:
         raise CheckpointError(
-            f"{where} would run `{harmful[0]}` when loaded: it was not run, but get the file from a source you trust"
+            f"{where} would run `{printable(harmful[0])}` when loaded: it was not run, but get the file from a "
+            "source you trust"
         )
-    return Pickle(machine.stack[-1], tuple(sorted(machine.calls)))
+    return Pickle(machine.stack[-1], tuple(sorted(map(printable, machine.calls))))
 
 
 class _TooLongError(Exception):

@@ -15,6 +15,7 @@ import torch
 
 from stage_rt.errors import CheckpointError
 from stage_rt.export.importers import torchfile, unpickle
+from stage_rt.export.importers.checks import describe
 from stage_rt.export.importers.torchfile import read_torch_file
 
 
@@ -314,3 +315,12 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "model.ckpt")
     with pytest.raises(CheckpointError, match="is a folder"):
         read_torch_file(tmp_path)
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    for content in (b"cos\nsys\x1b[2Jtem\n(tR.", b"\x80\x02cos\nsystem\x07" + b"x" * 100_000 + b"\n(tR."):
+        with pytest.raises(CheckpointError) as error:
+            read_torch_file(pickled(tmp_path / "x.pt", content))
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 600
+    assert describe({"\x1b[31m": None}) == "a dictionary with `\\x1b[31m`"

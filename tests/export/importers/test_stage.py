@@ -7,10 +7,11 @@ import authors_files
 import pytest
 import torch
 from authors_files import SMALL, write_adapter, write_embeddings, write_ldm, write_run
+from conftest import FOLDER as GOLDEN
 from safetensors.torch import load_file
 
 from stage_rt.errors import CheckpointError, InputError
-from stage_rt.export.importers.adapters import TrainingRun
+from stage_rt.export.importers.adapters import TrainingRun, _entries
 from stage_rt.export.importers.bert import CAPTIONS, encode
 from stage_rt.export.importers.keys import (
     BERT_PREFIX,
@@ -191,6 +192,26 @@ def test_text_encoder_written_out(state):
     expected = torch.nn.functional.layer_norm(x + hidden @ read(f"{layer}.net.2.weight").T, (16,))
     found = encode(read, sizes, CAPTIONS["Anomaly *"], read("token_emb.weight")[[5]])
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_full_size_has_the_names_and_shapes_of_the_authors_model():
+    rows = [line.split("\t") for line in (GOLDEN / "checkpoint_keys.tsv").read_text().splitlines()]
+    theirs = {name: tuple(json.loads(shape)) for name, _, shape in rows}
+    full = authors_files.FULL
+    parts = ((UNET_PREFIX, full.unet), (VAE_PREFIX, full.vae), (BERT_PREFIX, full.bert))
+    ours = {f"{prefix}{name}": shape for prefix, part in parts for name, shape in part.entries()}
+    for stem in ("fine_image.", "fine_mask."):
+        ours |= {f"{stem}{name}": shape for name, shape in _entries(4, full.adapter)}
+    assert {name: theirs.get(name) for name in ours} == ours
+    for prefix, part in parts:
+        found = {
+            name.removeprefix(prefix): shape for name, shape in theirs.items() if name.startswith(prefix)
+        }
+        assert type(part).of(found) == part
+    unused = {name for name in theirs if name not in ours and "embedding_manager" not in name}
+    assert {name for name in unused if "." in name} == {
+        f"{BERT_PREFIX}to_logits.{n}" for n in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize(
