@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from stage_rt.recipe import Branch
 from .bert import PLACEHOLDER
 from .checks import compare, describe, require_finite
 from .keys import Entries
-from .torchfile import MAX_BYTES, StoredTensor, TorchFile, read_torch_file
+from .torchfile import StoredTensor, TorchFile, read_torch_file
 from .unpickle import Stub, printable
+
+Read = Callable[[Path], TorchFile]
 
 EMBEDDINGS = "embeddings_gs"
 _BRANCH_FILES = {Branch.AWARE: "fine_image", Branch.ONLY: "fine_mask"}
@@ -92,13 +94,13 @@ def find_files(folder: Path, step: int | None) -> tuple[RunFiles, list[int]]:
     return _files(folder, chosen), sorted(n for n in partial if step is None and n > chosen)
 
 
-def read_adapter(path: Path, latent_channels: int, max_bytes: int = MAX_BYTES) -> Adapter:
+def read_adapter(path: Path, latent_channels: int, read: Read = read_torch_file) -> Adapter:
     """Read and check the adapter in a ``fine_image`` or ``fine_mask`` file, pickled whole or as a state dict.
 
     Raises:
         CheckpointError: the file is something else, or the adapter is for other latents.
     """
-    file = read_torch_file(path, max_bytes=max_bytes)
+    file = read(path)
     found = _module_tensors(file.value)
     convolutions = [tensor.shape for _, tensor in sorted(_convolutions(found))]
     if len(convolutions) < 2:
@@ -117,13 +119,13 @@ def read_adapter(path: Path, latent_channels: int, max_bytes: int = MAX_BYTES) -
     return Adapter(path, channels, hidden, found)
 
 
-def read_embeddings(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, StoredTensor]:
+def read_embeddings(path: Path, read: Read = read_torch_file) -> dict[str, StoredTensor]:
     """The learned vectors of every name in an embeddings file, each ``[n, dim]``.
 
     Raises:
         CheckpointError: the file is something else, or its vectors stand for another token than ``*``.
     """
-    file = read_torch_file(path, max_bytes=max_bytes)
+    file = read(path)
     value = file.value if isinstance(file.value, dict) else {}
     held = value.get("string_to_param")
     named = held.state.get("_parameters") if isinstance(held, Stub) else held

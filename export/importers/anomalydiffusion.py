@@ -37,7 +37,7 @@ def import_anomalydiffusion(
     """
     with staged_folder(folder) as staged:
         checked = open_ldm(ldm, options)
-        learned = read_embeddings(embeddings, options.max_bytes)
+        learned = read_embeddings(embeddings, options.read)
         vectors = vectors_of(embeddings, learned, prompts or sorted(learned), checked.bert.sizes.dim)
         contexts = make_contexts(checked.bert, CAPTION, vectors, options)
         options.say("computing sha256")

@@ -36,7 +36,6 @@ from .stage import (
     run_origins,
     write_all,
 )
-from .torchfile import read_torch_file
 
 _LDM, _STABLE = "LDMTextToImagePipeline", "StableDiffusionPipeline"
 _VAE_FOLDER = {_LDM: "vqvae", _STABLE: "vae"}
@@ -161,7 +160,7 @@ def _weights_file(folder: Path) -> Path:
 
 def _weights(path: Path, options: Options) -> dict[str, Tensor]:
     if path.suffix == ".bin":
-        value = read_torch_file(path, max_bytes=options.max_bytes).value
+        value = options.read(path).value
         return {
             name: tensor.load()
             for name, tensor in tensors(value if isinstance(value, dict) else {}, "").items()

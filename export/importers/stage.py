@@ -30,7 +30,7 @@ from .adapters import (
 )
 from .folder import Network, adapter_name, file_origin, origin, write_network
 from .ldm import LATENT_SCALE, LatentDiffusion, TextEncoder, check_ldm
-from .torchfile import MAX_BYTES, StoredTensor, read_torch_file
+from .torchfile import MAX_BYTES, StoredTensor, TorchFile, read_torch_file
 from .unpickle import printable
 
 CAPTION = "Anomaly *"
@@ -52,6 +52,16 @@ class Options:
     max_bytes: int = MAX_BYTES
     say: Callable[[str], None] = field(default=lambda line: None)
     notify: Callable[[str], None] = field(default=lambda line: None)
+
+    def read(self, path: Path) -> TorchFile:
+        """`read_torch_file` within the limit; what the file wanted to call is told."""
+        file = read_torch_file(path, max_bytes=self.max_bytes)
+        if file.calls:
+            self.notify(
+                f"`{path}` asks for calls of names that are no part of a checkpoint; none was made: "
+                f"{', '.join(file.calls[:3])}"
+            )
+        return file
 
 
 DEFAULTS = Options()
@@ -109,10 +119,7 @@ def import_stage(
 def open_ldm(path: Path, options: Options) -> LatentDiffusion:
     """Read and check the LDM checkpoint, and tell what of it is left out. Raises `CheckpointError`."""
     options.say(f"reading {path.name}")
-    file = read_torch_file(path, max_bytes=options.max_bytes)
-    checked = check_ldm(file)
-    if file.calls:
-        options.notify(f"`{path}` asks for calls that were not made: {', '.join(file.calls[:3])}")
+    checked = check_ldm(options.read(path))
     if checked.left_out:
         options.notify(
             f"{len(checked.left_out)} tensors of `{path}` belong to no part of a model and were left out, the "
@@ -244,11 +251,10 @@ def _read_run(
         options.notify(
             f"step {incomplete[-1]} in `{run.folder}` lacks files, step {files.step} is the newest that is complete"
         )
-    embeddings = read_embeddings(files.embeddings, options.max_bytes)
+    embeddings = read_embeddings(files.embeddings, options.read)
     prompts = run.prompts or _found_prompts(files.embeddings, embeddings, options, alone=alone)
     adapters = {
-        branch: read_adapter(path, latent_channels, options.max_bytes)
-        for branch, path in files.adapters.items()
+        branch: read_adapter(path, latent_channels, options.read) for branch, path in files.adapters.items()
     }
     return Trained(files, adapters, vectors_of(files.embeddings, embeddings, prompts, bert.sizes.dim))
 

@@ -412,6 +412,25 @@ def test_sizes_that_do_not_divide_are_refused(ldm, tmp_path):
         import_stage(ldm, [run(folder, "part+dent")], tmp_path / "model", options=replace(OPTIONS, heads=5))
 
 
+class Installer:
+    """Pickles as a call of what is no part of Python itself."""
+
+    def __reduce__(self):
+        return torch.hub.load, ("somebody/anything", "entry")
+
+
+def test_a_call_of_another_library_is_not_made_and_told(ldm, state, tmp_path, monkeypatch):
+    folder, said = write_run(tmp_path / "run"), []
+    path = tmp_path / "more.ckpt"
+    torch.save({"state_dict": state, "more": Installer()}, path)
+    monkeypatch.setattr(torch.hub, "load", lambda *_: pytest.fail("called"))
+    options = replace(OPTIONS, notify=said.append)
+    import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=options)
+    assert said == [
+        f"`{path}` asks for calls of names that are no part of a checkpoint; none was made: torch.hub.load"
+    ]
+
+
 def test_a_module_that_holds_itself_ends(ldm, tmp_path):
     folder = write_run(tmp_path / "run")
     loop = torch.nn.Sequential()
