@@ -293,8 +293,9 @@ class _Sides:
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             sample = torch.from_numpy(x)
             eps = self.networks[UNET](sample=sample, timestep=torch.tensor([i]), context=context)
-            guided = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
-            return np.asarray(guided.numpy())
+            if adapter is not None:
+                eps = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
+            return np.asarray(eps.numpy())
 
         return denoise
 

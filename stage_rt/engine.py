@@ -16,8 +16,8 @@ from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import composite as composited
 from stage_rt.outputs import pixels
-from stage_rt.recipe import Branch
-from stage_rt.sampler import sample
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.samplers import SAMPLERS
 from stage_rt.spec import (
     ENGINE_FILE,
     PROMPTS_FILE,
@@ -26,6 +26,7 @@ from stage_rt.spec import (
     VAE_ENCODER,
     EngineSpec,
     ModelSpec,
+    SamplerName,
     adapter_graph,
     first_fault,
 )
@@ -101,6 +102,8 @@ class Engine:
         prompt: str,
         seeds: Iterable[int],
         composite: bool = True,
+        sampler: SamplerName = "stage",
+        recipe: Recipe | None = None,
         callback: Callback | None = None,
     ) -> NDArray[np.uint8]:
         """Paint a defect into photographs, under their masks.
@@ -113,6 +116,7 @@ class Engine:
             prompt: what to paint, one of ``prompts``.
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
             composite: keep the photograph's own pixels and size beyond a narrow ramp around the mask.
+            sampler, recipe: as `paint`.
             callback: called as ``callback(i, state)`` after every step of every batch.
 
         Returns:
@@ -133,7 +137,13 @@ class Engine:
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             painted = self.paint(
-                photos[part], cells[part], prompt=prompt, noise=_select(noise, part), callback=callback
+                photos[part],
+                cells[part],
+                prompt=prompt,
+                noise=_select(noise, part),
+                sampler=sampler,
+                recipe=recipe,
+                callback=callback,
             )
             if not painted.finite.all():
                 failed = (start + np.flatnonzero(~painted.finite)).tolist()
@@ -152,24 +162,29 @@ class Engine:
         *,
         prompt: str,
         noise: PhiloxNoise,
+        sampler: SamplerName = "stage",
+        recipe: Recipe | None = None,
         callback: Callback | None = None,
     ) -> Painted:
         """Encode, sample and decode one batch, as `stage_rt.inputs` prepares it.
 
-        Samples with an empty mask take no part in the loop: no network has a say in their latent.
+        Samples with an empty mask take no part in STAGE's loop: no network has a say in their latent.
 
         Args:
             images: float32 ``[B, c, S, S]`` in [-1, 1].
             masks: float32 ``[B, 1, h, w]``, 0 or 1.
             prompt: what to paint, one of ``prompts``.
             noise: the streams of the B samples.
-            callback: called as ``callback(i, state)`` after every step, with the samples in the loop.
+            sampler: the way from noise to the latent, one of `stage_rt.samplers.SAMPLERS`.
+            recipe: schedule and branch plan, the model's own if None.
+            callback: called as ``callback(i, state)`` after every step, with the samples in the loop; ``i`` more
+                steps follow.
 
         Raises:
             InputError, PromptError, BackendError: as `synthesize`.
         """
         self._context(prompt)
-        model = self.spec.model
+        model, way = self.spec.model, SAMPLERS[sampler]
         count = len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
         _check("masks", masks, (count, 1, model.latent_size, model.latent_size))
@@ -178,11 +193,11 @@ class Engine:
         usable, filled = _finite(latent), masks.any(axis=(1, 2, 3))
         for part in (usable & filled, usable & ~filled):
             if part.any():
-                latent[part] = sample(
-                    self.denoiser(prompt, int(part.sum())),
+                latent[part] = way.run(
+                    self.denoiser(prompt, int(part.sum()), guided=way.guided),
                     latent[part],
                     masks[part],
-                    recipe=model.recipe,
+                    recipe=recipe or model.recipe,
                     noise=_select(noise, part),
                     callback=callback,
                 )
@@ -199,18 +214,22 @@ class Engine:
         clean: Float32 = np.float32(self.spec.model.latent_scale) * (mean + deviation * noise)
         return clean
 
-    def denoiser(self, prompt: str, batch: int) -> Callable[[Float32, int, Float32, Branch], Float32]:
-        """What `stage_rt.sampler.sample` calls: the UNet, then the adapter of the branch.
+    def denoiser(
+        self, prompt: str, batch: int, *, guided: bool = True
+    ) -> Callable[[Float32, int, Float32, Branch], Float32]:
+        """What a sampler calls: the UNet, then the adapter of the branch if the prompt has any and it is ``guided``.
 
         Raises:
             PromptError: the model does not know ``prompt``.
         """
         context = np.repeat(self._context(prompt)[None], batch, axis=0)
-        adapter = self.spec.model.prompts[prompt]
+        adapter = self.spec.model.prompts[prompt] if guided else None
 
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             timestep = np.array([i], dtype=np.int64)
             eps = self._backend.run(UNET, sample=x, timestep=timestep, context=context)
+            if adapter is None:
+                return eps
             return self._backend.run(adapter_graph(adapter, branch), eps=eps, mask=mask)
 
         return denoise

@@ -9,6 +9,7 @@
     │   ├── DatasetError          a folder of images or masks cannot be used
     │   ├── PromptError           a prompt name the model does not know
     │   ├── ModelError            a model folder is incomplete or inconsistent
+    │   ├── CheckpointError       a file to import is not what it has to be, or is not safe
     │   ├── GraphsError           a graphs folder is incomplete, changed or inconsistent
     │   ├── EngineError           an engine folder is incomplete, changed or not for this machine
     │   ├── DeviceError           no GPU can be used here, or not the one that is needed
@@ -65,6 +66,10 @@ class PromptError(InputError):
 
 class ModelError(InputError):
     """A model folder is incomplete or inconsistent."""
+
+
+class CheckpointError(InputError):
+    """A file to import is damaged, not safe, or not what it has to be."""
 
 
 class GraphsError(InputError):

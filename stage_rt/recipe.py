@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stage_rt.errors import InputError
+
 MaskRule = Literal["cover", "authors"]
+RecipeName = Literal["authors", "paper"]
 
 
 class Branch(StrEnum):
@@ -84,6 +87,20 @@ class Recipe(BaseModel):
     def paper(cls) -> Self:
         """The same loop with the paper's intervals: only branch at ``i`` in 800..999 and 300..400 (301 steps)."""
         return cls(name="paper", only_intervals=((800, 999), (300, 400)))
+
+    def named(self, name: RecipeName) -> Self:
+        """This schedule and mask rule with the branch plan of a preset.
+
+        Raises:
+            InputError: the preset's intervals do not fit these steps.
+        """
+        preset = {"authors": type(self).authors, "paper": type(self).paper}[name]()
+        if preset.steps != self.steps:
+            raise InputError(
+                f"recipe `{name}` is for {preset.steps} steps, this model has {self.steps}: leave `--recipe` out"
+            )
+        plan = {"name": name, "ema_stop": preset.ema_stop, "only_intervals": preset.only_intervals}
+        return type(self)(**{**self.model_dump(), **plan})
 
     @cached_property
     def betas(self) -> NDArray[np.float64]:

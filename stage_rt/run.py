@@ -28,7 +28,9 @@ from stage_rt.inputs import (
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import Manifest, composite, open_run, pair_paths, pixels, write_pair
 from stage_rt.pairing import pair
-from stage_rt.spec import EngineSpec, ModelSpec, PairRecord, RunSpec
+from stage_rt.recipe import Recipe, RecipeName
+from stage_rt.samplers import SAMPLERS
+from stage_rt.spec import EngineSpec, ModelSpec, PairRecord, RunSpec, SamplerName
 
 NON_FINITE = "the sampler's result is not finite"
 
@@ -63,6 +65,8 @@ class Painter(Protocol):
         *,
         prompt: str,
         noise: PhiloxNoise,
+        sampler: SamplerName = "stage",
+        recipe: Recipe | None = None,
         callback: Callable[[int, Any], None] | None = None,
     ) -> Painted:
         """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``."""
@@ -70,7 +74,10 @@ class Painter(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What the user asked for; ``batch`` samples go through the networks together."""
+    """What the user asked for; ``batch`` samples go through the networks together.
+
+    ``recipe`` names a branch plan to use in place of the model's own.
+    """
 
     normals: Sequence[Path]
     masks: Sequence[Path]
@@ -79,6 +86,8 @@ class Job:
     seed: int
     composite: bool
     batch: int
+    sampler: SamplerName = "stage"
+    recipe: RecipeName | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,8 @@ def fill(
     spec = RunSpec(
         engine=engine.spec.graphs_fingerprint,
         backend=engine.spec.backend,
-        recipe=engine.spec.model.recipe,
+        recipe=_recipe(engine, job),
+        sampler=job.sampler,
         prompt=job.prompt,
         count=job.count,
         seed=job.seed,
@@ -220,6 +230,7 @@ def _fill(
     manifest: Manifest,
     progress: Callable[[float], None],
 ) -> int:
+    recipe = _recipe(engine, job)
     missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
     done = len(samples) - len(missing)
     progress(done)
@@ -228,10 +239,10 @@ def _fill(
         wanted = sum(sample.index in missing for sample in batch)
         if not wanted:
             continue
-        steps = _Steps(progress, done, wanted, engine.spec.model.recipe.steps)
-        for sample, result in zip(batch, _paint(engine, job, batch, steps), strict=True):
+        steps = _Steps(progress, done, wanted, SAMPLERS[job.sampler].calls(engine.spec.model.recipe))
+        for sample, result in zip(batch, _paint(engine, job, recipe, batch, steps), strict=True):
             if sample.index in missing:
-                manifest.append(_keep(job, sample, result, folder))
+                manifest.append(_keep(job, recipe.name, sample, result, folder))
         done += wanted
         progress(done)
     return sum(manifest.records[index].status == "ok" for index in missing)
@@ -259,7 +270,9 @@ class _Result:
     latent_mask_cells: int
 
 
-def _paint(engine: Painter, job: Job, batch: Sequence[_Sample], steps: _Steps) -> Iterator[_Result]:
+def _paint(
+    engine: Painter, job: Job, recipe: Recipe, batch: Sequence[_Sample], steps: _Steps
+) -> Iterator[_Result]:
     model = engine.spec.model
     photos = [read_image(sample.normal) for sample in batch]
     labels = [sample.label() for sample in batch]
@@ -269,6 +282,8 @@ def _paint(engine: Painter, job: Job, batch: Sequence[_Sample], steps: _Steps) -
         masks,
         prompt=job.prompt,
         noise=PhiloxNoise([job.seed] * len(batch), [sample.index for sample in batch]),
+        sampler=job.sampler,
+        recipe=recipe,
         callback=steps,
     )
     for n, sample in enumerate(batch):
@@ -280,7 +295,12 @@ def _paint(engine: Painter, job: Job, batch: Sequence[_Sample], steps: _Steps) -
         yield _Result(image, label, int(masks[n].sum()))
 
 
-def _keep(job: Job, sample: _Sample, result: _Result, folder: Path) -> PairRecord:
+def _recipe(engine: Painter, job: Job) -> Recipe:
+    own = engine.spec.model.recipe
+    return own.named(job.recipe) if job.recipe else own
+
+
+def _keep(job: Job, recipe: str, sample: _Sample, result: _Result, folder: Path) -> PairRecord:
     record = PairRecord(
         index=sample.index,
         status="failed",
@@ -289,6 +309,8 @@ def _keep(job: Job, sample: _Sample, result: _Result, folder: Path) -> PairRecor
         label=_readable(sample.mask),
         prompt=job.prompt,
         seed=job.seed,
+        sampler=job.sampler,
+        recipe=recipe,
         latent_mask_cells=result.latent_mask_cells,
     )
     if result.image is None:

@@ -51,7 +51,7 @@ def sample(
         InputError: shapes, dtypes or mask values are wrong.
         BackendError: the denoiser returned another shape.
     """
-    _check(clean, mask)
+    check_inputs(clean, mask)
     if not mask.any():
         nothing = np.zeros_like(clean)
         return _step(nothing, nothing, clean, mask, recipe.coefficients[0], noise, 0)
@@ -90,7 +90,8 @@ def _step(
     return kernels.step(x, eps, clean, mask, c, background, noise.posterior(i, x.shape))
 
 
-def _check(clean: NDArray[Any], mask: NDArray[Any]) -> None:
+def check_inputs(clean: NDArray[Any], mask: NDArray[Any]) -> None:
+    """Raise `InputError` unless ``clean`` and ``mask`` are as `sample` wants them."""
     if clean.ndim != 4:
         raise InputError(f"`clean` must have shape [B, C, h, w], got {clean.shape}")
     if mask.shape != (clean.shape[0], 1, *clean.shape[2:]):

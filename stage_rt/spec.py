@@ -21,6 +21,7 @@ from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -69,7 +70,8 @@ class _Spec(BaseModel):
 class ModelSpec(_Spec):
     """``stage.json``: what the runtime must know of a trained model besides its weights.
 
-    Sizes are in pixels (image) and cells (latent); both are square.
+    Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
+    with the UNet's own estimate.
     """
 
     format: Literal[1] = 1
@@ -81,7 +83,7 @@ class ModelSpec(_Spec):
     tokens: int = Field(ge=1)
     context_dim: int = Field(ge=1)
     recipe: Recipe
-    prompts: dict[PromptName, AdapterName] = Field(min_length=1)
+    prompts: dict[PromptName, AdapterName | None] = Field(min_length=1)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -95,7 +97,7 @@ class ModelSpec(_Spec):
     @property
     def adapters(self) -> list[str]:
         """The distinct adapter names, sorted."""
-        return sorted(set(self.prompts.values()))
+        return sorted({name for name in self.prompts.values() if name is not None})
 
     @property
     def graphs(self) -> list[str]:
@@ -184,6 +186,7 @@ class RunSpec(_Spec):
     engine: Sha256
     backend: BackendName
     recipe: Recipe
+    sampler: SamplerName = "stage"
     prompt: PromptName
     count: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**64)
@@ -197,7 +200,8 @@ class PairRecord(_Spec):
     """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed and why.
 
     ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
-    names of the files the pair was made from. A pair whose ``latent_mask_cells`` is 0 shows no defect.
+    names of the files the pair was made from; ``recipe`` is the name of the run's. A pair whose
+    ``latent_mask_cells`` is 0 shows no defect.
     """
 
     index: int = Field(ge=0)
@@ -211,4 +215,6 @@ class PairRecord(_Spec):
     label: str
     prompt: PromptName
     seed: int
+    sampler: SamplerName = "stage"
+    recipe: str | None = None
     latent_mask_cells: int

@@ -36,8 +36,9 @@ class FakeEngine:
         mark=None,
         fingerprint="0" * 64,
         batch=4,
+        steps=10,
     ):
-        recipe = Recipe(name="test", steps=10, ema_stop=2, only_intervals=(), mask_rule=mask_rule)
+        recipe = Recipe(name="test", steps=steps, ema_stop=2, only_intervals=(), mask_rule=mask_rule)
         model = ModelSpec(
             image_size=32,
             image_channels=channels,
@@ -65,7 +66,7 @@ class FakeEngine:
         self._delay = delay
         self._mark = mark
 
-    def paint(self, images, masks, *, prompt, noise, callback=None):
+    def paint(self, images, masks, *, prompt, noise, sampler="stage", recipe=None, callback=None):
         self.batches.append(noise.samples.tolist())
         if self._mark is not None:
             self._mark.touch()

@@ -266,9 +266,11 @@ def test_the_noise_of_a_sample_is_its_number_under_the_seed_of_the_run(job, run)
     seen = []
 
     class Listening(FakeEngine):
-        def paint(self, images, masks, *, prompt, noise, callback=None):
-            seen.append((noise.seeds.tolist(), noise.samples.tolist(), prompt, images.shape, masks.shape))
-            return super().paint(images, masks, prompt=prompt, noise=noise, callback=callback)
+        def paint(self, images, masks, *, noise, **rest):
+            seen.append(
+                (noise.seeds.tolist(), noise.samples.tolist(), rest["prompt"], images.shape, masks.shape)
+            )
+            return super().paint(images, masks, noise=noise, **rest)
 
     fill(Listening(), job, run)
     assert seen[0] == ([7] * 4, [0, 1, 2, 3], PROMPT, (4, 3, 32, 32), (4, 1, 8, 8))

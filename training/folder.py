@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,21 +70,27 @@ def save_model(
     Raises:
         InputError: ``folder`` exists already.
     """
+    with staged_folder(folder) as staged:
+        for place, module in model.modules.items():
+            _converted(module, dtype).save_pretrained(staged / place)
+        write_description(staged, model.spec, model.contexts)
+        for path in extra:
+            shutil.copy(path, staged)
+
+
+def write_description(folder: Path, spec: ModelSpec, contexts: Mapping[str, Tensor]) -> None:
+    """Write what a model folder holds beside its networks: contexts, ``model_index.json``, ``stage.json``."""
     index = {
         "_class_name": "StagePipeline",
         "_diffusers_version": diffusers.__version__,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    with staged_folder(folder) as staged:
-        for place, module in model.modules.items():
-            _converted(module, dtype).save_pretrained(staged / place)
-        contexts = {name: tensor.float().contiguous() for name, tensor in model.contexts.items()}
-        save_file(contexts, staged / PROMPTS_FILE)
-        (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        (staged / MODEL_FILE).write_text(model.spec.model_dump_json(indent=2) + "\n")
-        for path in extra:
-            shutil.copy(path, staged)
+    save_file({name: c.float().contiguous() for name, c in contexts.items()}, folder / PROMPTS_FILE)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    # The library lets nobody but the owner read what it writes.
+    shutil.copymode(folder / "model_index.json", folder / PROMPTS_FILE)
+    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> Any:

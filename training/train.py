@@ -196,16 +196,18 @@ def _train_guidance(
     report: Report,
 ) -> dict[str, dict[Branch, MaskGuidanceAdapter]]:
     """The adapters of every prompt by their name; each step trains those of one prompt, drawn at random."""
-    names = latents.examples.names
-    adapters = {spec.prompts[name]: guidance.build(preset) for name in names[1:]}
+    adapters = {name: guidance.build(preset) for name in spec.adapters}
     pairs = [nn.ModuleDict({str(b): adapter for b, adapter in pair.items()}) for pair in adapters.values()]
     trainables = nn.ModuleDict({"adapters": nn.ModuleList(pairs), "contexts": contexts})
 
     def loss(draws: torch.Generator) -> Tensor:
-        prompt = int(torch.randint(1, len(names), (), generator=draws))
-        pair = adapters[spec.prompts[names[prompt]]]
+        prompt = int(torch.randint(1, len(latents.examples.names), (), generator=draws))
+        name = spec.prompts[latents.examples.names[prompt]]
+        assert name is not None
         batch = preset.guidance.batch
-        return guidance.loss(unet, pair, contexts, latents, spec.recipe, prompt, batch, device, draws)
+        return guidance.loss(
+            unet, adapters[name], contexts, latents, spec.recipe, prompt, batch, device, draws
+        )
 
     fit(
         "guidance",

@@ -13,6 +13,7 @@ from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
 from stage_rt.cli.export import export
+from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
@@ -21,13 +22,14 @@ from stage_rt.errors import ExitCode, StageError
 
 app = typer.Typer(
     name="stage-rt",
-    help="Paint realistic defects exactly inside a mask: train, export, build, synthesize.",
+    help="Paint realistic defects exactly inside a mask: train or import, export, build, synthesize.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _command in (train, export, build, inspect, verify, synth, doctor, demo):
     app.command()(_command)
+app.add_typer(import_)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

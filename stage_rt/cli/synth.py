@@ -1,11 +1,28 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
+
+
+class SamplerOption(StrEnum):
+    """Ways from noise to a picture."""
+
+    STAGE = "stage"
+    REPAINT = "repaint"
+    ANOMALYDIFFUSION = "anomalydiffusion"
+    SDAS = "sdas"
+
+
+class RecipeOption(StrEnum):
+    """Branch plans of STAGE."""
+
+    AUTHORS = "authors"
+    PAPER = "paper"
 
 
 def synth(
@@ -24,6 +41,15 @@ def synth(
     ] = True,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Pairs made together.", show_default="the engine's largest")
+    ] = None,
+    sampler: Annotated[
+        SamplerOption, typer.Option(help="How to paint; all but `stage` do without the adapters.")
+    ] = SamplerOption.STAGE,
+    recipe: Annotated[
+        RecipeOption | None,
+        typer.Option(
+            help="Steps of the only branch: of the authors' code or the paper.", show_default="the model's"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -52,6 +78,8 @@ def synth(
         seed=seed,
         composite=composite,
         batch=batch or largest,
+        sampler=sampler.value,
+        recipe=recipe.value if recipe else None,
     )
     with console.orderly_stop() as check, progress_bar(job.count, "pairs") as show:
 

@@ -230,3 +230,40 @@ def test_an_engine_that_does_not_open_ends_the_command(synth, here, monkeypatch,
     assert exited.value.code == 1
     assert capsys.readouterr().err == "error: `e/unet.onnx` was changed: build the engine again\n"
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", ["authors", "paper"])
+@pytest.mark.parametrize("sampler", ["stage", "repaint", "anomalydiffusion", "sdas"])
+def test_sampler_and_recipe_reach_the_engine_and_are_recorded(synth, here, sampler, recipe):
+    engine, seen = FakeEngine(steps=1000), []
+    paint = engine.paint
+
+    def listening(*arguments, **options):
+        seen.append((options["sampler"], options["recipe"]))
+        return paint(*arguments, **options)
+
+    engine.paint = listening
+    assert synth(engine, sampler=sampler, recipe=recipe)[0] == 0
+    intervals = {"authors": ((700, 800), (300, 400)), "paper": ((800, 999), (300, 400))}[recipe]
+    assert [(name, used.name, used.only_intervals) for name, used in seen] == [(sampler, recipe, intervals)]
+    told = json.loads((here / "run/run.json").read_text())
+    assert (told["sampler"], told["recipe"]["name"]) == (sampler, recipe)
+    for line in (here / "run/manifest.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        assert (pair["sampler"], pair["recipe"]) == (sampler, recipe)
+
+
+def test_another_sampler_or_recipe_is_another_run(synth):
+    engine = FakeEngine(steps=1000)
+    assert synth(engine, recipe="authors")[0] == 0
+    for change in ({"sampler": "repaint", "recipe": "authors"}, {"recipe": "paper"}):
+        code, out, err = synth(engine, **change)
+        assert (code, out) == (1, "")
+        assert next(iter(change)) in err
+
+
+def test_a_recipe_for_other_steps_is_refused(synth, here):
+    code, out, err = synth(recipe="paper")
+    assert (code, out) == (1, "")
+    assert err == ("error: recipe `paper` is for 1000 steps, this model has 10: leave `--recipe` out\n")
+    assert not (here / "run").exists()

@@ -1,0 +1,127 @@
+"""``stage-rt import`` as a user meets it, and what follows from a model it made."""
+
+import json
+
+import numpy as np
+import pytest
+from authors_files import write_ldm, write_run
+
+import stage_rt
+from stage_rt.cli import main
+from stage_rt.noise import PhiloxNoise
+from stage_rt.samplers import SAMPLERS
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exited:
+            main(arguments)
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_ldm(folder / "model.ckpt")
+    write_run(folder / "one", ("part+dent", "part+hole", "part+spot"), trained="part+spot")
+    write_run(folder / "two", seed=1)
+    return folder
+
+
+def test_stage_prints_the_model_and_its_prompts(command, files):
+    code, out, err = command(
+        *("import", "stage", "--ldm", f"{files}/model.ckpt", "--adapters", f"{files}/one"),
+        *("--adapters", f"part+dent={files}/two", "--image-size", "32", "-o", "model"),
+    )
+    assert (code, out, err) == (0, "model `model`\nprompts part+dent, part+spot\n", "")
+    code, out, err = command(
+        *(
+            "import",
+            "stage",
+            "--ldm",
+            f"{files}/model.ckpt",
+            "--adapters",
+            f"part+dent, part+spot={files}/two",
+        ),
+        *("--image-size", "32", "-o", "json", "--json", "--dtype", "fp16", "--mask-rule", "authors"),
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"model": "json", "prompts": ["part+dent", "part+spot"]}
+
+
+def test_what_is_wrong_is_one_sentence(command, files, tmp_path):
+    good = [
+        "import",
+        "stage",
+        "--ldm",
+        f"{files}/model.ckpt",
+        "--adapters",
+        f"part+dent={files}/two",
+        "-o",
+        "model",
+    ]
+    wrong = files / "two" / "fine_mask-10.pt"
+    code, out, err = command(*(str(wrong) if part.endswith(".ckpt") else part for part in good))
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: `{wrong}` is a pickled `ldm.models.diffusion.ddpm.MGA`, a mask-guidance adapter, the "
+        "`model.ckpt` of latent-diffusion text2img was wanted\n"
+    )
+    code, out, err = command(*good, "--max-gib", "0.0001")
+    assert (code, out) == (1, "")
+    assert err.endswith("more than the 0.0001 allowed: raise `--max-gib` if you trust it\n")
+    assert not (tmp_path / "model").exists()
+
+
+def test_anomalydiffusion_becomes_an_engine_that_paints_with_every_sampler(command, files):
+    code, out, err = command(
+        *("import", "anomalydiffusion", "--ldm", f"{files}/model.ckpt", "--image-size", "32", "-o", "model"),
+        *("--embeddings", f"{files}/two/embeddings_gs-10.pt", "--prompt", "part+dent"),
+    )
+    assert (code, out, err) == (0, "model `model`\nprompts part+dent\n", "")
+    assert command("build", "model", "-o", "engine", "--batch", "2")[0] == 0
+    engine = stage_rt.load("engine")
+    short = engine.spec.model.recipe.model_copy(
+        update={"steps": 10, "ema_stop": 2, "only_intervals": ((3, 4),)}
+    )
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    masks = np.zeros((2, 1, 16, 16), np.float32)
+    masks[0, :, 4:8, 4:8] = 1
+    results = {}
+    for name in SAMPLERS:
+        painted = engine.paint(
+            images, masks, prompt="part+dent", noise=PhiloxNoise([1, 2]), sampler=name, recipe=short
+        )
+        assert painted.finite.all()
+        results[name] = painted.images
+    for name in results:
+        assert sum(np.array_equal(results[name], other) for other in results.values()) == 1
+
+
+def test_adapters_are_left_out_of_the_other_samplers(engine_folder):
+    engine = stage_rt.load(engine_folder)
+    ran = []
+    run = engine._backend.run
+    engine._backend.run = lambda graph, **inputs: ran.append(graph) or run(graph, **inputs)
+    image, mask = np.zeros((1, 1, 32, 32), np.float32), np.ones((1, 1, 16, 16), np.float32)
+    recipe = engine.spec.model.recipe
+    for name in SAMPLERS:
+        ran.clear()
+        engine.paint(image, mask, prompt="tile+crack", noise=PhiloxNoise([1]), sampler=name)
+        adapters = [graph for graph in ran if graph.startswith("adapters/")]
+        branches = [f"adapters/tile.{recipe.branch(i)}" for i in reversed(range(recipe.steps))]
+        assert adapters == (branches if name == "stage" else [])
+        assert ran.count("unet") == SAMPLERS[name].calls(recipe)
+
+
+@pytest.mark.parametrize("text", ["dent", "=a dent", "dent="])
+def test_a_prompt_without_its_text_is_a_usage_error(command, text):
+    code, out, err = command("import", "diffusers", "x", "-o", "model", "--prompt", text)
+    assert (code, out) == (2, "")
+    assert "is not a prompt and its text" in err

@@ -1,0 +1,264 @@
+"""AnomalyDiffusion's files and diffusers folders, to model folders."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from authors_files import SMALL, write_ldm, write_run
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from stage_rt.errors import CheckpointError, InputError, MissingExtraError
+from stage_rt.export.importers.adapters import TrainingRun
+from stage_rt.export.importers.anomalydiffusion import import_anomalydiffusion
+from stage_rt.export.importers.diffusers import import_diffusers
+from stage_rt.export.importers.keys import BERT_PREFIX
+from stage_rt.export.importers.stage import Options, import_stage
+from stage_rt.spec import PROMPTS_FILE
+from stage_rt.training.folder import load_model
+
+OPTIONS = Options(image_size=32)
+
+
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory):
+    return write_ldm(tmp_path_factory.mktemp("ldm") / "model.ckpt")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def imported(ldm, runs, tmp_path_factory):
+    """The same weights by `import stage`, to compare with."""
+    folder = tmp_path_factory.mktemp("imported") / "model"
+    import_stage(ldm, [TrainingRun(("part+dent",), runs)], folder, options=OPTIONS)
+    return folder
+
+
+@pytest.fixture
+def pipeline(imported, ldm, tmp_path):
+    """A folder as LDMTextToImagePipeline saves it."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(imported / "unet", folder / "unet")
+    shutil.copytree(imported / "vae", folder / "vqvae")
+    (folder / "model_index.json").write_text('{"_class_name": "LDMTextToImagePipeline"}')
+    state = torch.load(ldm, weights_only=True)["state_dict"]
+    layer = {
+        "0.0": "self_attn_layer_norm",
+        "0.1.to_q": "self_attn.q_proj",
+        "0.1.to_k": "self_attn.k_proj",
+        "0.1.to_v": "self_attn.v_proj",
+        "0.1.to_out": "self_attn.out_proj",
+        "1.0": "final_layer_norm",
+        "1.1.net.0.0": "fc1",
+        "1.1.net.2": "fc2",
+    }
+    names = {f"attn_layers.layers.{theirs}": f"model.layers.0.{ours}" for theirs, ours in layer.items()}
+    names |= {
+        "token_emb": "model.embed_tokens",
+        "pos_emb.emb": "model.embed_positions",
+        "norm": "model.layer_norm",
+    }
+    bert = {
+        f"{ours}.{kind}": state[f"{BERT_PREFIX}{theirs}.{kind}"]
+        for theirs, ours in names.items()
+        for kind in ("weight", "bias")
+        if f"{BERT_PREFIX}{theirs}.{kind}" in state
+    }
+    (folder / "bert").mkdir()
+    save_file(
+        {**bert, "to_logits.bias": torch.zeros(SMALL.bert.words)}, folder / "bert" / "model.safetensors"
+    )
+    return folder
+
+
+def change(path, **values):
+    path.parent.mkdir(exist_ok=True)
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | values))
+
+
+def test_anomalydiffusion_has_prompts_without_adapters(ldm, runs, imported, tmp_path):
+    spec = import_anomalydiffusion(ldm, runs / "embeddings_gs-10.pt", tmp_path / "model", options=OPTIONS)
+    assert spec.prompts == {"part+dent": None, "part+spot": None}
+    assert spec.adapters == []
+    assert spec.graphs == ["unet", "vae_encoder", "vae_decoder"]
+    model = load_model(tmp_path / "model")
+    assert model.adapters == {}
+    for part in ("unet", "vae"):
+        name = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / "model" / name).read_bytes() == (imported / name).read_bytes()
+    contexts = load_file(tmp_path / "model" / PROMPTS_FILE)
+    # The text is another one than STAGE's.
+    assert not torch.allclose(
+        contexts["part+dent"], load_file(imported / PROMPTS_FILE)["part+dent"], atol=1e-3
+    )
+    assert spec.provenance["caption"] == "a photo of a *"
+
+
+def test_anomalydiffusion_takes_the_names_asked_for(ldm, runs, tmp_path):
+    embeddings = runs / "embeddings_gs-10.pt"
+    spec = import_anomalydiffusion(
+        ldm, embeddings, tmp_path / "model", prompts=["part+spot"], options=OPTIONS
+    )
+    assert spec.prompts == {"part+spot": None}
+    with pytest.raises(CheckpointError, match="no embedding named 'x', it has part\\+dent, part\\+spot"):
+        import_anomalydiffusion(ldm, embeddings, tmp_path / "other", prompts=["x"], options=OPTIONS)
+    with pytest.raises(CheckpointError, match="a mask-guidance adapter, learned embeddings were wanted"):
+        import_anomalydiffusion(ldm, runs / "fine_mask-10.pt", tmp_path / "other", options=OPTIONS)
+
+
+def test_a_pipeline_with_adapters_is_the_model_of_the_checkpoint(pipeline, imported, runs, tmp_path):
+    spec = import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    expected = load_model(imported)
+    assert spec.model_copy(update={"provenance": {}}) == expected.spec.model_copy(update={"provenance": {}})
+    found = load_model(tmp_path / "model")
+    for place, network in expected.modules.items():
+        theirs = found.modules[place].state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(found.contexts["part+dent"], expected.contexts["part+dent"])
+
+
+def test_old_names_of_attention_and_pickled_weights_are_read(pipeline, runs, tmp_path):
+    path = pipeline / "vqvae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in load_file(path).items():
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        renamed[name] = tensor
+    assert any("proj_attn" in name for name in renamed)
+    torch.save(renamed, pipeline / "vqvae" / "diffusion_pytorch_model.bin")
+    expected = load_file(path)
+    path.unlink()
+    import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    found = load_file(tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_folder_s_own_schedule_and_scale_are_kept(pipeline, runs, tmp_path):
+    change(pipeline / "scheduler" / "scheduler_config.json", beta_start=0.001, beta_end=0.013)
+    change(pipeline / "vqvae" / "config.json", scaling_factor=0.5)
+    spec = import_diffusers(
+        pipeline,
+        tmp_path / "model",
+        runs=[TrainingRun(("part+dent",), runs)],
+        options=replace(OPTIONS, mask_rule="authors"),
+    )
+    assert (spec.recipe.beta_start, spec.recipe.beta_end, spec.latent_scale) == (0.001, 0.013, 0.5)
+    assert spec.recipe.mask_rule == "authors"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLPipeline"},
+            "a folder of StableDiffusionXLPipeline, one",
+        ),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "has CLIP as its text encoder"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "the UNet of Stable Diffusion XL"),
+        (
+            "unet/config.json",
+            {"_class_name": "UNet2DModel"},
+            "holds a UNet2DModel, a UNet2DConditionModel was wanted",
+        ),
+        ("unet/config.json", {"in_channels": 9}, "adapter for latents of 4 channels, the UNet has 9"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 20},
+            "a text encoder 16 wide and a UNet for contexts 20 wide",
+        ),
+        (
+            "unet/config.json",
+            {"layers_per_block": 2},
+            "does not hold a UNet2DConditionModel as its own sizes ask for",
+        ),
+        ("vqvae/config.json", {"_class_name": "VQModel"}, "holds a VQModel, a AutoencoderKL was wanted"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "v_prediction"},
+            "prediction_type v_prediction, epsilon",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 500},
+            "num_train_timesteps 500, 1000 was wanted",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_start": 2}, "a noise schedule that cannot be"),
+    ],
+)
+def test_other_folders_are_named(pipeline, runs, tmp_path, file, values, message):
+    change(pipeline / file, **values)
+    with pytest.raises(CheckpointError, match=message):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path, pipeline, runs):
+    with pytest.raises(CheckpointError, match=r"model_index.json` cannot be read \(No such file"):
+        import_diffusers(tmp_path, tmp_path / "model", texts={"a": "b"})
+    with pytest.raises(CheckpointError, match="nothing to paint was named"):
+        import_diffusers(pipeline, tmp_path / "model")
+    (pipeline / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    shutil.rmtree(pipeline / "unet")
+    with pytest.raises(CheckpointError, match=r"config\.json` cannot be read"):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    with pytest.raises(InputError, match="exists already"):
+        import_diffusers(pipeline, pipeline, texts={"a": "b"})
+
+
+def test_texts_without_transformers_say_what_to_install(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'stage-rt\[text\]'"):
+        import_diffusers(pipeline, tmp_path / "model", texts={"dent": "a photo of a dent"})
+
+
+def test_a_stable_diffusion_folder_reads_texts_with_clip(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="texts need transformers")
+    folder = tmp_path / "pipeline"
+    torch.manual_seed(0)
+    UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(folder / "vae")
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "dent</w>"]
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=9, pad_token="<|endoftext|>")
+    config = transformers.CLIPTextConfig(
+        vocab_size=4,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=9,
+        eos_token_id=1,
+        bos_token_id=0,
+    )
+    transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    spec = import_diffusers(folder, tmp_path / "model", texts={"dent": "a dent", "none": "a a"})
+    assert spec.prompts == {"dent": None, "none": None}
+    assert (spec.image_size, spec.tokens, spec.context_dim) == (16, 9, 16)
+    contexts = load_model(tmp_path / "model").contexts
+    assert not torch.allclose(contexts["dent"], contexts["none"], atol=1e-3)
