@@ -34,3 +34,18 @@ void launch(Index grid, unsigned threads, Kernel kernel, Arguments... arguments)
 LAUNCH(stage_step_fp32, float)
 LAUNCH(stage_step_fp16, __half)
 LAUNCH(stage_step_bf16, __nv_bfloat16)
+
+#define LAUNCH_GATHER(name, T)                                                                                    \
+  extern "C" void launch_##name(unsigned blocks, unsigned batch, unsigned threads, const float* mask,             \
+                                const stage::Coefficients* table, const int* step, uint32_t cells,                \
+                                int64_t* timestep, T* handed) {                                                   \
+    launch({blocks, batch}, threads, name, mask, table, step, cells, timestep, handed);                           \
+  }
+
+LAUNCH_GATHER(stage_gather_fp32, float)
+LAUNCH_GATHER(stage_gather_fp16, __half)
+LAUNCH_GATHER(stage_gather_bf16, __nv_bfloat16)
+
+extern "C" void launch_stage_advance(unsigned blocks, unsigned batch, unsigned threads, int* step) {
+  launch({blocks, batch}, threads, stage_advance, step);
+}
