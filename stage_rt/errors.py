@@ -11,9 +11,11 @@
     │   ├── ModelError            a model folder is incomplete or inconsistent
     │   ├── GraphsError           a graphs folder is incomplete, changed or inconsistent
     │   ├── EngineError           an engine folder is incomplete, changed or not for this machine
+    │   ├── DeviceError           no GPU can be used here, or not the one that is needed
     │   ├── RunError              an output folder holds another run or was damaged
     │   └── MissingExtraError     an optional dependency is not installed
     ├── BackendError              exit 3, the inference library failed
+    │   └── DeviceMemoryError     the GPU's memory is full
     ├── ParityError               exit 3, a converted network disagrees with its source
     └── FailedSamplesError        exit 4, the run finished but some samples failed
 
@@ -74,6 +76,10 @@ class EngineError(InputError):
     """An engine folder is incomplete, changed or made for another machine."""
 
 
+class DeviceError(InputError):
+    """No GPU can be used here, or not the one that is needed."""
+
+
 class RunError(InputError):
     """An output folder holds another run or was damaged."""
 
@@ -84,6 +90,10 @@ class MissingExtraError(InputError):
 
 class BackendError(StageError):
     """The inference library failed while running a graph."""
+
+
+class DeviceMemoryError(BackendError):
+    """The GPU's memory is full; a smaller batch may fit."""
 
 
 class ParityError(StageError):

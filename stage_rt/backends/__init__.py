@@ -1,7 +1,8 @@
 """Inference libraries, one file each; `open_backend` imports the one an engine was built for."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,9 @@ from stage_rt.errors import EngineError
 from stage_rt.files import verify
 from stage_rt.spec import ENGINE_FILE, EngineSpec
 
-__all__ = ["Backend", "open_backend"]
+__all__ = ["Backend", "DeviceBackend", "DeviceNetwork", "Tensor", "TensorDType", "open_backend"]
+
+TensorDType = Literal["fp32", "fp16", "bf16", "int32", "int64", "uint32", "uint64"]
 
 
 class Backend(Protocol):
@@ -32,6 +35,62 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give the library's memory back; the backend cannot be used afterwards."""
+
+
+class Tensor(NamedTuple):
+    """An input or output of a graph on a device: C-contiguous."""
+
+    shape: tuple[int, ...]
+    dtype: TensorDType
+
+
+class DeviceNetwork(Protocol):
+    """One graph at one batch size, working on device memory that it was told of once."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its inputs and its output, by name."""
+
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of device memory it needs while it runs; networks that take turns may share them."""
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        """Fix the addresses of every tensor, by name, and of the scratch memory; all aligned to 256 bytes.
+
+        Raises:
+            BackendError: the library refuses one of them.
+        """
+
+    def enqueue(self, stream: int) -> None:
+        """Launch the graph in the stream of that address and return at once.
+
+        From the third call on nothing is allocated or waited for, so that a CUDA graph can record it.
+
+        Raises:
+            BackendError: the library failed.
+            DeviceMemoryError: the device's memory is full.
+        """
+
+    def close(self) -> None:
+        """Give its memory back."""
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose graphs run where CUDA's streams and addresses are known."""
+
+    def network(self, graph: str, batch: int) -> DeviceNetwork:
+        """A graph at one of the engine's batch sizes, for its caller alone; weights are shared.
+
+        Raises:
+            BackendError: the library cannot load it.
+            DeviceMemoryError: the device's memory is full.
+        """
 
 
 def open_backend(folder: Path, spec: EngineSpec) -> Backend:

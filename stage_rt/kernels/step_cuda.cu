@@ -149,5 +149,7 @@ STAGE_GATHER(stage_gather_fp32, float)
 STAGE_GATHER(stage_gather_fp16, __half)
 STAGE_GATHER(stage_gather_bf16, __nv_bfloat16)
 
-// One thread: counts the iteration down once every block of a step has read it.
-extern "C" __global__ void stage_advance(int* step) { --*step; }
+// Counts the iteration down once every block of a step has read it; one block of any size.
+extern "C" __global__ void stage_advance(int* step) {
+  if (threadIdx.x == 0) --*step;
+}
