@@ -78,7 +78,7 @@ def load(engine_dir: str | Path, *, notify: Notify = warn) -> "Engine":
     spec = read_spec(folder)
     backend = open_backend(folder, spec)
     contexts = _contexts(folder / PROMPTS_FILE, spec.model)
-    if isinstance(backend, DeviceBackend):
+    if isinstance(backend, DeviceBackend) and spec.devices != ["cpu"]:
         from stage_rt.cuda.engine import DeviceEngine
 
         return DeviceEngine(spec, backend, contexts, notify)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
-BackendName = Literal["onnxruntime"]
+BackendName = Literal["onnxruntime", "inductor"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import EngineError
 from stage_rt.files import verify
-from stage_rt.spec import ENGINE_FILE, EngineSpec
+from stage_rt.spec import ENGINE_FILE, UNET, VAE_DECODER, VAE_ENCODER, EngineSpec
 
-__all__ = ["Backend", "DeviceBackend", "DeviceNetwork", "Tensor", "TensorDType", "open_backend"]
+__all__ = ["Backend", "DeviceBackend", "DeviceNetwork", "Tensor", "TensorDType", "open_backend", "tensors"]
 
 TensorDType = Literal["fp32", "fp16", "bf16", "int32", "int64", "uint32", "uint64"]
 
@@ -97,10 +97,32 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
     """Open the engine in ``folder``; its files and the library are checked before the library reads anything.
 
     Raises:
-        EngineError: a file was changed, or the engine is for another version of the library.
+        EngineError: a file was changed, or the engine is for another version of the library or another GPU.
+        DeviceError: the engine needs a GPU and there is none.
         MissingExtraError: the library is not installed.
     """
     verify(folder, spec.files, ENGINE_FILE, EngineError, "build the engine again with `stage-rt build`")
-    from stage_rt.backends import onnxruntime
+    if spec.backend == "onnxruntime":
+        from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 
-    return onnxruntime.OnnxRuntimeBackend(folder, spec)
+        return OnnxRuntimeBackend(folder, spec)
+    from stage_rt.backends.inductor import InductorBackend
+
+    return InductorBackend(folder, spec)
+
+
+def tensors(spec: EngineSpec, graph: str, batch: int) -> tuple[dict[str, Tensor], tuple[str, Tensor]]:
+    """A graph's inputs in their order, by name, and its output, at a batch size; floats in the engine's dtype."""
+    model, dtype = spec.model, spec.dtype
+    latent = Tensor((batch, model.latent_channels, model.latent_size, model.latent_size), dtype)
+    image = Tensor((batch, model.image_channels, model.image_size, model.image_size), dtype)
+    if graph == UNET:
+        context = Tensor((batch, model.tokens, model.context_dim), dtype)
+        return {"sample": latent, "timestep": Tensor((1,), "int64"), "context": context}, ("eps", latent)
+    if graph == VAE_ENCODER:
+        _, channels, *size = latent.shape
+        return {"image": image}, ("moments", Tensor((batch, 2 * channels, *size), dtype))
+    if graph == VAE_DECODER:
+        return {"latent": latent}, ("image", image)
+    mask = Tensor((batch, 1, model.latent_size, model.latent_size), dtype)
+    return {"eps": latent, "mask": mask}, ("guided", latent)
