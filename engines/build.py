@@ -1,17 +1,20 @@
-"""Graphs to an engine folder: optimised graphs, contexts, ``engine.json``."""
+"""Graphs to an engine folder: compiled graphs, contexts, ``engine.json``."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from stage_rt.backends.onnxruntime import LIBRARY, library
 from stage_rt.engine import read_spec
-from stage_rt.errors import EngineError, InputError
-from stage_rt.files import digests, staged_folder, verify
+from stage_rt.errors import EngineError, InputError, StageError
+from stage_rt.files import digests, locked, staged_folder, verify
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, BackendName, DType, EngineSpec, GraphsSpec
 
-from . import onnxruntime
+from .builders import Builder, Notify, Progress, choose
 from .graphs import read_graphs
+
+_COMPILE_BYTES = 2**26
+"""A graph without weights takes about as long to compile as this many bytes of them take to pack."""
 
 
 def build(
@@ -21,12 +24,14 @@ def build(
     backend: BackendName,
     batch: Sequence[int],
     dtype: DType | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    targets: Sequence[str] | None = None,
+    notify: Notify = lambda line: None,
+    progress: Progress = lambda share: None,
 ) -> bool:
     """Compile a graphs folder for a backend; the engine appears whole or not at all.
 
-    An engine that is already there and was made from the same graphs for the same library version and batches
-    is left alone; any other engine there is replaced.
+    An engine that is already there, is whole and has the fingerprint this one would have is left alone; any
+    other engine there is replaced. Of several processes that write one folder, one builds and the others wait.
 
     Args:
         source: graphs folder made by ``stage-rt export``.
@@ -34,50 +39,95 @@ def build(
         backend: inference library to build for.
         batch: batch sizes the engine shall serve.
         dtype: the graphs' own, or None.
-        say: told what is being done.
+        targets: GPUs to build for, as the backend names them, or None for its default.
+        notify: told of memory needs and of waiting.
+        progress: told the share that is done, 0 to 1; what it raises cancels the build.
 
     Returns:
         Whether an engine was written; False when it was up to date.
 
     Raises:
         GraphsError: the graphs folder is incomplete or changed.
-        InputError: the dtype is not the graphs' own or not one of the backend's, or ``folder`` has content that
-            is no engine.
+        InputError: the dtype is not the graphs' own, the backend cannot do what is asked of it, or ``folder`` has
+            content that is no engine or cannot be written.
+        DeviceError: the backend needs a GPU that is not there.
+        MissingExtraError: the backend's library is not installed.
         BackendError: the library could not compile a graph.
     """
+    if not batch or min(batch) < 1:
+        raise InputError(f"a batch of {min(batch, default=0)} serves nobody: use `--batch 1` or more")
     graphs = read_graphs(source)
     _check_dtype(source, graphs, dtype)
-    require_dtype(backend, graphs.dtype)
+    builder = choose(backend, graphs.dtype, targets)
     wanted = EngineSpec(
         model=graphs.model,
         backend=backend,
-        library=LIBRARY,
-        library_version=library().__version__,
-        devices=["cpu"],
+        library=builder.library,
+        library_version=builder.version,
+        devices=builder.devices,
         dtype=graphs.dtype,
         batch=sorted(set(batch)),
         graphs_fingerprint=graphs.fingerprint,
         files={},
     )
-    exists = (folder / ENGINE_FILE).is_file()
-    if exists and _up_to_date(folder, wanted):
-        return False
-    with staged_folder(folder, replace=exists) as staged:
-        for graph in graphs.model.graphs:
-            say(f"building {graph}")
-            onnxruntime.optimise(source / f"{graph}.onnx", staged / f"{graph}.onnx")
-        shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
-        spec = wanted.model_copy(update={"files": digests(staged)})
-        (staged / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    try:
+        with locked(folder, _Waiting(folder, notify, progress)):
+            if _up_to_date(folder, wanted):
+                return False
+            _write(source, folder, wanted, builder, notify, progress)
+    except PermissionError as refusal:
+        raise InputError(
+            f"`{folder}` may not be written: give yourself permission or another `-o`"
+        ) from refusal
+    except OSError as failure:
+        raise StageError(
+            f"writing `{folder}` failed ({failure.strerror}): mend that and run the same command again"
+        ) from failure
     return True
 
 
-def require_dtype(backend: BackendName, dtype: DType) -> None:
-    """Raise `InputError` for a dtype that ``backend`` cannot run."""
-    if backend == "onnxruntime" and dtype == "bf16":
-        raise InputError(
-            "ONNX Runtime has no bf16 convolution on a CPU: use `--dtype fp32` or `--dtype fp16` for this backend"
-        )
+class _Waiting:
+    """Tells once that another process builds, and goes on asking whether to cancel."""
+
+    def __init__(self, folder: Path, notify: Notify, progress: Progress) -> None:
+        self._text: str | None = f"waiting for another process that builds `{folder}`"
+        self._notify = notify
+        self._progress = progress
+
+    def __call__(self) -> None:
+        if self._text:
+            self._notify(self._text)
+        self._text = None
+        self._progress(0.0)
+
+
+def _write(
+    source: Path, folder: Path, wanted: EngineSpec, builder: Builder, notify: Notify, progress: Progress
+) -> None:
+    graphs = {graph: source / f"{graph}.onnx" for graph in wanted.model.graphs}
+    with staged_folder(folder, replace=(folder / ENGINE_FILE).is_file()) as staged:
+        builder.prepare(graphs, wanted.batch, notify)
+        workspace = 0
+        for (graph, path), told in zip(graphs.items(), _parts(graphs.values(), progress), strict=True):
+            told(0.0)
+            (staged / graph).parent.mkdir(exist_ok=True)
+            workspace = max(workspace, builder.compile(path, staged / graph, wanted.batch, told))
+            told(1.0)
+        shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
+        spec = wanted.model_copy(update={"workspace": workspace, "files": digests(staged)})
+        (staged / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+
+
+def _parts(graphs: Iterable[Path], progress: Progress) -> list[Progress]:
+    """A `Progress` for every graph, each a part of ``progress`` after the size of its files."""
+    costs = [
+        _COMPILE_BYTES + sum(f.stat().st_size for f in path.parent.glob(f"{path.name}*")) for path in graphs
+    ]
+    return [partial(_advance, progress, sum(costs[:n]), cost, sum(costs)) for n, cost in enumerate(costs)]
+
+
+def _advance(progress: Progress, before: int, cost: int, total: int, share: float) -> None:
+    progress((before + share * cost) / total)
 
 
 def _check_dtype(source: Path, graphs: GraphsSpec, dtype: DType | None) -> None:
@@ -94,4 +144,4 @@ def _up_to_date(folder: Path, wanted: EngineSpec) -> bool:
         verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
     except EngineError:
         return False
-    return found.model_copy(update={"files": wanted.files}) == wanted
+    return found.fingerprint == wanted.fingerprint

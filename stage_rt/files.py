@@ -1,14 +1,18 @@
 """Files and folders that appear whole or not at all: staged beside the destination, synced, renamed."""
 
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from stage_rt.errors import InputError
+
+_LOCK_SECONDS = 0.2
 
 
 def sha256(path: Path) -> str:
@@ -88,6 +92,43 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     _sync(folder.parent)
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Let one process at a time into the block, by a hidden file beside ``path`` that is gone afterwards.
+
+    Args:
+        path: what the block writes; its folder is made.
+        waiting: called every fifth of a second while another process is in the block; it may raise.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    handle = _lock(name, waiting)
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(name: Path, waiting: Callable[[], None]) -> int:
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder removes the file in the end: a lock on a removed one keeps nobody out.
+            if os.path.samestat(os.fstat(handle), name.stat()):
+                return handle
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        waiting()
+        time.sleep(_LOCK_SECONDS)
 
 
 def _check_free(folder: Path, replace: bool) -> None:

@@ -1,6 +1,7 @@
 """The contract between the packages: what lies on disk as JSON beside weights, graphs, engines and runs."""
 
 import hashlib
+import json
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
-BackendName = Literal["onnxruntime", "inductor"]
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -102,7 +103,11 @@ class GraphsSpec(_Spec):
 
 
 class EngineSpec(_Spec):
-    """``engine.json``: for what an engine was compiled, and the sha256 of every other file."""
+    """``engine.json``: for what an engine was compiled, and the sha256 of every other file.
+
+    ``devices`` are ``cpu`` or compute capabilities (``sm86``). ``workspace`` is the GPU memory in bytes that the
+    engines of the set take turns in, at the largest batch, as the library planned it when it built them; 0 on a CPU.
+    """
 
     format: Literal[1] = 1
     model: ModelSpec
@@ -113,7 +118,14 @@ class EngineSpec(_Spec):
     dtype: DType
     batch: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     graphs_fingerprint: Sha256
+    workspace: int = Field(default=0, ge=0)
     files: dict[RelativePath, Sha256]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides the engine: graphs, backend, library version, devices, dtype, batches."""
+        decides = self.model_dump(mode="json", exclude={"model", "workspace", "files"})
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 class RunSpec(_Spec):

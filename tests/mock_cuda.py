@@ -30,10 +30,14 @@ class OutOfMemoryError(CudaError):
 
 
 class Machine:
-    """``memory`` bytes; ``kernels`` is the library of the emulated kernels."""
+    """``memory`` bytes; ``kernels`` is the library of the emulated kernels, needed where one is launched.
 
-    def __init__(self, kernels: ctypes.CDLL, memory: int = 2**30) -> None:
+    ``name``, ``sm`` and the number of ``devices`` are what the driver tells of it.
+    """
+
+    def __init__(self, kernels: ctypes.CDLL | None = None, memory: int = 2**30) -> None:
         self.kernels, self.memory = kernels, memory
+        self.name, self.sm, self.devices = "NumPy", (9, 0), 1
         self.blocks: dict[int, np.ndarray] = {}
         self.queues: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work] | None] = {}
@@ -146,10 +150,10 @@ def pycuda_driver(machine: Machine) -> ModuleType:
             assert number == 0
 
         def name(self) -> str:
-            return "NumPy"
+            return machine.name
 
         def compute_capability(self) -> tuple[int, int]:
-            return 9, 0
+            return machine.sm
 
         def total_memory(self) -> int:
             return machine.memory
@@ -163,6 +167,9 @@ def pycuda_driver(machine: Machine) -> ModuleType:
             assert flags == 1, "the default stream would be waited for"
             self.handle = machine.handle()
             machine.queues[self.handle] = []
+
+        def __del__(self) -> None:
+            machine.queues.pop(self.handle, None)
 
         def synchronize(self) -> None:
             machine.forbidden_while_capturing("sync")
@@ -208,11 +215,15 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         def prepared_async_call(self, grid: Any, block: Any, stream: Stream, *arguments: int) -> None:
             machine.launch(self._name, self._types, grid, block, stream.handle, arguments)
 
+    def init() -> None:
+        if not machine.devices:
+            raise CudaError("cuInit failed: no CUDA-capable device is detected")
+
     module = ModuleType("pycuda.driver")
     vars(module).update(
         Error=CudaError,
         MemoryError=OutOfMemoryError,
-        init=lambda: None,
+        init=init,
         Device=Device,
         Stream=Stream,
         Event=Event,

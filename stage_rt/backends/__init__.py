@@ -106,9 +106,13 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
         from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(folder, spec)
-    from stage_rt.backends.inductor import InductorBackend
+    if spec.backend == "inductor":
+        from stage_rt.backends.inductor import InductorBackend
 
-    return InductorBackend(folder, spec)
+        return InductorBackend(folder, spec)
+    from stage_rt.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(folder, spec)
 
 
 def tensors(spec: EngineSpec, graph: str, batch: int) -> tuple[dict[str, Tensor], tuple[str, Tensor]]:

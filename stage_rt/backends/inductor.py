@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from stage_rt.backends import Tensor, TensorDType, tensors
 from stage_rt.cuda import device
-from stage_rt.cuda.dtypes import narrow, widen
+from stage_rt.cuda.dtypes import narrow
 from stage_rt.cuda.plan import padded, parts
 from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError
 from stage_rt.spec import EngineSpec
@@ -110,7 +110,9 @@ class InductorBackend:
     def _sizes(self, graph: str) -> list[int]:
         sizes = [size for size in self._spec.batch if package(graph, size) in self._spec.files]
         if not sizes:
-            raise EngineError(f"`{self._folder}` holds no `{graph}`: build the engine again with `stage-rt build`")
+            raise EngineError(
+                f"`{self._folder}` holds no `{graph}`: build the engine again with `stage-rt build`"
+            )
         return sizes
 
     def _runner(self, graph: str, batch: int) -> Any:

@@ -12,6 +12,7 @@ from stage_rt.cli import console
 from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
 from stage_rt.cli.export import export
+from stage_rt.cli.inspect import inspect
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
 from stage_rt.errors import ExitCode, StageError
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, synth, demo):
+for _command in (train, export, build, inspect, synth, demo):
     app.command()(_command)
 
 

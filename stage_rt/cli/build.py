@@ -1,35 +1,33 @@
 """``stage-rt build``: a model or its graphs compiled for a backend."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
 from stage_rt.cli.export import GraphDtype
 
-if TYPE_CHECKING:
-    from rich.status import Status
-
 
 class BackendOption(StrEnum):
     """Inference libraries an engine can be built for."""
 
     ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 def _batches(text: str) -> list[int]:
     try:
-        sizes = [int(size) for size in text.split(",")]
+        return [int(size) for size in text.split(",")]
     except ValueError:
-        sizes = [0]
-    if min(sizes) < 1:
-        raise typer.BadParameter(f"{text!r} is not a batch size, nor several with commas between them")
-    return sizes
+        raise typer.BadParameter(
+            f"{text!r} is not a batch size, nor several with commas between them"
+        ) from None
 
 
 def build(
@@ -40,6 +38,15 @@ def build(
     backend: Annotated[
         BackendOption, typer.Option(help="Inference library to build for.")
     ] = BackendOption.ONNXRUNTIME,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SMS",
+            help="GPUs that tensorrt-rtx builds for, as `sm86` or `sm86,sm89,sm120`, or `current`; it needs none of "
+            "them here, while tensorrt builds for the GPU here alone.",
+            show_default="sm86,sm89,sm120 for tensorrt-rtx",
+        ),
+    ] = None,
     dtype: Annotated[
         GraphDtype | None,
         typer.Option(help="Of weights and arithmetic.", show_default="the graphs' own, or fp32"),
@@ -47,26 +54,40 @@ def build(
     batch: Annotated[
         str,
         typer.Option(
-            metavar="SIZES", help="Samples a call, as `8` or `1,8,32`; the largest is used by `synth`."
+            metavar="SIZES",
+            help="Samples a call, as `8` or `1,8,32`; the largest is used by `synth`, and a GPU pads a smaller batch "
+            "to the next.",
         ),
     ] = "8",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
     sizes = _batches(batch)
+    targets = target.lower().split(",") if target else None
+    from functools import partial
+
+    from stage_rt.cli.progress import share_bar
     from stage_rt.engines.build import build as run
 
     with (
-        console.messages().status("reading") as status,
-        _graphs(source, output, backend, dtype, status) as graphs,
+        _graphs(source, output, backend, dtype, targets) as graphs,
+        console.orderly_stop() as check,
+        share_bar("building") as show,
     ):
+
+        def progress(share: float) -> None:
+            check()
+            show(share)
+
         written = run(
             graphs,
             output,
             backend=backend.value,
             batch=sizes,
             dtype=dtype.value if dtype else None,
-            say=status.update,
+            targets=targets,
+            notify=partial(console.message, "notice"),
+            progress=progress,
         )
     text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
     console.result(text, {"engine": str(output), "written": written}, as_json=as_json)
@@ -74,7 +95,11 @@ def build(
 
 @contextmanager
 def _graphs(
-    source: Path, output: Path, backend: BackendOption, dtype: GraphDtype | None, status: "Status"
+    source: Path,
+    output: Path,
+    backend: BackendOption,
+    dtype: GraphDtype | None,
+    targets: Sequence[str] | None,
 ) -> Iterator[Path]:
     """The graphs of ``source``: itself, or exported into a folder beside ``output`` for as long as it takes."""
     from stage_rt.errors import InputError
@@ -88,13 +113,15 @@ def _graphs(
             f"`{source}` holds neither a model ({MODEL_FILE}) nor graphs ({GRAPHS_FILE}): make one with "
             "`stage-rt train` or `stage-rt export`"
         )
-    from stage_rt.engines.build import require_dtype
+    from stage_rt.engines.builders import choose
 
     wanted = dtype or GraphDtype.FP32
-    require_dtype(backend.value, wanted.value)
-    with console.extra("export"):
-        from stage_rt.export.graphs import export
+    # What cannot be built is not exported first.
+    choose(backend.value, wanted.value, targets)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        export(source, Path(folder), dtype=wanted.value, say=status.update)
+        with console.messages().status("reading the model") as status:
+            with console.extra("export"):
+                from stage_rt.export.graphs import export
+            export(source, Path(folder), dtype=wanted.value, say=status.update)
         yield Path(folder)

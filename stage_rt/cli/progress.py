@@ -1,9 +1,18 @@
-"""A progress bar on stderr."""
+"""Progress bars on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from stage_rt.cli.console import messages
@@ -30,6 +39,19 @@ def progress_bar(total: float, unit: str) -> Iterator[Callable[[float], None]]:
                 bar.update(bar.task_ids[0], completed=max(done, bar.tasks[0].completed))
             else:
                 bar.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich shows fractions
+
+        yield update
+
+
+@contextmanager
+def share_bar(text: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr behind ``text``, told the share that is done, 0 to 1; nothing without a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=messages(), transient=True, disable=not messages().is_terminal) as bar:
+        task = bar.add_task(text, total=1)
+
+        def update(share: float) -> None:
+            bar.update(task, completed=max(share, bar.tasks[0].completed))
 
         yield update
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.backends import TensorDType
+from stage_rt.backends import Tensor, TensorDType
 
 STORAGE: dict[TensorDType, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
@@ -36,3 +36,8 @@ def widen(array: NDArray[Any], dtype: TensorDType) -> NDArray[np.float32]:
     if dtype != "bf16":
         return array.astype(np.float32)
     return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(tensor.shape)) * STORAGE[tensor.dtype].itemsize

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stage_rt import kernels
 from stage_rt.backends import DeviceBackend, DeviceNetwork, Tensor
 from stage_rt.cuda import device, graphs, plan
-from stage_rt.cuda.dtypes import STORAGE, narrow
+from stage_rt.cuda.dtypes import STORAGE, narrow, size
 from stage_rt.errors import BackendError, DeviceMemoryError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch
@@ -139,7 +139,7 @@ class Loop:
         }
         networks = [self._unet, *self._adapters.values()]
         self._tensors = self._buffers(next(iter(self._adapters.values())))
-        sizes = {name: _bytes(tensor) for name, tensor in self._tensors.items()}
+        sizes = {name: size(tensor) for name, tensor in self._tensors.items()}
         sizes["scratch"] = max(network.scratch for network in networks)
         self._arena = device.Arena(sizes | {"table": self._recipe.steps * plan.COEFFICIENTS.itemsize})
         self._closing.append(self._arena.close)
@@ -269,10 +269,6 @@ class Loop:
     def _read(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
         return self._arena.read(name, tensor.shape, STORAGE[tensor.dtype], self._stream)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape)) * STORAGE[tensor.dtype].itemsize
 
 
 def _own_kernels(

@@ -1,0 +1,78 @@
+"""What compiles graphs, one module a backend; the backend's name chooses here and nowhere else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from stage_rt.spec import BackendName, DType
+
+Progress = Callable[[float], None]
+"""Told the share of a graph that is compiled, 0 to 1; it raises to cancel."""
+
+Notify = Callable[[str], None]
+"""Told what the user should know."""
+
+
+class Builder(Protocol):
+    """Compiles graphs for one backend and a set of devices."""
+
+    library: str
+    """Name of the library that compiles."""
+    version: str
+    """Its version."""
+    devices: list[str]
+    """What the engine will run on, as in `EngineSpec`."""
+
+    def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
+        """Look at all graphs of a set before the first is compiled.
+
+        Args:
+            graphs: path of each by its name.
+            batch: batch sizes the engine shall serve.
+            notify: told what the engine will need.
+
+        Raises:
+            InputError: a batch size cannot be served.
+        """
+
+    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> int:
+        """Compile one graph.
+
+        Args:
+            graph: the ONNX file.
+            destination: path of the result without suffix.
+            batch: batch sizes the engine shall serve, ascending.
+            progress: told how far it is.
+
+        Returns:
+            GPU memory for intermediate results in bytes, 0 if there is no GPU.
+
+        Raises:
+            BackendError: the library cannot compile it.
+        """
+
+
+_MODULES: dict[BackendName, str] = {
+    "onnxruntime": ".onnxruntime",
+    "tensorrt": ".tensorrt_gpu",
+    "tensorrt-rtx": ".tensorrt_rtx",
+}
+
+
+def choose(backend: BackendName, dtype: DType, targets: Sequence[str] | None) -> Builder:
+    """The builder of a backend.
+
+    Args:
+        backend: its name.
+        dtype: that of the graphs.
+        targets: devices as the user names them, or None for the backend's default.
+
+    Raises:
+        InputError: the backend does not know a target or cannot do the dtype on it.
+        DeviceError: it needs a GPU that is not there.
+        MissingExtraError: the library is not installed.
+    """
+    module = import_module(_MODULES[backend], __package__)
+    builder: Builder = module.builder(dtype, targets)
+    return builder

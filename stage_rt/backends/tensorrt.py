@@ -1,0 +1,314 @@
+"""TensorRT and TensorRT-RTX on a GPU: one runtime for both flavours."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.backends import Tensor, TensorDType
+from stage_rt.cuda import device, plan
+from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
+from stage_rt.errors import (
+    BackendError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+)
+from stage_rt.spec import BackendName, EngineSpec
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+SUFFIX = ".engine"
+
+
+class Flavour(NamedTuple):
+    """One of the two libraries: its name, module, distribution on the package index, and extra of stage-rt.
+
+    ``targets`` are the compute capabilities it compiles for without such a GPU; TensorRT has none.
+    """
+
+    name: str
+    module: str
+    distribution: str
+    extra: str
+    targets: tuple[str, ...]
+
+
+FLAVOURS: dict[BackendName, Flavour] = {
+    "tensorrt": Flavour("TensorRT", "tensorrt", "tensorrt", "tensorrt", ()),
+    "tensorrt-rtx": Flavour(
+        "TensorRT-RTX",
+        "tensorrt_rtx",
+        "tensorrt-rtx-cu13",
+        "rtx",
+        ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+    ),
+}
+
+
+def library(backend: BackendName) -> Any:
+    """The module of a flavour.
+
+    Raises:
+        MissingExtraError: it is not installed, or its libraries are not.
+    """
+    flavour = FLAVOURS[backend]
+    try:
+        module = import_module(flavour.module)
+        # Its type stubs alone leave an empty package of its name behind.
+        module.Runtime  # noqa: B018
+    except (ImportError, OSError, AttributeError) as missing:
+        raise MissingExtraError(
+            f"this needs {flavour.name}, which is not installed: `pip install 'stage-rt[{flavour.extra}]'`"
+        ) from missing
+    return module
+
+
+class Journal:
+    """What a flavour logs, without its small talk; ``lines`` are (is it an error, message)."""
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[bool, str]] = deque(maxlen=10_000)
+
+    def error(self) -> str:
+        """The first line of the last error, or a word for that there was none."""
+        errors = [text for is_error, text in self.lines if is_error]
+        return errors[-1].strip().partition("\n")[0] if errors else "it gave no reason"
+
+
+@cache
+def journal(backend: BackendName) -> tuple[Journal, Any]:
+    """The journal of a flavour and the ``ILogger`` that writes it.
+
+    A process has one: the library ignores every logger but the first it is handed.
+    """
+    module = library(backend)
+    written = Journal()
+
+    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, text: str) -> None:
+            if int(severity) <= int(module.ILogger.INFO):
+                written.lines.append((int(severity) <= int(module.ILogger.ERROR), text))
+
+    return written, Logger()
+
+
+class TensorRTBackend:
+    """The graphs of an engine folder on the GPU, driven from the host (`run`) or bound to a loop (`network`).
+
+    Raises:
+        EngineError: the engine is for another version of the library or for other GPUs.
+        DeviceError: there is no GPU.
+        MissingExtraError: the library or PyCUDA is not installed.
+        BackendError: the library cannot load a graph, or the GPU's memory is too small for it.
+    """
+
+    def __init__(self, folder: Path, spec: EngineSpec) -> None:
+        self._trt = library(spec.backend)
+        _check_version(folder, spec, self._trt.__version__)
+        _check_gpu(folder, spec)
+        self._name = FLAVOURS[spec.backend].name
+        self._journal, logger = journal(spec.backend)
+        self._buckets = sorted(spec.batch)
+        self._host: _Host | None = None
+        with device.active():
+            self._runtime: trt.Runtime = self._trt.Runtime(logger)
+            self._engines = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
+
+    def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """See `stage_rt.backends.Backend`; a batch is padded to the next size the engine was built for.
+
+        Raises:
+            InputError: the batch is larger than the largest of them.
+        """
+        batched = [
+            name
+            for name, tensor in self.network(graph, self._buckets[0]).tensors.items()
+            if name in inputs and len(tensor.shape) > 1
+        ]
+        count = max(len(inputs[name]) for name in batched)
+        bucket = next((size for size in self._buckets if size >= count), None)
+        if bucket is None:
+            raise InputError(
+                f"a batch of {count} is more than the {self._buckets[-1]} the engine was built for: split it or "
+                f"build the engine with `--batch {count}`"
+            )
+        padding = {name: plan.padded(inputs[name], bucket) for name in batched}
+        if self._host is None:
+            self._host = _Host({graph: self.network(graph, self._buckets[-1]) for graph in self._engines})
+        return self._host.run(graph, bucket, partial(self.network, graph, bucket), inputs | padding)[:count]
+
+    def network(self, graph: str, batch: int) -> "TensorRTNetwork":
+        """See `stage_rt.backends.DeviceBackend`."""
+        profile = self._buckets.index(batch)
+        return TensorRTNetwork(
+            self._trt, self._name, self._journal, graph, self._engines[graph], profile, batch
+        )
+
+    def close(self) -> None:
+        """Free the GPU's memory."""
+        if self._host is not None:
+            self._host.close()
+        self._host = None
+        self._engines.clear()
+
+    def _load(self, path: Path) -> "trt.ICudaEngine":
+        self._journal.lines.clear()
+        engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BackendError(f"{self._name} cannot load `{path}`: {self._journal.error()}")
+        return engine
+
+
+class TensorRTNetwork:
+    """A graph at one batch size, with an execution context of its own; see `stage_rt.backends.DeviceNetwork`."""
+
+    def __init__(
+        self,
+        trt: Any,
+        name: str,
+        written: Journal,
+        graph: str,
+        engine: "trt.ICudaEngine",
+        profile: int,
+        batch: int,
+    ) -> None:
+        self._trt, self._name, self._journal, self._graph = trt, name, written, graph
+        self._engine, self._profile, self._batch = engine, profile, batch
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self.tensors = {name: self._tensor(name) for name in names}
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        (self.output,) = set(names) - set(self._inputs)
+        self.scratch = int(engine.get_device_memory_size_for_profile_v2(profile))
+        self._context: trt.IExecutionContext | None = None
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context: trt.IExecutionContext | None = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise DeviceMemoryError(
+                f"there is no GPU memory left for `{self._graph}` in a batch of {self._batch}"
+            )
+        context.set_device_memory(scratch, self.scratch)
+        stream = device.Stream()
+        bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
+        bound += [context.set_input_shape(name, self.tensors[name].shape) for name in self._inputs]
+        bound += [context.set_tensor_address(name, addresses[name]) for name in self.tensors]
+        stream.synchronize()
+        stream.close()
+        if not all(bound):
+            raise BackendError(
+                f"the engine has no profile for a batch of {self._batch}: build it again with `stage-rt build`"
+            )
+        self._context = context
+
+    def enqueue(self, stream: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        assert self._context is not None
+        if not self._context.execute_async_v3(stream):
+            raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
+
+    def close(self) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        self._context = None
+
+    def _tensor(self, name: str) -> Tensor:
+        shape = tuple(self._engine.get_tensor_shape(name))
+        # All but the timestep have the batch in front of other axes.
+        fixed = (self._batch, *shape[1:]) if len(shape) > 1 else shape
+        return Tensor(fixed, _DTYPES[self._engine.get_tensor_dtype(name).name])
+
+
+class _Host:
+    """What it takes to run graphs from the host: a stream, buffers for the largest batch, and one workspace.
+
+    ``largest`` are the networks of the largest batch. One workspace serves all, as no two graphs run at once.
+
+    Raises:
+        DeviceMemoryError: it does not fit.
+    """
+
+    def __init__(self, largest: "Mapping[str, TensorRTNetwork]") -> None:
+        self._stream = device.Stream()
+        self._bound: dict[tuple[str, int], TensorRTNetwork] = {}
+        self._arena = device.Arena(
+            {"workspace": max(network.scratch for network in largest.values())}
+            | {
+                f"{graph} {name}": size(tensor)
+                for graph, network in largest.items()
+                for name, tensor in network.tensors.items()
+            }
+        )
+
+    def run(
+        self,
+        graph: str,
+        bucket: int,
+        make: "Callable[[], TensorRTNetwork]",
+        inputs: Mapping[str, NDArray[Any]],
+    ) -> NDArray[np.float32]:
+        """The output of a whole bucket."""
+        network = self._bound.get((graph, bucket)) or make()
+        at = self._arena.addresses
+        with device.active():
+            if (graph, bucket) not in self._bound:
+                network.bind({name: at[f"{graph} {name}"] for name in network.tensors}, at["workspace"])
+                self._bound[graph, bucket] = network
+            stored = {
+                name: narrow(inputs[name], tensor.dtype)
+                for name, tensor in network.tensors.items()
+                if name != network.output
+            }
+            for name, array in stored.items():
+                self._arena.write(f"{graph} {name}", array, self._stream)
+            network.enqueue(self._stream.handle)
+            shape, dtype = network.tensors[network.output]
+            output = self._arena.read(f"{graph} {network.output}", shape, STORAGE[dtype], self._stream)
+        return widen(output, dtype)
+
+    def close(self) -> None:
+        """Give stream, contexts and memory back."""
+        self._bound.clear()
+        self._arena.close()
+        self._stream.close()
+
+
+_DTYPES: dict[str, TensorDType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64"}
+
+
+def _check_version(folder: Path, spec: EngineSpec, found: str) -> None:
+    flavour = FLAVOURS[spec.backend]
+    if found != spec.library_version:
+        raise EngineError(
+            f"`{folder}` was built with {flavour.name} {spec.library_version} but {found} is installed: build the "
+            f"engine again with `stage-rt build` or `pip install {flavour.distribution}=={spec.library_version}`"
+        )
+
+
+def _check_gpu(folder: Path, spec: EngineSpec) -> None:
+    try:
+        gpu = device.current()
+    except DeviceError as error:
+        raise DeviceError(
+            f"`{folder}` is an engine for {', '.join(spec.devices)} but {error}: run it on such a machine or build "
+            "one with `--backend onnxruntime`"
+        ) from error
+    if gpu.sm not in spec.devices:
+        known = gpu.sm in FLAVOURS["tensorrt-rtx"].targets
+        options = f"--backend tensorrt-rtx --target {gpu.sm}" if known else "--backend tensorrt"
+        raise EngineError(
+            f"`{folder}` is an engine for {', '.join(spec.devices)} but the GPU here is {gpu.sm} ({gpu.name}): "
+            f"build one with `stage-rt build {options}`"
+        )

@@ -1,0 +1,302 @@
+"""The runtime of both TensorRT flavours on stand-ins for the driver and the library (`fake_gpu`)."""
+
+import ast
+import inspect
+import re
+import shutil
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import fake_gpu
+import numpy as np
+import onnxruntime
+import pytest
+from mock_cuda import installed
+
+import stage_rt
+from stage_rt.backends import open_backend
+from stage_rt.backends import tensorrt as module
+from stage_rt.cuda.engine import DeviceEngine
+from stage_rt.engine import load, read_spec
+from stage_rt.errors import (
+    BackendError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+)
+from stage_rt.noise import PhiloxNoise
+
+FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+INPUTS = {
+    "unet": {"sample": (4, 16, 16), "context": (3, 6)},
+    "adapters/tile.aware": {"eps": (4, 16, 16), "mask": (1, 16, 16)},
+    "adapters/tile.only": {"eps": (4, 16, 16), "mask": (1, 16, 16)},
+    "vae_encoder": {"image": (1, 32, 32)},
+    "vae_decoder": {"latent": (4, 16, 16)},
+}
+
+
+@pytest.fixture
+def driver(monkeypatch, emulated):
+    """The stand-in driver, and both flavours of the stand-in library on it."""
+    module.journal.cache_clear()
+    stand_in = fake_gpu.Driver(emulated)
+    for name in FLAVOURS.values():
+        monkeypatch.setitem(sys.modules, name, fake_gpu.Library(name, stand_in))
+    with installed(stand_in, monkeypatch):
+        yield stand_in
+    module.journal.cache_clear()
+
+
+@pytest.fixture
+def flavour(request, driver):
+    """TensorRT-RTX, or what a test asks for: the code has no cases, so few tests need both."""
+    return getattr(request, "param", "tensorrt-rtx")
+
+
+both = pytest.mark.parametrize("flavour", FLAVOURS, indirect=True)
+
+
+@pytest.fixture
+def engine(tmp_path, graphs, flavour):
+    """``engine(dtype)`` is an engine folder of that dtype for the flavour."""
+
+    def make(dtype="fp32", **options):
+        folder = tmp_path / f"engine-{dtype}"
+        fake_gpu.write_engine(folder, graphs(dtype), flavour, **options)
+        return folder
+
+    return make
+
+
+def opened(folder):
+    return open_backend(folder, read_spec(folder))
+
+
+def inputs(graph, batch, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {
+        name: rng.standard_normal((batch, *shape)).astype(np.float32) for name, shape in INPUTS[graph].items()
+    }
+    return arrays | ({"timestep": np.array([7])} if graph == "unet" else {})
+
+
+@cache
+def reference(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def expected(graphs, dtype, graph, feed):
+    session = reference(graphs(dtype) / f"{graph}.onnx")
+    half = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
+    cast = {name: array.astype(np.float16) if name in half else array for name, array in feed.items()}
+    return session.run(None, cast)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_every_graph_gives_what_onnx_runtime_gives_at_any_batch(engine, graphs, dtype):
+    backend = opened(engine(dtype))
+    for batch in (3, 1, 4):
+        for graph in INPUTS:
+            feed = inputs(graph, batch, seed=batch)
+            found = backend.run(graph, **feed)
+            assert found.dtype == np.float32
+            atol = {"fp32": 1e-5, "fp16": 1e-2}[dtype]
+            np.testing.assert_allclose(found, expected(graphs, dtype, graph, feed), rtol=0, atol=atol)
+    backend.close()
+
+
+def test_a_batch_is_padded_to_the_next_size_with_its_last_sample(engine, driver):
+    backend = opened(engine())
+    feed = inputs("vae_decoder", 3)
+    backend.run("vae_decoder", **feed)
+    (context,) = contexts()
+    assert context.bucket == 4
+    np.testing.assert_array_equal(context.array("latent"), feed["latent"][[0, 1, 2, 2]])
+
+
+def contexts():
+    return [context for name in FLAVOURS.values() for context in sys.modules[name].contexts]
+
+
+def test_each_size_has_one_context_that_is_bound_once(engine):
+    backend = opened(engine())
+    for batch in (1, 4, 1, 2, 4):
+        backend.run("vae_decoder", **inputs("vae_decoder", batch))
+    assert sorted(context.bucket for context in contexts()) == [1, 4]
+
+
+def test_a_batch_beyond_the_largest_size_is_refused(engine):
+    backend = opened(engine())
+    with pytest.raises(InputError, match="a batch of 5 is more than the 4 the engine was built for"):
+        backend.run("vae_decoder", **inputs("vae_decoder", 5))
+
+
+@both
+def test_all_graphs_share_one_workspace_of_the_largest_need(engine, driver):
+    backend = opened(engine())
+    for graph in INPUTS:
+        backend.run(graph, **inputs(graph, 2))
+    assert len({context.workspace for context in contexts()}) == 1
+    assert contexts()[0].workspace[1] == max(fake_gpu.WORKSPACE.values())
+
+
+def test_close_gives_everything_back_and_may_be_called_twice(engine, driver):
+    before = driver.free
+    backend = opened(engine())
+    backend.run("unet", **inputs("unet", 2))
+    assert driver.free < before
+    backend.close()
+    backend.close()
+    assert driver.free == before
+    assert not driver.blocks
+    assert not driver.queues
+
+
+def test_too_little_memory_is_an_error_that_leaves_nothing_behind(engine, driver):
+    backend = opened(engine())
+    driver.free = 40_000
+    with pytest.raises(
+        DeviceMemoryError, match=r"^the memory of Stand-in is full \(cuMemAlloc failed: out of"
+    ):
+        backend.run("unet", **inputs("unet", 2))
+    assert not driver.blocks
+    backend.close()
+    assert not driver.blocks
+    assert not driver.queues
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_the_sampler_runs_on_it_as_on_onnx_runtime(engine, engine_folder, driver, dtype):
+    reference, found = load(engine_folder), load(engine(dtype, batch=(4,)))
+    assert isinstance(found, DeviceEngine)
+    rng = np.random.default_rng(1)
+    images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
+    masks = np.zeros((3, 1, 16, 16), np.float32)
+    masks[:2, :, 4:9, 3:12] = 1
+    painted = [
+        engine.paint(images, masks, prompt="tile+hole", noise=PhiloxNoise([1, 2, 3]))
+        for engine in (reference, found)
+    ]
+    assert painted[1].finite.all()
+    atol = {"fp32": 1e-4, "fp16": 2e-2}[dtype]
+    np.testing.assert_allclose(painted[1].images, painted[0].images, rtol=0, atol=atol)
+    # One context for each of five networks, and ten steps replayed of two that were recorded.
+    assert len(contexts()) == 5
+    assert driver.count()["graph"] == 2 + 10
+    found.close()
+    assert not driver.blocks
+
+
+@both
+def test_another_version_of_the_library_is_named_before_anything_is_read(engine, flavour):
+    folder = engine()
+    sys.modules[FLAVOURS[flavour]].__version__ = "9.9.0"
+    with pytest.raises(
+        EngineError, match=r"was built with TensorRT\S* 9.8.7 but 9.9.0 is installed.*==9.8.7`"
+    ):
+        opened(folder)
+    assert sys.modules[FLAVOURS[flavour]].deserialised == 0
+
+
+@pytest.mark.parametrize(
+    ("sm", "options"),
+    [((12, 0), "--backend tensorrt-rtx --target sm120"), ((9, 0), "--backend tensorrt")],
+)
+def test_another_gpu_is_named_with_the_engine_it_needs(engine, driver, flavour, sm, options):
+    folder = engine()
+    driver.sm = sm
+    with pytest.raises(EngineError) as refused:
+        opened(folder)
+    assert str(refused.value) == (
+        f"`{folder}` is an engine for sm86, sm89 but the GPU here is sm{sm[0]}{sm[1]} (Stand-in): "
+        f"build one with `stage-rt build {options}`"
+    )
+    assert sys.modules[FLAVOURS[flavour]].deserialised == 0
+
+
+def test_a_machine_without_a_gpu_is_told_what_can_run_there(engine, driver):
+    folder = engine()
+    driver.devices = 0
+    with pytest.raises(DeviceError, match=r"no CUDA-capable device.*build one with `--backend onnxruntime`"):
+        opened(folder)
+
+
+def test_a_truncated_engine_is_refused_before_the_library_sees_it(engine, flavour):
+    folder = engine()
+    path = folder / "unet.engine"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(EngineError, match=r"`.*unet.engine` is not the file that engine.json lists"):
+        opened(folder)
+    assert sys.modules[FLAVOURS[flavour]].deserialised == 0
+
+
+def test_what_the_library_does_not_accept_is_told_in_its_words(engine, driver):
+    folder = engine()
+    spec = read_spec(folder)
+    (folder / "unet.engine").write_bytes(b"no plan")
+    with pytest.raises(BackendError, match=r"cannot load `.*unet.engine`: magicTag does not match$"):
+        module.TensorRTBackend(folder, spec)
+    assert not driver.blocks
+
+
+def test_a_failed_enqueue_names_the_graph_and_the_reason(engine, driver):
+    backend = opened(engine())
+    backend.run("unet", **inputs("unet", 1))
+    contexts()[0].workspace = (0, 0)
+    with pytest.raises(BackendError, match=r"failed in graph `unet`: enqueueV3: not everything was set$"):
+        backend.run("unet", **inputs("unet", 1))
+
+
+def test_a_profile_the_engine_does_not_have_is_an_error(engine):
+    folder = engine(batch=(1, 4))
+    backend = module.TensorRTBackend(folder, read_spec(folder).model_copy(update={"batch": [1, 2, 4]}))
+    with pytest.raises(BackendError, match="no profile for a batch of 2"):
+        backend.run("unet", **inputs("unet", 2))
+
+
+@both
+@pytest.mark.parametrize("stand_in", [None, ModuleType("tensorrt")], ids=["missing", "type stubs alone"])
+def test_a_library_that_is_not_there_is_named_with_its_extra(engine, flavour, monkeypatch, stand_in):
+    folder = engine()
+    monkeypatch.setitem(sys.modules, FLAVOURS[flavour], stand_in)
+    extra = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}[flavour]
+    with pytest.raises(MissingExtraError, match=rf"`pip install 'stage-rt\[{extra}\]'`"):
+        opened(folder)
+
+
+def test_a_missing_pycuda_is_named_with_its_extra(engine, monkeypatch):
+    folder = engine()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(MissingExtraError, match=r"`pip install 'stage-rt\[gpu\]'`"):
+        opened(folder)
+
+
+def test_what_the_flavours_share_exists_in_the_type_stubs_of_tensorrt():
+    """mypy cannot read those stubs: at least no name is used that TensorRT-RTX alone has."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    stubs = find_spec("tensorrt_bindings")
+    if (
+        stubs is None
+        or not (path := Path(next(iter(stubs.submodule_search_locations))) / "tensorrt.pyi").exists()
+    ):
+        pytest.skip("tensorrt-stubs is not installed")
+    declared = set(re.findall(r"^ *(?:def |class )?([A-Za-z_]\w*)(?=[(:])", path.read_text(), re.MULTILINE))
+    classes = [value for value in vars(rtx).values() if inspect.isclass(value)]
+    known = set(vars(rtx)).union(*(dir(value) for value in classes))
+    root = Path(stage_rt.__file__).parents[1]
+    for file in ("stage_rt/backends/tensorrt.py", "engines/tensorrt.py"):
+        tree = ast.parse((root / file).read_text())
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & known
+        assert len(used) > 5
+        assert used - {"__version__"} <= declared, file
+
+
+def test_an_engine_folder_can_be_moved(engine, tmp_path):
+    shutil.move(engine(), tmp_path / "moved")
+    opened(tmp_path / "moved").close()
