@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from stage_rt.errors import MissingExtraError
 from stage_rt.spec import BackendName, DType
 
 Progress = Callable[[float], None]
@@ -53,6 +54,7 @@ class Builder(Protocol):
         """
 
 
+_EXTRAS: dict[BackendName, str] = {"onnxruntime": "cpu", "tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 _MODULES: dict[BackendName, str] = {
     "onnxruntime": ".onnxruntime",
     "tensorrt": ".tensorrt_gpu",
@@ -73,6 +75,11 @@ def choose(backend: BackendName, dtype: DType, targets: Sequence[str] | None) ->
         DeviceError: it needs a GPU that is not there.
         MissingExtraError: the library is not installed.
     """
-    module = import_module(_MODULES[backend], __package__)
+    try:
+        module = import_module(_MODULES[backend], __package__)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            f"this needs `{missing.name}`, which is not installed: `pip install 'stage-rt[{_EXTRAS[backend]}]'`"
+        ) from missing
     builder: Builder = module.builder(dtype, targets)
     return builder

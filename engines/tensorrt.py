@@ -76,11 +76,15 @@ class TensorRTBuilder:
         parser: trt.OnnxParser = self._trt.OnnxParser(network, self._logger)
         # By path: weights beside the graph are found, and none of it passes through one protobuf.
         if not parser.parse_from_file(str(graph)):
-            reason = parser.get_error(0).desc() if parser.num_errors else self._journal.error()
-            raise BackendError(
-                f"{self.library} cannot read `{graph}`: {reason.strip().partition(chr(10))[0]}"
-            )
+            raise BackendError(f"{self.library} cannot read `{graph}`: {self._complaint(parser)}")
         return network
+
+    def _complaint(self, parser: "trt.OnnxParser") -> str:
+        if not parser.num_errors:
+            return self._journal.error()
+        error = parser.get_error(0)
+        reason = error.desc().strip().partition("\n")[0]
+        return f"{reason} at `{error.node_name()}` ({error.node_operator()})"
 
 
 def _profile(

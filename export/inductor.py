@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from stage_rt.backends.inductor import CPU, LIBRARY, package, release, weights
 from stage_rt.cuda.plan import autoencoder_bucket
-from stage_rt.engine import read_spec
-from stage_rt.errors import BackendError, DeviceError, EngineError
-from stage_rt.files import digests, staged_folder, verify
+from stage_rt.engine import up_to_date
+from stage_rt.errors import BackendError, DeviceError
+from stage_rt.files import digests, staged_folder
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec
 
 from ..training.adapter import MaskGuidanceAdapter
@@ -72,7 +72,7 @@ def build(
         files={},
     )
     exists = (folder / ENGINE_FILE).is_file()
-    if exists and _up_to_date(folder, wanted):
+    if exists and up_to_date(folder, wanted):
         return False
     with staged_folder(folder, replace=exists) as staged:
         for graph, network in networks(model).items():
@@ -127,7 +127,9 @@ def _compile(
         generator = torch.Generator().manual_seed(0)
         inputs = {
             name: tensor.to(device, TORCH_DTYPES[wanted.dtype] if tensor.is_floating_point() else None)
-            for name, tensor in random_inputs(graph, model, batch=size, timestep=1, generator=generator).items()
+            for name, tensor in random_inputs(
+                graph, model, batch=size, timestep=1, generator=generator
+            ).items()
         }
         needed = compile_network(network, inputs, folder / package(graph, size))
     save_file(needed, folder / weights(graph))
@@ -150,14 +152,3 @@ def _fingerprint(source: Path, dtype: DType) -> str:
     """sha256 of all that decides what the networks compute."""
     decides = {"files": digests(source), "dtype": dtype}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _up_to_date(folder: Path, wanted: EngineSpec) -> bool:
-    try:
-        found = read_spec(folder)
-        verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
-    except EngineError:
-        return False
-    return found.fingerprint == wanted.fingerprint
-
-

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from stage_rt.backends import Backend, DeviceBackend, open_backend
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
+from stage_rt.files import verify
 from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import composite as composited
@@ -104,6 +105,16 @@ def read_spec(folder: Path) -> EngineSpec:
         raise EngineError(
             f"`{path}` is not valid at {where} ({first['msg']}): build the engine again with `stage-rt build`"
         ) from None
+
+
+def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
+    """Whether ``folder`` holds, whole, an engine of the fingerprint of ``wanted``."""
+    try:
+        found = read_spec(folder)
+        verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
+    except EngineError:
+        return False
+    return found.fingerprint == wanted.fingerprint
 
 
 class Engine:

@@ -81,3 +81,13 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[st
     folder = tmp_path_factory.mktemp("engine") / "engine"
     build(graphs("fp32"), folder, backend="onnxruntime", batch=[1, 4])
     return folder
+
+
+@pytest.fixture(scope="session")
+def rtx_engine(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[str], Path]) -> Path:
+    """That model built by TensorRT-RTX in fp16, batches 1 and 2, for SM 8.6, 8.9 and 12.0; read it or copy it."""
+    from stage_rt.engines.build import build
+
+    folder = tmp_path_factory.mktemp("rtx") / "engine"
+    build(graphs("fp16"), folder, backend="tensorrt-rtx", batch=[2, 1], targets=["sm120", "sm86", "sm89"])
+    return folder

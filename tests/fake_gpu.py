@@ -30,7 +30,7 @@ _MAGIC = b"PLAN"
 class Driver(Machine):
     """A GPU of NumPy that a TensorRT engine finds itself on."""
 
-    def __init__(self, kernels):
+    def __init__(self, kernels=None):
         super().__init__(kernels)
         self.name, self.sm = "Stand-in", (8, 6)
 

@@ -1,4 +1,4 @@
-"""The runtime of both TensorRT flavours on stand-ins for the driver and the library (`fake_gpu`)."""
+"""The runtime of both TensorRT flavours on stand-ins; `fake_gpu` says what that proves and what not."""
 
 import ast
 import inspect

@@ -1,0 +1,81 @@
+"""`stage-rt inspect` as a user meets it."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from stage_rt.cli import main
+from stage_rt.engine import read_spec
+from stage_rt.files import sha256
+
+
+@pytest.fixture
+def inspect(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exited:
+            main(["inspect", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_json_holds_everything_there_is_to_know(inspect, rtx_engine):
+    code, out, err = inspect(rtx_engine, "--json")
+    assert (code, err) == (0, "")
+    found, spec = json.loads(out), read_spec(rtx_engine)
+    assert found["targets"] == ["sm86", "sm89", "sm120"]
+    assert (found["backend"], found["dtype"], found["batch"]) == ("tensorrt-rtx", "fp16", [1, 2])
+    assert (found["library"], found["library_version"]) == (spec.library, spec.library_version)
+    assert (found["workspace"], found["fingerprint"]) == (spec.workspace, spec.fingerprint)
+    assert found["recipe"] == spec.model.recipe.model_dump(mode="json")
+    unet = rtx_engine / "unet.engine"
+    assert found["files"]["unet.engine"] == {"size": unet.stat().st_size, "sha256": sha256(unet)}
+    assert found["size"] == sum(file["size"] for file in found["files"].values())
+
+
+def test_the_text_of_an_engine_for_the_cpu(inspect, engine_folder, monkeypatch):
+    # Neither its library nor a GPU is asked.
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, out, err = inspect(engine_folder)
+    spec = read_spec(engine_folder)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:10] == [
+        f"engine       {engine_folder}",
+        f"backend      onnxruntime (onnxruntime {spec.library_version})",
+        "targets      cpu",
+        "dtype        fp32",
+        "batch        1, 4",
+        "workspace    none",
+        f"fingerprint  {spec.fingerprint}",
+        f"graphs       {spec.graphs_fingerprint}",
+        "image size   32",
+        "recipe       short, 10 steps",
+    ]
+    assert lines[10] == "prompts      tile+crack, tile+hole"
+    assert lines[11].startswith("files        ")
+    assert [line.split()[0] for line in lines[12:]] == sorted(spec.files)
+
+
+def test_a_truncated_engine_is_named(inspect, rtx_engine, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(rtx_engine, copy)
+    os.truncate(copy / "vae_decoder.engine", 100_000)
+    code, out, err = inspect(copy)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: `{copy}/vae_decoder.engine` is not the file that engine.json lists: "
+        "build the engine again with `stage-rt build`\n"
+    )
+
+
+def test_a_folder_that_is_no_engine(inspect, tmp_path):
+    assert inspect(tmp_path) == (
+        1,
+        "",
+        f"error: `{tmp_path}` is not an engine folder (no engine.json): make one with `stage-rt build`\n",
+    )

@@ -1,0 +1,187 @@
+"""When an engine is built again and when not, and several builders of one folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from stage_rt.engine import read_spec
+from stage_rt.engines.build import build
+from stage_rt.errors import InputError, StageError
+from stage_rt.files import digests
+from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE, EngineSpec
+
+
+@pytest.fixture
+def own(graphs, tmp_path):
+    """A copy of the graphs that may be changed."""
+    return Path(shutil.copytree(graphs("fp32"), tmp_path / "graphs"))
+
+
+def built(source, folder, **options):
+    return build(source, folder, **({"backend": "onnxruntime", "batch": [1, 2]} | options))
+
+
+def with_another_weight(graphs):
+    """Change one number of the UNet, and the digests with it: other weights of the same shapes."""
+    model = onnx.load(graphs / "unet.onnx")
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
+    onnx.save(model, graphs / "unet.onnx")
+    described = json.loads((graphs / GRAPHS_FILE).read_text())
+    (graphs / GRAPHS_FILE).unlink()
+    (graphs / GRAPHS_FILE).write_text(json.dumps(described | {"files": digests(graphs)}))
+
+
+def test_the_same_build_again_is_a_hit_that_touches_nothing(own, tmp_path):
+    engine = tmp_path / "engine"
+    assert built(own, engine)
+    before = {path: path.stat() for path in engine.rglob("*")}
+    assert not built(own, engine)
+    assert not built(own, engine, batch=[2, 1, 2], dtype="fp32")
+    assert {path: path.stat() for path in engine.rglob("*")} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"graphs", "engine"}
+
+
+def test_a_changed_graph_of_the_same_shape_is_a_miss(own, tmp_path):
+    built(own, tmp_path / "engine")
+    before = read_spec(tmp_path / "engine")
+    with_another_weight(own)
+    assert built(own, tmp_path / "engine")
+    after = read_spec(tmp_path / "engine")
+    assert after.graphs_fingerprint != before.graphs_fingerprint
+    assert after.fingerprint != before.fingerprint
+    assert after.files["unet.onnx"] != before.files["unet.onnx"]
+
+
+def test_a_damaged_engine_is_a_miss(own, tmp_path):
+    built(own, tmp_path / "engine")
+    whole = digests(tmp_path / "engine")
+    (tmp_path / "engine/unet.onnx").write_bytes(b"")
+    assert built(own, tmp_path / "engine")
+    assert digests(tmp_path / "engine") == whole
+    (tmp_path / "engine" / ENGINE_FILE).write_text("{}")
+    assert built(own, tmp_path / "engine")
+    assert digests(tmp_path / "engine") == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "tensorrt-rtx"},
+        {"library": "other"},
+        {"library_version": "0.0.1"},
+        {"devices": ["sm86"]},
+        {"dtype": "fp16"},
+        {"batch": [1, 2, 4]},
+        {"graphs_fingerprint": "1" * 64},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_all_that_decides_an_engine_is_in_its_fingerprint(engine_folder, change):
+    spec = read_spec(engine_folder)
+    assert spec.model_copy(update=change).fingerprint != spec.fingerprint
+
+
+def test_what_follows_from_the_rest_is_not_in_the_fingerprint(engine_folder):
+    spec = read_spec(engine_folder)
+    assert spec.model_copy(update={"files": {}, "workspace": 7}).fingerprint == spec.fingerprint
+    assert EngineSpec.model_validate_json(spec.model_dump_json()).fingerprint == spec.fingerprint
+
+
+def test_an_engine_of_another_version_is_built_again(own, tmp_path):
+    built(own, tmp_path / "engine")
+    path = tmp_path / "engine" / ENGINE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"library_version": "0.0.1"}))
+    assert built(own, tmp_path / "engine")
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from stage_rt.engines.build import build
+here, number, source = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+(here / f"ready{number}").touch()
+while len(list(here.glob("ready*"))) < 8:
+    time.sleep(0.05)
+print(build(source, here / "engine", backend="onnxruntime", batch=[1]))
+"""
+
+
+def test_eight_builders_of_one_folder_make_one_build(graphs, tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, tmp_path, str(number), graphs("fp32")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert sorted(results) == [("False\n", "")] * 7 + [("True\n", "")]
+    assert not built(graphs("fp32"), tmp_path / "engine", batch=[1])
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", *(f"ready{n}" for n in range(8))}
+
+
+def test_a_builder_that_waits_says_so_and_can_be_cancelled(graphs, tmp_path):
+    from stage_rt.files import locked
+
+    notices = []
+
+    def cancel(share):
+        raise KeyboardInterrupt
+
+    with locked(tmp_path / "engine", lambda: None), pytest.raises(KeyboardInterrupt):
+        built(graphs("fp32"), tmp_path / "engine", notify=notices.append, progress=cancel)
+    assert notices == [f"waiting for another process that builds `{tmp_path / 'engine'}`"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_other_content_is_left_alone(graphs, tmp_path):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists already, remove it or choose another `-o`"):
+        built(graphs("fp32"), tmp_path / "engine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["engine", "thesis.txt"]
+
+
+def test_the_disk_fills_up_at_any_write(graphs, tmp_path):
+    for call in range(1, 4):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", full_from(call))
+            with pytest.raises(StageError, match=r"writing `.*engine` failed \(No space left on device\)"):
+                built(graphs("fp32"), tmp_path / "engine")
+        assert not list(tmp_path.iterdir())
+
+
+def full_from(call):
+    calls = []
+
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) >= call:
+            raise OSError(28, "No space left on device")
+
+    return fsync
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_write_permission(graphs, tmp_path):
+    (tmp_path / "fixed").mkdir(mode=0o555)
+    with pytest.raises(InputError, match="may not be written: give yourself permission or another `-o`"):
+        built(graphs("fp32"), tmp_path / "fixed/engine")
+
+
+def test_a_refused_write_is_an_input_error(graphs, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match="may not be written: give yourself permission or another `-o`"):
+        built(graphs("fp32"), tmp_path / "engine")
