@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from stage_rt.cuda.plan import autoencoder_bucket
 from stage_rt.engine import up_to_date
 from stage_rt.errors import BackendError, DeviceError
 from stage_rt.files import digests, staged_folder
-from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec
+from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec, ModelSpec
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
@@ -59,29 +59,56 @@ def build(
         BackendError: PyTorch cannot compile a network, for one thing because a compiler is missing.
     """
     model = load_model(source)
-    target = _target(device)
-    wanted = EngineSpec(
-        model=model.spec,
-        backend="inductor",
-        library=LIBRARY,
-        library_version=release(torch.__version__),
-        devices=[target],
-        dtype=dtype,
-        batch=sorted(set(batch)),
-        graphs_fingerprint=_fingerprint(source, dtype),
-        files={},
-    )
+    wanted = describe(model.spec, dtype, batch, device, _fingerprint(source, dtype))
     exists = (folder / ENGINE_FILE).is_file()
     if exists and up_to_date(folder, wanted):
         return False
     with staged_folder(folder, replace=exists) as staged:
-        for graph, network in networks(model).items():
-            _compile(graph, network, model, wanted, staged, say)
-        contexts = {name: context.contiguous() for name, context in model.contexts.items()}
-        (staged / PROMPTS_FILE).write_bytes(save(contexts))
-        spec = wanted.model_copy(update={"files": digests(staged)})
-        (staged / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+        write(model, wanted, staged, say=say)
     return True
+
+
+def describe(
+    model: ModelSpec, dtype: DType, batch: Sequence[int], device: str | None, fingerprint: str
+) -> EngineSpec:
+    """The engine that `build` writes for a model, without its files; arguments as there.
+
+    Raises:
+        DeviceError: there is no GPU that PyTorch can use.
+    """
+    return EngineSpec(
+        model=model,
+        backend="inductor",
+        library=LIBRARY,
+        library_version=release(torch.__version__),
+        devices=[_target(device)],
+        dtype=dtype,
+        batch=sorted(set(batch)),
+        graphs_fingerprint=fingerprint,
+        files={},
+    )
+
+
+def write(
+    model: Model,
+    wanted: EngineSpec,
+    folder: Path,
+    *,
+    graphs: Collection[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Fill ``folder`` with the engine ``wanted`` describes but for its files; ``graphs`` None means all of them.
+
+    Raises:
+        BackendError: PyTorch cannot compile a network.
+    """
+    for graph, network in networks(model).items():
+        if graphs is None or graph in graphs:
+            _compile(graph, network, model, wanted, folder, say)
+    contexts = {name: context.cpu().contiguous() for name, context in model.contexts.items()}
+    (folder / PROMPTS_FILE).write_bytes(save(contexts))
+    spec = wanted.model_copy(update={"files": digests(folder)})
+    (folder / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
 
 
 def compile_network(network: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -35,11 +35,11 @@ class Driver(Machine):
         self.name, self.sm = "Stand-in", (8, 6)
 
     @property
-    def free(self):
+    def left(self):
         return self.memory - self.used
 
-    @free.setter
-    def free(self, size):
+    @left.setter
+    def left(self, size):
         self.memory = self.used + size
 
     def holds(self, address, size):

@@ -142,25 +142,25 @@ def test_all_graphs_share_one_workspace_of_the_largest_need(engine, driver):
     backend = opened(engine())
     for graph in INPUTS:
         backend.run(graph, **inputs(graph, 2))
-    assert len({context.workspace for context in contexts()}) == 1
-    assert contexts()[0].workspace[1] == max(fake_gpu.WORKSPACE.values())
+    assert len({context.workspace[0] for context in contexts()}) == 1
+    assert max(context.workspace[1] for context in contexts()) == max(fake_gpu.WORKSPACE.values())
 
 
 def test_close_gives_everything_back_and_may_be_called_twice(engine, driver):
-    before = driver.free
+    before = driver.left
     backend = opened(engine())
     backend.run("unet", **inputs("unet", 2))
-    assert driver.free < before
+    assert driver.left < before
     backend.close()
     backend.close()
-    assert driver.free == before
+    assert driver.left == before
     assert not driver.blocks
     assert not driver.queues
 
 
 def test_too_little_memory_is_an_error_that_leaves_nothing_behind(engine, driver):
     backend = opened(engine())
-    driver.free = 40_000
+    driver.left = 40_000
     with pytest.raises(
         DeviceMemoryError, match=r"^the memory of Stand-in is full \(cuMemAlloc failed: out of"
     ):

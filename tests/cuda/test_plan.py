@@ -22,7 +22,7 @@ def test_parts_hold_every_sample_once_in_order_with_little_padding(count, bucket
     assert all(part.bucket in buckets for part in parts)
     assert all(part.length == part.bucket == max(buckets) for part in parts[:-1])
     last = parts[-1]
-    assert last.bucket == min(size for size in buckets if size >= last.count)
+    assert last.bucket == min(size for size in buckets if size >= last.length)
 
 
 @pytest.mark.parametrize(
