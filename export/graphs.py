@@ -18,18 +18,12 @@ from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .convert import convert
 from .fold import FoldedAdapter
-from .networks import networks, output_name, random_inputs
+from .networks import TORCH_DTYPES, networks, output_name, random_inputs
 from .parity import Parity, compare, references, require
 
 OPSET = 21
 EXTERNAL_DATA_BYTES = 2**30
 """Weights of a graph beyond this lie in a file beside it; a protobuf holds 2 GiB at most."""
-
-TORCH_DTYPES: dict[DType, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 def export(

@@ -20,8 +20,7 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, D
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
-from .graphs import TORCH_DTYPES
-from .networks import networks, random_inputs
+from .networks import TORCH_DTYPES, networks, random_inputs
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
 _OPTIONS = {"aot_inductor.package_constants_in_so": False}

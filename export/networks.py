@@ -4,9 +4,15 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, DType, adapter_graph
 
 from ..training.folder import Model
+
+TORCH_DTYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class Denoiser(nn.Module):

@@ -225,7 +225,10 @@ class _Address:
 
 def _at(torch: Any, address: int, tensor: Tensor) -> Any:
     name, kind = _TYPES[tensor.dtype]
-    return torch.as_tensor(_Address(address, tensor.shape, kind), device="cuda").view(getattr(torch, name))
+    view = torch.as_tensor(_Address(address, tensor.shape, kind), device="cuda").view(getattr(torch, name))
+    if view.data_ptr() != address:
+        raise BackendError("PyTorch copied the device memory it was to share, as it does for another GPU's")
+    return view
 
 
 def release(version: str) -> str:

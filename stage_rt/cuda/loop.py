@@ -115,12 +115,15 @@ class Loop:
 
     def enqueue(self, branch: Branch) -> None:
         """Launch one step kernel by kernel."""
-        stream = self._stream.handle
         self._kernels["gather"]()
-        self._unet.enqueue(stream)
-        self._adapters[branch].enqueue(stream)
+        self.enqueue_networks(branch)
         self._kernels["step"]()
         self._kernels["advance"]()
+
+    def enqueue_networks(self, branch: Branch) -> None:
+        """Launch the UNet and an adapter and nothing else: what a step costs at least."""
+        self._unet.enqueue(self._stream.handle)
+        self._adapters[branch].enqueue(self._stream.handle)
 
     def replay(self, branch: Branch) -> None:
         """Launch one step as `run` does."""
