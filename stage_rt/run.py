@@ -309,10 +309,11 @@ def _results(
     masks: NDArray[np.float32],
     painted: "Painted",
 ) -> Iterator[_Result]:
+    images, finite = painted.images, painted.finite
     for n, sample in enumerate(batch):
         image, label = None, labels[n] if job.composite else network_mask(labels[n], model)
-        if painted.finite[n]:
-            levels = pixels(painted.images[n])
+        if finite[n]:
+            levels = pixels(images[n])
             image = Image.fromarray(composite(photos[n], levels, label) if job.composite else levels)
             image = image.convert("L") if sample.grey else image
         yield _Result(image, label, int(masks[n].sum()))

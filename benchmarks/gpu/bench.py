@@ -8,6 +8,7 @@ cpu`` runs the scripts' logic with tiny networks; it measures nothing, and its r
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -146,9 +147,11 @@ def machine(options: argparse.Namespace) -> Row:
     row: Row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu_cores": os.cpu_count()}
     if options.device == "cpu":
         return row | {"name": "no GPU: nothing here is a measurement"}
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-    told = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    row |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver_and_clocks": told}
+    row |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
+        told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+        row["driver_and_clocks"] = told.strip()
     row["memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     for name in DTYPES:
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]

@@ -19,7 +19,7 @@ from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, Missin
 
 LIBRARY = "pycuda.driver"
 
-_EXACT = 0x02 | 0x01
+_SLEEPING = 0x02 | 0x01
 """Event flags: take no time stamps, and let a waiting thread sleep."""
 
 
@@ -70,7 +70,7 @@ class Event:
 
     def __init__(self) -> None:
         with active() as cuda:
-            self._event = cuda.Event(_EXACT)
+            self._event = cuda.Event(_SLEEPING)
 
     def record(self, stream: "Stream") -> None:
         """Set the mark behind what ``stream`` was given so far."""
