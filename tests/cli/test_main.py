@@ -103,7 +103,7 @@ def test_the_version_goes_to_stdout(capsys):
 
 
 def test_every_command_has_help(capsys):
-    for command in ("train", "export", "build", "synth", "demo"):
+    for command in ("train", "export", "build", "inspect", "synth", "demo"):
         code, out, err = run([command, "--help"], capsys)
         assert (code, err) == (0, "")
         assert f"stage-rt {command}" in out

@@ -70,7 +70,7 @@ def test_the_need_is_told_before_building(one):
     told = []
     memory.check(one, [1, 32], {"sm86": 2**30}, told.append)
     assert told == [
-        "the engine will need up to 0.2 MiB of GPU memory at batch 32: 0.0 MiB weights, 0.1 MiB workspace that its "
+        "the engine will need about 0.2 MiB of GPU memory at batch 32: 0.0 MiB weights, 0.1 MiB workspace that its "
         "graphs share, 0.1 MiB inputs and outputs"
     ]
 

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import fake_gpu
@@ -13,7 +14,7 @@ from mock_cuda import installed
 
 from stage_rt.cuda import device
 from stage_rt.engine import load, read_spec
-from stage_rt.engines import builders
+from stage_rt.engines import builders, tensorrt_gpu
 from stage_rt.engines.build import build
 from stage_rt.engines.builders import choose
 from stage_rt.errors import (
@@ -68,7 +69,7 @@ def test_engine_json_says_what_was_built(rtx_engine, graphs):
 
 
 def test_the_workspace_is_what_the_library_planned_for_its_largest_graph(rtx_engine, graphs):
-    # Two batches of at most 128 KiB of activations a sample, and the constant of several MiB that TensorRT-RTX adds.
+    # Some hundred KiB of activations, and the several MiB that TensorRT-RTX adds to any graph.
     assert 2**20 < read_spec(rtx_engine).workspace < 2**24
 
 
@@ -225,13 +226,19 @@ def missing_onnx(*_):
     raise ModuleNotFoundError(name="onnx")
 
 
-def test_progress_grows_to_one(graphs, tmp_path):
+def test_progress_within_a_graph_stays_within_it(graphs, tmp_path):
     shares = []
-    quick(graphs("fp16"), tmp_path / "engine", progress=shares.append)
-    assert shares[0] == 0
-    assert shares[-1] == 1
+    builder = choose("tensorrt-rtx", "fp16", ["sm86"])
+    builder.compile(graphs("fp16") / "vae_encoder.onnx", tmp_path / "plan", [1], shares.append)
     assert all(0 <= share <= 1 for share in shares)
-    assert len({round(share, 1) for share in shares}) > 5
+    assert len({round(share, 1) for share in shares}) > 3
+
+
+def test_progress_of_a_set_grows_to_one(graphs, tmp_path):
+    shares = []
+    quick(graphs("fp16"), tmp_path / "engine", backend="onnxruntime", targets=None, progress=shares.append)
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1], len(set(shares))) == (0, 1, 6)
 
 
 @pytest.mark.parametrize("call", [1, 5, 300])
@@ -247,11 +254,10 @@ def test_a_cancelled_build_raises_what_cancelled_it_and_leaves_nothing(graphs, t
         quick(graphs("fp16"), tmp_path / "engine", progress=cancel)
     assert len(calls) == call
     assert not list(tmp_path.iterdir())
-    assert quick(graphs("fp16"), tmp_path / "engine")
 
 
 def test_a_full_disk_leaves_the_engine_that_was_there(graphs, tmp_path):
-    quick(graphs("fp16"), tmp_path / "engine", targets=["sm89"])
+    quick(graphs("fp16"), tmp_path / "engine", backend="onnxruntime", targets=None)
     before = digests(tmp_path / "engine")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -264,26 +270,37 @@ def test_a_full_disk_leaves_the_engine_that_was_there(graphs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
-def test_tensorrt_and_its_own_plan_go_the_same_way(driver, graphs, tmp_path, monkeypatch):
-    """Full TensorRT needs a GPU to build: here TensorRT-RTX builds in its place, without targets of its own."""
-    rtx = pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setitem(sys.modules, "tensorrt", rtx)
-    seen = []
-
-    def configure(trt, config):
-        seen.append(config.num_compute_capabilities)
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-
-    from stage_rt.engines import tensorrt_gpu
-
-    monkeypatch.setattr(tensorrt_gpu, "_configure", configure)
+def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monkeypatch):
+    """It needs a GPU to build: here TensorRT-RTX stands in, told the target that TensorRT would find."""
+    monkeypatch.setitem(
+        sys.modules, "tensorrt", sys.modules.get("tensorrt_rtx") or import_module("tensorrt_rtx")
+    )
+    monkeypatch.setattr(
+        tensorrt_gpu, "_configure", lambda trt, config: target(config, trt.ComputeCapability.SM89)
+    )
+    builder = choose("tensorrt", "fp16", ["current"])
+    assert (builder.library, builder.devices) == ("TensorRT", ["sm89"])
+    paths = {"adapters/tile.aware": graphs("fp16") / "adapters/tile.aware.onnx"}
     notices = []
-    build(graphs("fp16"), tmp_path / "engine", backend="tensorrt", batch=[1], notify=notices.append)
-    spec = read_spec(tmp_path / "engine")
-    assert (spec.library, spec.devices) == ("TensorRT", ["sm89"])
-    assert len(seen) == 5
-    assert notices[0].startswith("the engine will need up to ")
+    builder.prepare(paths, [4], notices.append)
+    assert notices[0].startswith("the engine will need about ")
+    with pytest.raises(InputError, match=r"and no sm89 GPU here or on the market has more than 16\.0 GiB"):
+        builder.prepare({"large": large(tmp_path)}, [1024], notices.append)
+    assert builder.compile(paths["adapters/tile.aware"], tmp_path / "plan", [4], lambda share: None) > 0
+    assert (tmp_path / "plan.engine").stat().st_size > 1000
+
+
+def target(config, capability):
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
+def large(folder):
+    value = onnx.helper.make_tensor_value_info
+    x, y = (value(name, onnx.TensorProto.FLOAT16, ["batch", 2**23]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph), folder / "large.onnx")
+    return folder / "large.onnx"
 
 
 def test_a_real_engine_does_not_open_without_its_gpu(rtx_engine, driver):

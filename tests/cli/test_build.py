@@ -1,0 +1,104 @@
+"""`stage-rt build` as a user meets it; `tests/engines` has what it builds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stage_rt.cli import main
+from stage_rt.engine import read_spec
+
+
+@pytest.fixture
+def build(graphs, tmp_path, monkeypatch, capsys):
+    """Run the command on the fp16 graphs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graphs").symlink_to(graphs("fp16"))
+
+    def run(*arguments, output="engine"):
+        with pytest.raises(SystemExit) as exited:
+            main(["build", "graphs", "-o", output, *arguments])
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_a_second_build_is_a_hit(build, tmp_path):
+    assert build("--batch", "1,2") == (0, "engine `engine`\n", "")
+    before = (tmp_path / "engine/engine.json").read_bytes()
+    assert build("--batch", "1,2") == (0, "engine `engine` is up to date\n", "")
+    code, out, _ = build("--batch", "2,1", "--json")
+    assert (code, json.loads(out)) == (0, {"engine": "engine", "written": False})
+    assert (tmp_path / "engine/engine.json").read_bytes() == before
+
+
+def test_the_memory_it_will_need_is_told_on_stderr(build, tmp_path):
+    code, out, err = build("--backend", "tensorrt-rtx", "--target", "SM86", "--batch", "1")
+    assert (code, out) == (0, "engine `engine`\n")
+    assert err.startswith("notice: the engine will need about ")
+    assert err.endswith(" inputs and outputs\n")
+    assert err.count("\n") == 1
+    assert read_spec(tmp_path / "engine").devices == ["sm86"]
+
+
+BAD_INPUT = {
+    "unknown target": (
+        ("--target", "sm90"),
+        "error: TensorRT-RTX knows no target `sm90`: use some of sm75, sm80, ",
+    ),
+    "a batch of 0": (("--batch", "0"), "error: a batch of 0 serves nobody: use `--batch 1` or more"),
+    "a batch of 10,000": (
+        ("--batch", "10000"),
+        "error: a batch of 10000 would need about 2.8 GiB of GPU memory",
+    ),
+    "another dtype": (("--dtype", "fp32"), "error: the graphs in `graphs` are fp16: leave `--dtype` out"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_writes_nothing(build, tmp_path, case):
+    arguments, message = BAD_INPUT[case]
+    code, out, err = build("--backend", "tensorrt-rtx", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["graphs"]
+
+
+def test_a_target_that_cannot_do_the_dtype_is_refused_before_the_export(model_folder, tmp_path, capsys):
+    arguments = ["--backend", "tensorrt-rtx", "--target", "sm75", "--dtype", "fp32"]
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(tmp_path / "engine"), *arguments])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err.startswith("error: TensorRT-RTX multiplies no fp32 matrices on sm75")
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_sizes_that_are_no_numbers_are_wrong_usage(build):
+    code, out, err = build("--batch", "1,many")
+    assert (code, out) == (2, "")
+    assert "is not a batch size" in err
+
+
+def test_ctrl_c_ends_a_build_and_leaves_nothing(graphs, tmp_path):
+    arguments = ["build", str(graphs("fp16")), "-o", str(tmp_path / "engine"), "--backend", "tensorrt-rtx"]
+    code = f"from stage_rt.cli import main; main({[*arguments, '--batch', '1,2,4,8,16']!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob(".engine.*.tmp")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert not list(tmp_path.iterdir())
