@@ -8,6 +8,7 @@ recorded; whatever CUDA forbids then breaks the capture. ``log`` holds one word 
 
 import ctypes
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,10 +43,19 @@ class Machine:
         self.queues: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work] | None] = {}
         self.graphs: dict[int, list[Work]] = {}
-        self.depth = 0
+        self._contexts = threading.local()
         self.log: list[str] = []
         self.breaks_capture: str | None = None
         self._handles = iter(range(1000, 10**9))
+
+    @property
+    def depth(self) -> int:
+        """How often the context is current on this thread."""
+        return getattr(self._contexts, "depth", 0)
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        self._contexts.depth = depth
 
     @property
     def used(self) -> int:

@@ -29,6 +29,7 @@ BATCHES = {False: (32, 1, 8, 64), True: (32, 1)}
 EAGER = ("eager_two_states", "eager_single_state")
 COMPILE_SECONDS, ROW_SECONDS, PEER_SECONDS = 300, 120, 240
 """Longest a process of each kind may take."""
+COMPILED = "compiled.json"
 COMPILE_BYTES = 9e9
 """GPU memory one compiling process may need."""
 
@@ -43,11 +44,15 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--compile", action="store_true", help="compile the engines and measure nothing yet")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.task:
         print(json.dumps(TASKS[(task := json.loads(options.task)).pop("task")](options, **task)))
+        return
+    if options.compile:
+        (options.out / COMPILED).write_text(json.dumps(compile_all(options)))
         return
     result = measure(options)
     path = options.out / "bench.json"
@@ -62,7 +67,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
         "device": bench.run("machine", 120) or {},
-        "compile": [],
         "loop": [],
         "peers": [],
     }
@@ -71,9 +75,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for peer in (*EAGER, "compile_max_autotune"):
             result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp32"], [2], peer=peer)
         return result | {"skipped": bench.skipped}
+    compiled = options.out / COMPILED
+    result |= json.loads(compiled.read_text()) if compiled.is_file() else compile_all(options)
+    bench.skipped += result.pop("not_compiled")
     batches = BATCHES[options.quick]
-    wanted = [(dtype, batch) for dtype in DTYPES[: 1 if options.quick else 2] for batch in batches]
-    result["compile"] = _compile_all(bench, wanted, result["device"])
     first, then = batches[:2], batches[2:]
     result["loop"] += bench.rows("loop", ROW_SECONDS, ["fp16"], batches)
     for peer in EAGER:
@@ -87,9 +92,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result | {"skipped": bench.skipped}
 
 
-def _compile_all(bench: "Bench", wanted: list[tuple[str, int]], device: Row) -> list[Row]:
+def compile_all(options: argparse.Namespace) -> dict[str, Any]:
     """Every engine at once, as far as the GPU's memory goes: compiling is the host's work, and nothing is timed."""
-    workers = int(min(len(wanted), max(1, device.get("memory_bytes", 0) // COMPILE_BYTES)))
+    bench = Bench(options)
+    dtypes = DTYPES[: 1 if options.quick else 2]
+    wanted = [(dtype, batch) for dtype in dtypes for batch in BATCHES[options.quick]]
+    memory = (bench.run("memory", 60) or {}).get("bytes", 0)
+    workers = int(min(len(wanted), max(1, memory // COMPILE_BYTES)))
     # Each process would start a helper for every core.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with ThreadPoolExecutor(workers) as pool:
@@ -97,7 +106,7 @@ def _compile_all(bench: "Bench", wanted: list[tuple[str, int]], device: Row) -> 
             pool.submit(bench.run, "compile", COMPILE_SECONDS, dtype=dtype, batch=batch)
             for dtype, batch in wanted
         ]
-    return [row for each in running if (row := each.result())]
+    return {"compile": [row for each in running if (row := each.result())], "not_compiled": bench.skipped}
 
 
 class Bench:
@@ -138,6 +147,13 @@ class Bench:
     def skip(self, name: str, reason: str) -> None:
         self.skipped.append(f"{name}: {reason}")
         print(f"  skipped {name}: {reason}", file=sys.stderr, flush=True)
+
+
+def memory(options: argparse.Namespace) -> Row:
+    """Bytes of memory the GPU has."""
+    import torch
+
+    return {"bytes": torch.cuda.get_device_properties(0).total_memory}
 
 
 def machine(options: argparse.Namespace) -> Row:
@@ -379,6 +395,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 TASKS: dict[str, Callable[..., Row]] = {
+    "memory": memory,
     "machine": machine,
     "compile": compile_engine,
     "loop": loop,

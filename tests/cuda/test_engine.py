@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from fake_engine import contents, labels, photographs
 from mock_cuda import OutOfMemoryError
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, decoder, denoiser, encoder, spec, unet
 
@@ -12,6 +13,7 @@ from stage_rt.engine import Engine
 from stage_rt.errors import DeviceMemoryError, InputError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
+from stage_rt.run import Job, fill
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 SHORT = Recipe(name="short", steps=100, ema_stop=30, only_intervals=((40, 55),))
@@ -134,6 +136,25 @@ def test_results_may_be_taken_in_another_thread(make):
     np.testing.assert_array_equal(
         taken[0], on_the_host().paint(images, masks, prompt="tile+hole", noise=noise).images
     )
+
+
+def test_a_run_on_the_gpu_has_the_bytes_of_one_on_the_cpu(make, tmp_path):
+    engine, _ = make()
+    job = Job(
+        normals=photographs(tmp_path / "normals", 5),
+        masks=labels(tmp_path / "masks", 4),
+        prompt="tile+hole",
+        count=10,
+        seed=7,
+        composite=True,
+        batch=4,
+    )
+    told = []
+    fill(engine, job, tmp_path / "gpu", progress=told.append)
+    fill(on_the_host(), job, tmp_path / "cpu")
+    assert contents(tmp_path / "gpu") == contents(tmp_path / "cpu")
+    assert told == sorted(told)
+    assert told[-1] == 10
 
 
 def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notices):
