@@ -89,6 +89,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for peer in EAGER:
             result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], then, peer=peer)
         result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], first[1:], peer="compile_max_autotune")
+    for row in result["loop"]:
+        peak = result["device"].get(f"matmul_tflops_{row['dtype']}")
+        row["of_matmul_peak"] = row["tflops"] / peak if peak else None
     return result | {"skipped": bench.skipped}
 
 

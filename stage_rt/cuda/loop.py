@@ -108,8 +108,9 @@ class Loop:
         return Sampled(state[:count], finite[:count] != 0)
 
     def close(self) -> None:
-        """Give graphs, memory and networks back, in that order."""
+        """Wait for what is running, then give graphs, memory and networks back, in that order."""
         with device.active():
+            self._stream.synchronize()
             while self._closing:
                 self._closing.pop()()
 
