@@ -17,7 +17,7 @@ from stage_rt.backends import Tensor, TensorDType, tensors
 from stage_rt.cuda import device
 from stage_rt.cuda.dtypes import narrow
 from stage_rt.cuda.plan import padded, parts
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, MissingExtraError
 from stage_rt.spec import EngineSpec
 
 LIBRARY = "torch"
@@ -74,8 +74,9 @@ class InductorBackend:
                 f"`{folder}` was built with PyTorch {spec.library_version} but {found} is installed: build the "
                 f"engine again with `stage-rt build` or `pip install torch=={spec.library_version}`"
             )
-        _check_device(folder, spec)
         self._device = CPU if spec.devices == [CPU] else "cuda"
+        if self._device != CPU:
+            device.require(folder, spec.devices, lambda gpu: "--backend inductor")
         self._weights: dict[str, dict[str, Any]] = {}
         self._runners: dict[tuple[str, int], Any] = {}
 
@@ -234,23 +235,6 @@ def _at(torch: Any, address: int, tensor: Tensor) -> Any:
 def release(version: str) -> str:
     """A version of PyTorch without what names its build: ``2.13.0+cu130`` to ``2.13.0``."""
     return version.partition("+")[0]
-
-
-def _check_device(folder: Path, spec: EngineSpec) -> None:
-    if spec.devices == [CPU]:
-        return
-    try:
-        gpu = device.current()
-    except DeviceError as error:
-        raise DeviceError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but {error}: run it on such a machine or build "
-            "one with `--backend onnxruntime`"
-        ) from error
-    if gpu.sm not in spec.devices:
-        raise EngineError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but the GPU here is {gpu.sm} ({gpu.name}): "
-            "build one with `stage-rt build --backend inductor`"
-        )
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,6 @@ from stage_rt.cuda import device, plan
 from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
 from stage_rt.errors import (
     BackendError,
-    DeviceError,
     DeviceMemoryError,
     EngineError,
     InputError,
@@ -117,7 +116,7 @@ class TensorRTBackend:
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
         self._trt = library(spec.backend)
         _check_version(folder, spec, self._trt.__version__)
-        _check_gpu(folder, spec)
+        device.require(folder, spec.devices, _options)
         self._name = FLAVOURS[spec.backend].name
         self._journal, logger = journal(spec.backend)
         self._buckets = sorted(spec.batch)
@@ -297,18 +296,7 @@ def _check_version(folder: Path, spec: EngineSpec, found: str) -> None:
         )
 
 
-def _check_gpu(folder: Path, spec: EngineSpec) -> None:
-    try:
-        gpu = device.current()
-    except DeviceError as error:
-        raise DeviceError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but {error}: run it on such a machine or build "
-            "one with `--backend onnxruntime`"
-        ) from error
-    if gpu.sm not in spec.devices:
-        known = gpu.sm in FLAVOURS["tensorrt-rtx"].targets
-        options = f"--backend tensorrt-rtx --target {gpu.sm}" if known else "--backend tensorrt"
-        raise EngineError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but the GPU here is {gpu.sm} ({gpu.name}): "
-            f"build one with `stage-rt build {options}`"
-        )
+def _options(gpu: device.Gpu) -> str:
+    """What to build for a GPU with."""
+    known = gpu.sm in FLAVOURS["tensorrt-rtx"].targets
+    return f"--backend tensorrt-rtx --target {gpu.sm}" if known else "--backend tensorrt"

@@ -5,17 +5,18 @@ streams can be handed to them. Every call finds the context by itself; `active` 
 code that has to be quick or that calls other CUDA libraries.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.cuda.plan import BLOCK, layout
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, MissingExtraError
+from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError
 
 LIBRARY = "pycuda.driver"
 
@@ -41,6 +42,32 @@ def current() -> Gpu:
     device, _ = _primary()
     major, minor = device.compute_capability()
     return Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
+
+
+def require(folder: Path, devices: Sequence[str], options: Callable[[Gpu], str]) -> None:
+    """Check that the GPU here is one of those an engine folder was built for.
+
+    Args:
+        folder: the engine folder, for the messages.
+        devices: compute capabilities.
+        options: of ``stage-rt build``, to build for another GPU with.
+
+    Raises:
+        DeviceError: there is no GPU.
+        EngineError: it is another one.
+        MissingExtraError: PyCUDA is not installed.
+    """
+    needed = f"`{folder}` is an engine for {', '.join(devices)}"
+    try:
+        gpu = current()
+    except DeviceError as error:
+        raise DeviceError(
+            f"{needed} but {error}: run it on such a machine or build one with `--backend onnxruntime`"
+        ) from error
+    if gpu.sm not in devices:
+        raise EngineError(
+            f"{needed} but the GPU here is {gpu.sm} ({gpu.name}): build one with `stage-rt build {options(gpu)}`"
+        )
 
 
 @contextmanager

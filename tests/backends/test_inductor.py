@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mock_cuda import Machine, installed
 from mock_networks import spec
 
 from stage_rt.backends import inductor as module
@@ -154,3 +155,12 @@ def test_a_model_compiled_for_the_cpu_paints_what_onnx_runtime_paints(
     (folder / "engine.json").unlink()
     with pytest.raises(InputError):
         build(model_folder, folder, **options)
+
+
+def test_an_engine_for_another_gpu_is_refused(tmp_path, monkeypatch):
+    with installed(Machine(), monkeypatch), pytest.raises(EngineError) as refused:
+        module.InductorBackend(tmp_path, described(devices=["sm86"]))
+    assert str(refused.value) == (
+        f"`{tmp_path}` is an engine for sm86 but the GPU here is sm90 (NumPy): build one with "
+        "`stage-rt build --backend inductor`"
+    )
