@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stage_rt.backends import DeviceBackend, Tensor
 from stage_rt.cuda import device, plan
-from stage_rt.cuda.dtypes import STORAGE, narrow, widen
+from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
 from stage_rt.errors import InputError
 
 Float32 = NDArray[np.float32]
@@ -55,25 +55,27 @@ class Half:
         capacity: int,
         stream: device.Stream,
     ) -> None:
+        self._batch, self._stream = batch, stream
+        self._pending: Pending | None = None
         with device.active():
             self._network = backend.network(graph, batch)
+            try:
+                self._allocate(name, -(-capacity // batch) * batch)
+            except BaseException:
+                self._network.close()
+                raise
+
+    def _allocate(self, name: str, rows: int) -> None:
         self._input, self._output = (self._network.tensors[each] for each in (name, self._network.output))
-        self._batch, self._stream = batch, stream
-        rows = -(-capacity // batch) * batch
+        self._event = device.Event()
         self._sent, self._received = (
             device.pinned((rows, *tensor.shape[1:]), STORAGE[tensor.dtype])
             for tensor in (self._input, self._output)
         )
-        sizes = {
-            "input": self._sent.nbytes // rows * batch,
-            "output": self._received.nbytes // rows * batch,
-            "scratch": self._network.scratch,
-        }
+        sizes = {"input": size(self._input), "output": size(self._output), "scratch": self._network.scratch}
         self._arena = device.Arena(sizes)
         at = self._arena.addresses
         self._network.bind({name: at["input"], self._network.output: at["output"]}, at["scratch"])
-        self._event = device.Event()
-        self._pending: Pending | None = None
 
     def start(self, samples: Float32) -> Pending:
         """Enqueue ``samples``, float32; results of an earlier call are fetched first.

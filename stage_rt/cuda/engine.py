@@ -1,6 +1,7 @@
 """An engine whose networks and loop stay on the GPU."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +56,14 @@ class DeviceEngine(Engine):
         self._loops: dict[int, Loop] = {}
         self._stream, self._beside = device.Stream(), device.Stream()
         sizes = {"batch": plan.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
-        try:
-            self._encoder = Half(backend, VAE_ENCODER, "image", **sizes, stream=self._stream)
-            self._decoder = Half(backend, VAE_DECODER, "latent", **sizes, stream=self._beside)
-        except DeviceMemoryError as full:
-            raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+        with ExitStack() as opened:
+            try:
+                self._encoder = Half(backend, VAE_ENCODER, "image", **sizes, stream=self._stream)
+                opened.callback(self._encoder.close)
+                self._decoder = Half(backend, VAE_DECODER, "latent", **sizes, stream=self._beside)
+            except DeviceMemoryError as full:
+                raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+            opened.pop_all()
 
     def decode(self, latent: Float32) -> Float32:
         """Latents ``[B, C, h, w]`` to images float32 ``[B, c, S, S]``, about [-1, 1]."""

@@ -220,13 +220,15 @@ def test_a_memory_too_small_for_any_batch_is_an_error_with_a_way_out(make, machi
     machine.memory = 2**30
 
 
-def test_a_memory_too_small_for_the_autoencoder_is_such_an_error(machine, notify):
-    machine.memory = 5000
+@pytest.mark.parametrize("room", [1000, 5000, 40_000])
+def test_a_memory_too_small_for_the_autoencoder_is_such_an_error(machine, notify, room):
+    machine.memory = room
     backend = MockBackend(machine, spec(SHORT))
     with pytest.raises(
         DeviceMemoryError, match=r"is full.*: end other programs on the GPU or build the engine"
     ):
         DeviceEngine(backend.spec, backend, contexts(), notify)
+    assert machine.used == 0
 
 
 def test_a_sample_that_breaks_is_marked_and_the_others_are_painted(make):
