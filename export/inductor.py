@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from stage_rt.backends.inductor import CPU, LIBRARY, package, release, weights
+from stage_rt.backends.inductor import CPU, LIBRARY, arranged, open_package, package, release, weights
 from stage_rt.cuda.plan import autoencoder_bucket
 from stage_rt.engine import up_to_date
-from stage_rt.errors import BackendError, DeviceError
+from stage_rt.errors import BackendError, DeviceError, ParityError
 from stage_rt.files import digests, staged_folder
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec, ModelSpec
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
-from .networks import TORCH_DTYPES, networks, random_inputs
+from .networks import TOLERANCE, TORCH_DTYPES, networks, random_inputs
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
 _OPTIONS = {"aot_inductor.package_constants_in_so": False}
@@ -56,6 +56,7 @@ def build(
         DeviceError: there is no GPU that PyTorch can use.
         InputError: ``folder`` has content that is no engine.
         BackendError: PyTorch cannot compile a network, for one thing because a compiler is missing.
+        ParityError: a compiled network disagrees with its source.
     """
     model = load_model(source)
     wanted = describe(model.spec, dtype, batch, device, _fingerprint(source, dtype))
@@ -100,6 +101,7 @@ def write(
 
     Raises:
         BackendError: PyTorch cannot compile a network.
+        ParityError: a compiled network disagrees with its source.
     """
     for graph, network in networks(model).items():
         if graphs is None or graph in graphs:
@@ -145,6 +147,7 @@ def _compile(
         network = FoldedAdapter(network).eval()
     # nn.Module's own `to`, in place: the one of diffusers warns about every plain cast.
     nn.Module.to(network, device, TORCH_DTYPES[wanted.dtype])
+    arranged(torch, dict(network.named_parameters()))
     sizes = wanted.batch
     if graph in (VAE_ENCODER, VAE_DECODER):
         sizes = [autoencoder_bucket(sizes)]
@@ -157,9 +160,26 @@ def _compile(
                 graph, model, batch=size, timestep=1, generator=generator
             ).items()
         }
-        needed = compile_network(network, inputs, folder / package(graph, size))
-    save_file(needed, folder / weights(graph))
+        path = folder / package(graph, size)
+        needed = compile_network(network, inputs, path)
+        _compare(network, inputs, path, needed, wanted.dtype)
+    save_file({name: tensor.contiguous() for name, tensor in needed.items()}, folder / weights(graph))
     network.to("cpu")
+
+
+@torch.no_grad()
+def _compare(
+    network: nn.Module, inputs: Mapping[str, Tensor], path: Path, needed: Mapping[str, Tensor], dtype: DType
+) -> None:
+    """Hold a package, opened as the runtime opens it, against its network."""
+    kept = {name: tensor.contiguous() for name, tensor in needed.items()}
+    found, expected = open_package(torch, path, kept)(**inputs).float(), network(**inputs).float()
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE[dtype]:
+        raise ParityError(
+            f"`{path.name}` is off by {error:.1e} of its network's largest value, more than {TOLERANCE[dtype]:g}: "
+            "compile the model for another dtype or with another version of PyTorch"
+        )
 
 
 def _target(device: str | None) -> str:

@@ -56,6 +56,26 @@ def weights(graph: str) -> str:
     return f"{graph}.safetensors"
 
 
+def arranged(torch: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Give the weights of convolutions, in place, the layout the compiler would otherwise give them at every call.
+
+    Files know no layouts, so this is done before compiling and again when the weights are read.
+    """
+    for tensor in tensors.values():
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return tensors
+
+
+def open_package(torch: Any, path: Path, constants: dict[str, Any]) -> Any:
+    """A package as a function of its inputs by name; ``constants`` are its weights, as they were read."""
+    # Without the locks that let several threads in, and which a CUDA graph cannot record.
+    runner = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    needed = {name: constants[name] for name in runner.get_constant_fqns()}
+    runner.load_constants(arranged(torch, needed), check_full_update=True, user_managed=True)
+    return runner
+
+
 class InductorBackend:
     """Graphs compiled at fixed batch sizes, with one copy of the weights on the device for all of them.
 
@@ -120,11 +140,7 @@ class InductorBackend:
         if (graph, batch) not in self._runners:
             path = self._folder / package(graph, batch)
             with _named(self._torch, graph):
-                # Without the locks that let several threads in, and which a CUDA graph cannot record.
-                runner = self._torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
-                constants = {name: self._constants(graph)[name] for name in runner.get_constant_fqns()}
-                runner.load_constants(constants, check_full_update=True, user_managed=True)
-            self._runners[graph, batch] = runner
+                self._runners[graph, batch] = open_package(self._torch, path, self._constants(graph))
         return self._runners[graph, batch]
 
     def _constants(self, graph: str) -> dict[str, Any]:
