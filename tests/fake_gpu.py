@@ -32,7 +32,7 @@ class Driver(Machine):
 
     def __init__(self, kernels=None):
         super().__init__(kernels)
-        self.name, self.sm = "Stand-in", (8, 6)
+        self.name, self.sm, self.total = "Stand-in", (8, 6), 2**34
 
     @property
     def left(self):

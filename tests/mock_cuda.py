@@ -33,12 +33,13 @@ class OutOfMemoryError(CudaError):
 class Machine:
     """``memory`` bytes; ``kernels`` is the library of the emulated kernels, needed where one is launched.
 
-    ``name``, ``sm`` and the number of ``devices`` are what the driver tells of it.
+    ``name``, ``sm``, the number of ``devices`` and the ``total`` of bytes are what the driver tells of it.
     """
 
     def __init__(self, kernels: ctypes.CDLL | None = None, memory: int = 2**30) -> None:
         self.kernels, self.memory = kernels, memory
         self.name, self.sm, self.devices = "NumPy", (9, 0), 1
+        self.total = memory
         self.blocks: dict[int, np.ndarray] = {}
         self.queues: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work] | None] = {}
@@ -166,7 +167,7 @@ def pycuda_driver(machine: Machine) -> ModuleType:
             return machine.sm
 
         def total_memory(self) -> int:
-            return machine.memory
+            return machine.total
 
         def retain_primary_context(self) -> Context:
             return Context()

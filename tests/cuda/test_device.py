@@ -60,7 +60,7 @@ def test_a_driver_that_finds_no_gpu_says_so(machine, monkeypatch):
 
 
 def test_the_gpu_is_described(machine):
-    assert device.current() == device.Gpu("NumPy", "sm90", machine.memory)
+    assert device.current() == device.Gpu("NumPy", "sm90", machine.total)
 
 
 def test_memory_holds_what_is_written_and_is_given_back(machine):
