@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from stage_rt.engine import read_spec
-from stage_rt.errors import EngineError, InputError, StageError
-from stage_rt.files import digests, locked, staged_folder, verify
+from stage_rt.engine import up_to_date
+from stage_rt.errors import InputError, StageError
+from stage_rt.files import digests, locked, staged_folder
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, BackendName, DType, EngineSpec, GraphsSpec
 
 from .builders import Builder, Notify, Progress, choose
@@ -72,7 +72,7 @@ def build(
     )
     try:
         with locked(folder, _Waiting(folder, notify, progress)):
-            if _up_to_date(folder, wanted):
+            if up_to_date(folder, wanted):
                 return False
             _write(source, folder, wanted, builder, notify, progress)
     except PermissionError as refusal:
@@ -136,12 +136,3 @@ def _check_dtype(source: Path, graphs: GraphsSpec, dtype: DType | None) -> None:
             f"the graphs in `{source}` are {graphs.dtype}: leave `--dtype` out or export the model again with "
             f"`stage-rt export --dtype {dtype}`"
         )
-
-
-def _up_to_date(folder: Path, wanted: EngineSpec) -> bool:
-    try:
-        found = read_spec(folder)
-        verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
-    except EngineError:
-        return False
-    return found.fingerprint == wanted.fingerprint

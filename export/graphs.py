@@ -29,18 +29,12 @@ from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Description, load_description
 from .convert import convert
 from .fold import FoldedAdapter
-from .networks import load, output_name, random_inputs
+from .networks import TORCH_DTYPES, load, output_name, random_inputs
 from .parity import Parity, StoredReferences, compare, require
 
 OPSET = 21
 EXTERNAL_DATA_BYTES = 2**30
 """Weights of a graph beyond this lie in a file beside it; a protobuf holds 2 GiB at most."""
-
-TORCH_DTYPES: dict[DType, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 def export(

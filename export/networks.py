@@ -6,10 +6,24 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, DType, adapter_graph
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Description, Model, load_network
+
+TORCH_DTYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest error allowed, relative to the largest value of the reference.
+
+float32 differs by the order of its sums, some 1e-6. In fp16 and bf16 every weight is off by up to 2**-11 and
+2**-9 of itself; random as that is, it grows with the depth of the network rather than cancels, to 1e-3 and 1e-2
+in the networks measured. A wrong graph is off by a tenth and more.
+"""
 
 
 class Denoiser(nn.Module):

@@ -17,15 +17,7 @@ from stage_rt.errors import ParityError
 from stage_rt.spec import UNET, DType
 
 from ..training.folder import Description, Model, load_description
-from .networks import load, networks, random_inputs
-
-TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest error allowed, relative to the largest value of the reference.
-
-float32 differs by the order of its sums, some 1e-6. In fp16 and bf16 every weight is off by up to 2**-11 and
-2**-9 of itself; random as that is, it grows with the depth of the network rather than cancels, to 1e-3 and 1e-2
-in the networks measured. A wrong graph is off by a tenth and more.
-"""
+from .networks import TOLERANCE, load, networks, random_inputs
 
 BATCHES = (1, 3)
 SEED = 0

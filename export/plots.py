@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from stage_rt.recipe import Branch
 from stage_rt.spec import UNET
 
-from .parity import TOLERANCE
+from .networks import TOLERANCE
 from .verify import TRAJECTORY_TOLERANCE, Report
 
 FLOOR = 1e-9

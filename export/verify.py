@@ -32,8 +32,7 @@ from stage_rt.spec import (
 
 from ..training.folder import Model, load_model
 from ..training.folder import read_spec as read_model_spec
-from .networks import networks, random_inputs
-from .parity import TOLERANCE
+from .networks import TOLERANCE, networks, random_inputs
 
 Float32 = NDArray[np.float32]
 Progress = Callable[[int], None]

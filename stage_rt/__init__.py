@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stage_rt import (
         backends,
+        cuda,
         engine,
         errors,
         inputs,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "backends",
+    "cuda",
     "engine",
     "errors",
     "inputs",

@@ -1,8 +1,9 @@
 """An engine folder in use: encode, sample, decode."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,15 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from stage_rt.backends import Backend, open_backend
+from stage_rt.backends import Backend, DeviceBackend, open_backend
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
+from stage_rt.files import verify
 from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import composite as composited
 from stage_rt.outputs import pixels
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.samplers import SAMPLERS
+from stage_rt.samplers import SAMPLERS, Sampler
 from stage_rt.spec import (
     ENGINE_FILE,
     PROMPTS_FILE,
@@ -32,34 +34,58 @@ from stage_rt.spec import (
 )
 
 Float32 = NDArray[np.float32]
-Callback = Callable[[int, Float32], None]
+Callback = Callable[[int, Float32 | None], None]
+Notify = Callable[[str], None]
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """The authors clamp the log variance of the encoder's posterior to this."""
 
 
-class Painted(NamedTuple):
-    """What came out of the networks.
+class Painted(Protocol):
+    """What came out of the networks; a device may still be at work on it, and is then waited for."""
 
-    ``images`` is float32 ``[B, c, S, S]``, about [-1, 1]; ``finite`` is bool ``[B]``, False for a sample with a
-    value in its latent or its image that is not finite.
-    """
+    @property
+    def images(self) -> Float32:
+        """Float32 ``[B, c, S, S]``, about [-1, 1]."""
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Bool ``[B]``, False for a sample with a value in its latent or its image that is not finite."""
+
+
+class Finished(NamedTuple):
+    """A `Painted` with nothing left to wait for."""
 
     images: Float32
     finite: NDArray[np.bool_]
 
 
-def load(engine_dir: str | Path) -> "Engine":
+def warn(notice: str) -> None:
+    """Tell the user of the library something, as a `RuntimeWarning`."""
+    warnings.warn(notice, RuntimeWarning, stacklevel=2)
+
+
+def load(engine_dir: str | Path, *, notify: Notify = warn) -> "Engine":
     """Open an engine folder made by ``stage-rt build``.
+
+    ``notify`` is told in one sentence when the engine has to go on in a slower way, as with a smaller batch when
+    the device's memory is full.
 
     Raises:
         EngineError: a file is missing or was changed, or the engine is not for what is installed here.
+        DeviceError: the engine needs a GPU that is not here.
+        DeviceMemoryError: the GPU's memory is full.
         MissingExtraError: the engine's inference library is not installed.
     """
     folder = Path(engine_dir)
     spec = read_spec(folder)
     backend = open_backend(folder, spec)
-    return Engine(spec, backend, _contexts(folder / PROMPTS_FILE, spec.model))
+    contexts = _contexts(folder / PROMPTS_FILE, spec.model)
+    if isinstance(backend, DeviceBackend) and spec.devices != ["cpu"]:
+        from stage_rt.cuda.engine import DeviceEngine
+
+        return DeviceEngine(spec, backend, contexts, notify)
+    return Engine(spec, backend, contexts)
 
 
 def read_spec(folder: Path) -> EngineSpec:
@@ -80,6 +106,16 @@ def read_spec(folder: Path) -> EngineSpec:
         raise EngineError(
             f"`{path}` is not valid at {where} ({why}): build the engine again with `stage-rt build`"
         ) from None
+
+
+def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
+    """Whether ``folder`` holds, whole, an engine of the fingerprint of ``wanted``."""
+    try:
+        found = read_spec(folder)
+        verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
+    except EngineError:
+        return False
+    return found.fingerprint == wanted.fingerprint
 
 
 class Engine:
@@ -117,7 +153,8 @@ class Engine:
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
             composite: keep the photograph's own pixels and size beyond a narrow ramp around the mask.
             sampler, recipe: as `paint`.
-            callback: called as ``callback(i, state)`` after every step of every batch.
+            callback: called as ``callback(i, state)`` after every step of every batch; on a GPU after every 50
+                steps and with None for the state.
 
         Returns:
             uint8 ``[B, H, W, 3]``; without ``composite`` the decoded images, ``[B, S, S, 3]``.
@@ -178,38 +215,38 @@ class Engine:
             sampler: the way from noise to the latent, one of `stage_rt.samplers.SAMPLERS`.
             recipe: schedule and branch plan, the model's own if None.
             callback: called as ``callback(i, state)`` after every step, with the samples in the loop; ``i`` more
-                steps follow.
+                steps follow. On a GPU it is called after every 50 steps and with None for the state.
 
         Raises:
             InputError, PromptError, BackendError: as `synthesize`.
         """
         self._context(prompt)
-        model, way = self.spec.model, SAMPLERS[sampler]
+        model = self.spec.model
         count = len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
         _check("masks", masks, (count, 1, model.latent_size, model.latent_size))
         clean_noise = noise.encode((count, model.latent_channels, model.latent_size, model.latent_size))
         latent = self.encode(images, clean_noise)
-        usable, filled = _finite(latent), masks.any(axis=(1, 2, 3))
+        usable, filled = finite(latent), masks.any(axis=(1, 2, 3))
         for part in (usable & filled, usable & ~filled):
             if part.any():
-                latent[part] = way.run(
-                    self.denoiser(prompt, int(part.sum()), guided=way.guided),
+                latent[part] = self._sample(
+                    prompt,
                     latent[part],
                     masks[part],
+                    sampler=SAMPLERS[sampler],
                     recipe=recipe or model.recipe,
                     noise=_select(noise, part),
                     callback=callback,
                 )
-        decoded = self.decode(latent)
-        return Painted(decoded, _finite(latent) & _finite(decoded))
+        return self._paint(latent)
 
     def encode(self, images: Float32, noise: Float32) -> Float32:
         """The clean latent: a sample of the encoder's posterior times the latent scale.
 
         ``images`` float32 ``[B, c, S, S]`` and standard normal ``noise`` ``[B, C, h, w]`` to ``[B, C, h, w]``.
         """
-        mean, logvar = np.split(self._backend.run(VAE_ENCODER, image=images), 2, axis=1)
+        mean, logvar = np.split(self._moments(images), 2, axis=1)
         deviation = np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE))
         clean: Float32 = np.float32(self.spec.model.latent_scale) * (mean + deviation * noise)
         return clean
@@ -242,6 +279,27 @@ class Engine:
         """Give the networks' memory back; the engine cannot be used afterwards."""
         self._backend.close()
 
+    def _moments(self, images: Float32) -> Float32:
+        return self._backend.run(VAE_ENCODER, image=images)
+
+    def _sample(
+        self,
+        prompt: str,
+        clean: Float32,
+        masks: Float32,
+        *,
+        sampler: Sampler,
+        recipe: Recipe,
+        noise: PhiloxNoise,
+        callback: Callback | None,
+    ) -> Float32:
+        denoise = self.denoiser(prompt, len(clean), guided=sampler.guided)
+        return sampler.run(denoise, clean, masks, recipe=recipe, noise=noise, callback=callback)
+
+    def _paint(self, latent: Float32) -> Painted:
+        decoded = self.decode(latent)
+        return Finished(decoded, finite(latent) & finite(decoded))
+
     def _context(self, prompt: str) -> Float32:
         if prompt not in self._contexts:
             raise PromptError(f"unknown prompt {prompt!r}: use one of {', '.join(self.prompts)}")
@@ -261,7 +319,8 @@ def _contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
     return {prompt: contexts[prompt].astype(np.float32) for prompt in model.prompts}
 
 
-def _finite(arrays: Float32) -> NDArray[np.bool_]:
+def finite(arrays: Float32) -> NDArray[np.bool_]:
+    """Bool ``[B]``: which of ``arrays`` ``[B, c, h, w]`` hold only finite numbers."""
     return np.asarray(np.isfinite(arrays).all(axis=(1, 2, 3)))
 
 

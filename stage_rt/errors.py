@@ -16,6 +16,7 @@
     │   ├── RunError              an output folder holds another run or was damaged
     │   └── MissingExtraError     an optional dependency is not installed
     ├── BackendError              exit 3, the inference library failed
+    │   └── DeviceMemoryError     the GPU's memory is full
     ├── ParityError               exit 3, a converted network disagrees with its source
     └── FailedSamplesError        exit 4, the run finished but some samples failed
 
@@ -94,6 +95,10 @@ class MissingExtraError(InputError):
 
 class BackendError(StageError):
     """The inference library failed while running a graph."""
+
+
+class DeviceMemoryError(BackendError):
+    """The GPU's memory is full; a smaller batch may fit."""
 
 
 class ParityError(StageError):

@@ -4,9 +4,11 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +34,10 @@ from stage_rt.recipe import Recipe, RecipeName
 from stage_rt.samplers import SAMPLERS
 from stage_rt.spec import EngineSpec, ModelSpec, PairRecord, RunSpec, SamplerName
 
+if TYPE_CHECKING:
+    from stage_rt.engine import Painted
+
 NON_FINITE = "the sampler's result is not finite"
-
-
-class Painted(Protocol):
-    """What an engine hands back."""
-
-    @property
-    def images(self) -> NDArray[np.float32]:
-        """Float32 ``[B, c, S, S]`` in [-1, 1]."""
-
-    @property
-    def finite(self) -> NDArray[np.bool_]:
-        """Bool ``[B]``: whether the sample is all finite numbers."""
 
 
 class Painter(Protocol):
@@ -68,7 +61,7 @@ class Painter(Protocol):
         sampler: SamplerName = "stage",
         recipe: Recipe | None = None,
         callback: Callable[[int, Any], None] | None = None,
-    ) -> Painted:
+    ) -> "Painted":
         """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``."""
 
 
@@ -234,18 +227,49 @@ def _fill(
     missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
     done = len(samples) - len(missing)
     progress(done)
-    for start in range(0, len(samples), job.batch):
-        batch = samples[start : start + job.batch]
-        wanted = sum(sample.index in missing for sample in batch)
-        if not wanted:
-            continue
-        steps = _Steps(progress, done, wanted, SAMPLERS[job.sampler].calls(engine.spec.model.recipe))
-        for sample, result in zip(batch, _paint(engine, job, recipe, batch, steps), strict=True):
-            if sample.index in missing:
-                manifest.append(_keep(job, recipe.name, sample, result, folder))
-        done += wanted
+    with _Writer() as writer:
+        for start in range(0, len(samples), job.batch):
+            batch = samples[start : start + job.batch]
+            wanted = {sample.index for sample in batch} & missing
+            if not wanted:
+                continue
+            calls = SAMPLERS[job.sampler].calls(engine.spec.model.recipe)
+            steps = _Steps(progress, writer.check, done, len(wanted), calls)
+            results = _paint(engine, job, recipe, batch, steps)
+            writer.start(partial(_keep_all, job, recipe.name, batch, results, wanted, folder, manifest))
+            done += len(wanted)
         progress(done)
     return sum(manifest.records[index].status == "ok" for index in missing)
+
+
+class _Writer:
+    """Writes a batch while the next one is painted, in a thread; what was handed over is always finished."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "stage-rt-writer")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._wait()
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Hand over a batch; waits for the one before and raises what it raised."""
+        self._wait()
+        self._writing = self._pool.submit(write)
+
+    def check(self) -> None:
+        """Raise what the batch in hand raised, if it did, so that nothing more is painted for a full disk."""
+        if self._writing is not None and self._writing.done():
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
 
 @dataclass(frozen=True)
@@ -253,11 +277,13 @@ class _Steps:
     """The sampler's callback: turns the steps of a batch into fractions of pairs."""
 
     progress: Callable[[float], None]
+    check: Callable[[], None]
     done: int
     batch: int
     steps: int
 
     def __call__(self, i: int, state: object) -> None:
+        self.check()
         self.progress(self.done + self.batch * (self.steps - i) / self.steps)
 
 
@@ -273,6 +299,7 @@ class _Result:
 def _paint(
     engine: Painter, job: Job, recipe: Recipe, batch: Sequence[_Sample], steps: _Steps
 ) -> Iterator[_Result]:
+    """Paint a batch now; whoever takes the results waits for their images, and makes them ready to be written."""
     model = engine.spec.model
     photos = [read_image(sample.normal) for sample in batch]
     labels = [sample.label() for sample in batch]
@@ -286,10 +313,23 @@ def _paint(
         recipe=recipe,
         callback=steps,
     )
+    return _results(job, model, batch, photos, labels, masks, painted)
+
+
+def _results(
+    job: Job,
+    model: ModelSpec,
+    batch: Sequence[_Sample],
+    photos: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.bool_]],
+    masks: NDArray[np.float32],
+    painted: "Painted",
+) -> Iterator[_Result]:
+    images, finite = painted.images, painted.finite
     for n, sample in enumerate(batch):
         image, label = None, labels[n] if job.composite else network_mask(labels[n], model)
-        if painted.finite[n]:
-            levels = pixels(painted.images[n])
+        if finite[n]:
+            levels = pixels(images[n])
             image = Image.fromarray(composite(photos[n], levels, label) if job.composite else levels)
             image = image.convert("L") if sample.grey else image
         yield _Result(image, label, int(masks[n].sum()))
@@ -298,6 +338,20 @@ def _paint(
 def _recipe(engine: Painter, job: Job) -> Recipe:
     own = engine.spec.model.recipe
     return own.named(job.recipe) if job.recipe else own
+
+
+def _keep_all(
+    job: Job,
+    recipe: str,
+    batch: Sequence[_Sample],
+    results: Iterator[_Result],
+    wanted: Collection[int],
+    folder: Path,
+    manifest: Manifest,
+) -> None:
+    for sample, result in zip(batch, results, strict=True):
+        if sample.index in wanted:
+            manifest.append(_keep(job, recipe, sample, result, folder))
 
 
 def _keep(job: Job, recipe: str, sample: _Sample, result: _Result, folder: Path) -> PairRecord:

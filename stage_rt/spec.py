@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 from stage_rt.recipe import Recipe
 
 DType = Literal["fp32", "fp16", "bf16"]
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
 SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 
 MODEL_FILE = "stage.json"

@@ -1,6 +1,9 @@
 """Golden vectors: recorded from the authors' released code, in the repository or beside it."""
 
+import ctypes
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,6 +32,23 @@ def golden() -> Golden:
         pytest.skip(f"{name}.npz is too large for the repository: name its folder in {ELSEWHERE}")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """``step_cuda.cu`` compiled as C++: ``launch_<kernel>(blocks, batch, threads, *arguments)`` runs a kernel."""
+    from stage_rt import kernels
+
+    compiler = shutil.which("c++")
+    source = next((path for f in kernels.__path__ if (path := Path(f) / "step_cuda.cu").is_file()), None)
+    if compiler is None or source is None:
+        pytest.skip("needs a C++ compiler and the kernels' source")
+    here = Path(__file__).parent / "kernels" / "emulated"
+    library = tmp_path_factory.mktemp("emulated") / "step_cuda.so"
+    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", f"-I{here}"]
+    command += [f"-I{source.parent}", str(here / "launch.cpp"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def stand_in(engine: FakeEngine) -> ModuleType:
     """A `stage_rt.engine` that loads ``engine`` whatever the folder."""
     module = ModuleType("stage_rt.engine")
-    module.load = lambda folder: engine  # type: ignore[attr-defined]
+    module.load = lambda folder, **options: engine  # type: ignore[attr-defined]
     return module
 
 

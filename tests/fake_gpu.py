@@ -1,10 +1,8 @@
-"""Stand-ins for the CUDA runtime and for TensorRT, so that the runtime's GPU path runs on a machine without one.
+"""A stand-in for TensorRT on the GPU of `mock_cuda`, so that the runtime's GPU path runs on a machine without one.
 
-The driver keeps device memory in host memory of its own, refuses addresses it did not hand out, and does what is
-enqueued on a stream only when that is synchronised. The library "deserialises" plans that hold an ONNX graph,
-demands what TensorRT demands before it runs one (a profile, shapes that are those of the profile, an address for
-every tensor, a workspace that is large enough), and then lets ONNX Runtime compute it from the bytes at those
-addresses.
+The library "deserialises" plans that hold an ONNX graph, demands what TensorRT demands before it runs one (a
+profile, shapes that are those of the profile, an address for every tensor, a workspace that is large enough), and
+then lets ONNX Runtime compute it from the bytes at those addresses.
 
 So the tests prove which calls are made in which order, on which sizes and addresses, and what becomes of the data on
 its way. They do not prove that TensorRT or a GPU does what is asked of it here: only a GPU does.
@@ -18,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import onnxruntime
+from mock_cuda import Machine
 
 from stage_rt.spec import ENGINE_FILE, EngineSpec
 
@@ -28,85 +27,25 @@ WORKSPACE = {"unet": 3000, "vae_decoder": 5000}
 _MAGIC = b"PLAN"
 
 
-class Status(IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorInvalidValue = 1  # noqa: N815
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-    cudaErrorNoDevice = 100  # noqa: N815
+class Driver(Machine):
+    """A GPU of NumPy that a TensorRT engine finds itself on."""
 
+    def __init__(self, kernels=None):
+        super().__init__(kernels)
+        self.name, self.sm, self.total = "Stand-in", (8, 6), 2**34
 
-class Driver(ModuleType):
-    """``cuda.bindings.runtime``, as far as `stage_rt.cuda.device` uses it."""
+    @property
+    def left(self):
+        return self.memory - self.used
 
-    cudaError_t = Status  # noqa: N815
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
-    cudaStreamNonBlocking = 1  # noqa: N815
-
-    def __init__(self, *, sm=(8, 6), devices=1, memory=2**30):
-        super().__init__("cuda.bindings.runtime")
-        self.sm = sm
-        self.devices = devices
-        self.free = memory
-        self.allocations: dict[int, ctypes.Array] = {}
-        self.streams: dict[int, list] = {}
-
-    def cudaGetErrorString(self, status):  # noqa: N802
-        texts = {2: b"out of memory", 100: b"no CUDA-capable device is detected"}
-        return Status.cudaSuccess, texts.get(status, b"invalid argument")
-
-    def cudaGetDevice(self):  # noqa: N802
-        return (Status.cudaSuccess, 0) if self.devices else (Status.cudaErrorNoDevice, None)
-
-    def cudaGetDeviceProperties(self, device):  # noqa: N802
-        major, minor = self.sm
-        properties = SimpleNamespace(name=b"Stand-in", major=major, minor=minor, totalGlobalMem=2**34)
-        return Status.cudaSuccess, properties
-
-    def cudaMalloc(self, size):  # noqa: N802
-        if size > self.free:
-            return Status.cudaErrorMemoryAllocation, None
-        self.free -= size
-        buffer = (ctypes.c_uint8 * size)()
-        ctypes.memset(buffer, 0xCD, size)
-        self.allocations[ctypes.addressof(buffer)] = buffer
-        return Status.cudaSuccess, ctypes.addressof(buffer)
-
-    def cudaFree(self, address):  # noqa: N802
-        if address not in self.allocations:
-            return (Status.cudaErrorInvalidValue,)
-        self.free += len(self.allocations.pop(address))
-        return (Status.cudaSuccess,)
-
-    def cudaStreamCreateWithFlags(self, flags):  # noqa: N802
-        handle = 1 + max(self.streams, default=0)
-        self.streams[handle] = []
-        return Status.cudaSuccess, handle
-
-    def cudaStreamDestroy(self, stream):  # noqa: N802
-        return (
-            Status.cudaErrorInvalidValue if self.streams.pop(stream, None) is None else Status.cudaSuccess,
-        )
-
-    def cudaStreamSynchronize(self, stream):  # noqa: N802
-        for work in self.streams[stream]:
-            work()
-        self.streams[stream].clear()
-        return (Status.cudaSuccess,)
-
-    def cudaMemcpyAsync(self, destination, source, size, kind, stream):  # noqa: N802
-        device = destination if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        if not self.holds(device, size):
-            return (Status.cudaErrorInvalidValue,)
-        if device == destination:
-            # From pageable memory: the source may be gone once this returns.
-            content = ctypes.string_at(source, size)
-            self.streams[stream].append(lambda: ctypes.memmove(destination, content, size))
-        else:
-            self.streams[stream].append(lambda: ctypes.memmove(destination, source, size))
-        return (Status.cudaSuccess,)
+    @left.setter
+    def left(self, size):
+        self.memory = self.used + size
 
     def holds(self, address, size):
-        return address in self.allocations and size <= len(self.allocations[address])
+        return any(
+            start <= address and address + size <= start + len(block) for start, block in self.blocks.items()
+        )
 
 
 class Kind(IntEnum):
@@ -158,6 +97,7 @@ class Plan:
         self.library, self.logger = library, logger
         self.buckets = described["batch"]
         self.device_memory_size_v2 = described["workspace"]
+        self.get_device_memory_size_for_profile_v2 = lambda profile: self.device_memory_size_v2
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -196,7 +136,7 @@ class Context:
         self.workspace = (address, size)
 
     def set_optimization_profile_async(self, profile, stream):
-        assert stream in self.plan.library.driver.streams
+        assert stream in self.plan.library.driver.queues
         if not 0 <= profile < len(self.plan.buckets):
             return False
         self.bucket = self.plan.buckets[profile]
@@ -225,7 +165,7 @@ class Context:
         if not ready:
             plan.logger.log(1, "enqueueV3: not everything was set")
             return False
-        driver.streams[stream].append(self.compute)
+        driver.enqueue(stream, "network", self.compute)
         return True
 
     def compute(self):

@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
 from PIL import Image, ImageFilter
 
-from stage_rt.errors import ImageError, MaskError, PromptError, RunError
+from stage_rt.errors import ImageError, MaskError, PromptError, RunError, StageError
 from stage_rt.outputs import FEATHER
 from stage_rt.run import NON_FINITE, Job, fill
 
@@ -275,3 +276,55 @@ def test_the_noise_of_a_sample_is_its_number_under_the_seed_of_the_run(job, run)
     fill(Listening(), job, run)
     assert seen[0] == ([7] * 4, [0, 1, 2, 3], PROMPT, (4, 3, 32, 32), (4, 1, 8, 8))
     assert seen[2] == ([7] * 2, [8, 9], PROMPT, (2, 3, 32, 32), (2, 1, 8, 8))
+
+
+def test_a_batch_is_written_while_the_next_one_is_painted(job, run):
+    """Results that are only there once the next batch is begun: written in turn, this would wait for ever."""
+    begun = [threading.Event() for _ in range(3)]
+
+    class Lazy:
+        def __init__(self, painted, ready):
+            self._painted, self._ready, self.finite = painted, ready, painted.finite
+
+        @property
+        def images(self):
+            assert self._ready.wait(60)
+            return self._painted.images
+
+    class Overlapping(FakeEngine):
+        def paint(self, *arguments, **options):
+            number = len(self.batches)
+            begun[number].set()
+            following = begun[min(number + 1, 2)]
+            return Lazy(super().paint(*arguments, **options), following)
+
+    fill(Overlapping(), job, run)
+    assert [line["index"] for line in manifest(run)] == list(range(10))
+
+
+def test_a_batch_that_cannot_be_written_stops_the_painting_of_the_next(job, run, monkeypatch):
+    engine = FakeEngine(delay=0.02)
+    failed = threading.Event()
+
+    def full(*arguments):
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stage_rt.run.write_pair", full)
+    with pytest.raises(StageError, match="No space left on device"):
+        fill(engine, job, run)
+    assert failed.is_set()
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_run_that_is_stopped_still_writes_the_batch_that_was_painted(job, run):
+    class EnoughError(Exception):
+        pass
+
+    def progress(done):
+        if done > 4:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        fill(FakeEngine(), job, run, progress=progress)
+    assert [line["index"] for line in manifest(run)] == [0, 1, 2, 3]

@@ -1,7 +1,8 @@
 """TensorRT and TensorRT-RTX on a GPU: one runtime for both flavours."""
 
 from collections import deque
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,8 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.cuda import device
-from stage_rt.errors import BackendError, DeviceError, EngineError, InputError, MissingExtraError
+from stage_rt.backends import Tensor, TensorDType
+from stage_rt.cuda import device, plan
+from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
+from stage_rt.errors import (
+    BackendError,
+    DeviceMemoryError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+)
 from stage_rt.spec import BackendName, EngineSpec
 
 if TYPE_CHECKING:
@@ -95,35 +104,26 @@ def journal(backend: BackendName) -> tuple[Journal, Any]:
 
 
 class TensorRTBackend:
-    """The graphs of an engine folder, loaded onto the GPU; they take turns in one workspace.
+    """The graphs of an engine folder on the GPU, driven from the host (`run`) or bound to a loop (`network`).
 
     Raises:
         EngineError: the engine is for another version of the library or for other GPUs.
         DeviceError: there is no GPU.
-        MissingExtraError: the library or ``cuda-bindings`` is not installed.
+        MissingExtraError: the library or PyCUDA is not installed.
         BackendError: the library cannot load a graph, or the GPU's memory is too small for it.
     """
 
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
         self._trt = library(spec.backend)
         _check_version(folder, spec, self._trt.__version__)
-        _check_gpu(folder, spec)
+        device.require(folder, spec.devices, _options)
         self._name = FLAVOURS[spec.backend].name
         self._journal, logger = journal(spec.backend)
-        self._runtime: trt.Runtime = self._trt.Runtime(logger)
         self._buckets = sorted(spec.batch)
-        self._stream = device.Stream()
-        self._owned: list[device.Stream | device.Memory] = [self._stream]
-        self._networks: dict[str, _Network] = {}
-        try:
-            self._networks = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
-            # One allocation serves all of them: no two graphs run at once.
-            workspace = self._allocate(max(network.workspace for network in self._networks.values()))
-        except BaseException:
-            self.close()
-            raise
-        for network in self._networks.values():
-            network.share(workspace)
+        self._host: _Host | None = None
+        with device.active():
+            self._runtime: trt.Runtime = self._trt.Runtime(logger)
+            self._engines = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.backends.Backend`; a batch is padded to the next size the engine was built for.
@@ -131,108 +131,160 @@ class TensorRTBackend:
         Raises:
             InputError: the batch is larger than the largest of them.
         """
-        network = self._networks[graph]
-        count = max(len(inputs[name]) for name in network.batched)
+        batched = [
+            name
+            for name, tensor in self.network(graph, self._buckets[0]).tensors.items()
+            if name in inputs and len(tensor.shape) > 1
+        ]
+        count = max(len(inputs[name]) for name in batched)
         bucket = next((size for size in self._buckets if size >= count), None)
         if bucket is None:
             raise InputError(
                 f"a batch of {count} is more than the {self._buckets[-1]} the engine was built for: split it or "
                 f"build the engine with `--batch {count}`"
             )
-        profile = self._buckets.index(bucket)
-        self._journal.lines.clear()
-        try:
-            enqueued = network.run(profile, bucket, inputs, self._stream)
-            output = network.output(bucket, self._stream)
-        except BackendError as error:
-            raise BackendError(f"{self._name} failed in graph `{graph}`: {error}") from error
-        if not enqueued:
-            raise BackendError(f"{self._name} failed in graph `{graph}`: {self._journal.error()}")
-        return output[:count]
+        padding = {name: plan.padded(inputs[name], bucket) for name in batched}
+        if self._host is None:
+            self._host = _Host({graph: self.network(graph, self._buckets[-1]) for graph in self._engines})
+        return self._host.run(graph, bucket, partial(self.network, graph, bucket), inputs | padding)[:count]
+
+    def network(self, graph: str, batch: int) -> "TensorRTNetwork":
+        """See `stage_rt.backends.DeviceBackend`."""
+        profile = self._buckets.index(batch)
+        return TensorRTNetwork(
+            self._trt, self._name, self._journal, graph, self._engines[graph], profile, batch
+        )
 
     def close(self) -> None:
         """Free the GPU's memory."""
-        self._networks.clear()
-        while self._owned:
-            self._owned.pop().close()
+        if self._host is not None:
+            self._host.close()
+        self._host = None
+        self._engines.clear()
 
-    def _load(self, path: Path) -> "_Network":
+    def _load(self, path: Path) -> "trt.ICudaEngine":
         self._journal.lines.clear()
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise BackendError(f"{self._name} cannot load `{path}`: {self._journal.error()}")
-        return _Network(self._trt, engine, self._buckets, self._allocate)
-
-    def _allocate(self, size: int) -> device.Memory:
-        memory = device.Memory(size)
-        self._owned.append(memory)
-        return memory
+        return engine
 
 
-class _Network:
-    """One graph: a context for every bucket, made when it is first needed, and buffers for the largest."""
+class TensorRTNetwork:
+    """A graph at one batch size, with an execution context of its own; see `stage_rt.backends.DeviceNetwork`."""
 
-    def __init__(self, trt: Any, engine: "trt.ICudaEngine", buckets: list[int], allocate: Any) -> None:
-        self._trt = trt
-        self._engine = engine
-        self._contexts: dict[int, trt.IExecutionContext] = {}
-        self.workspace = int(engine.device_memory_size_v2)
+    def __init__(
+        self,
+        trt: Any,
+        name: str,
+        written: Journal,
+        graph: str,
+        engine: "trt.ICudaEngine",
+        profile: int,
+        batch: int,
+    ) -> None:
+        self._trt, self._name, self._journal, self._graph = trt, name, written, graph
+        self._engine, self._profile, self._batch = engine, profile, batch
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self._shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
-        self._types = {name: engine.get_tensor_dtype(name).name for name in names}
+        self.tensors = {name: self._tensor(name) for name in names}
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        (self._output,) = set(names) - set(self._inputs)
+        (self.output,) = set(names) - set(self._inputs)
+        self.scratch = int(engine.get_device_memory_size_for_profile_v2(profile))
+        self._context: trt.IExecutionContext | None = None
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context: trt.IExecutionContext | None = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise DeviceMemoryError(
+                f"there is no GPU memory left for `{self._graph}` in a batch of {self._batch}"
+            )
+        context.set_device_memory(scratch, self.scratch)
+        stream = device.Stream()
+        bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
+        bound += [context.set_input_shape(name, self.tensors[name].shape) for name in self._inputs]
+        bound += [context.set_tensor_address(name, addresses[name]) for name in self.tensors]
+        stream.synchronize()
+        stream.close()
+        if not all(bound):
+            raise BackendError(
+                f"the engine has no profile for a batch of {self._batch}: build it again with `stage-rt build`"
+            )
+        self._context = context
+
+    def enqueue(self, stream: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        assert self._context is not None
+        if not self._context.execute_async_v3(stream):
+            raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
+
+    def close(self) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        self._context = None
+
+    def _tensor(self, name: str) -> Tensor:
+        shape = tuple(self._engine.get_tensor_shape(name))
         # All but the timestep have the batch in front of other axes.
-        self.batched = [name for name in self._inputs if len(self._shapes[name]) > 1]
-        self._memory = {name: allocate(self._bytes(name, max(buckets))) for name in names}
+        fixed = (self._batch, *shape[1:]) if len(shape) > 1 else shape
+        return Tensor(fixed, _DTYPES[self._engine.get_tensor_dtype(name).name])
 
-    def share(self, workspace: device.Memory) -> None:
-        """Say where intermediate results may lie."""
-        self._workspace = workspace
 
-    def run(self, profile: int, bucket: int, inputs: dict[str, NDArray[Any]], stream: device.Stream) -> bool:
-        """Enqueue the graph on inputs padded to ``bucket``; whether the library took it."""
-        context = self._context(profile, bucket, stream)
-        for name in self._inputs:
-            array = _as(inputs[name], self._types[name])
-            if name in self.batched:
-                # Copies of the last sample: what a network makes of zeros, no one has tested.
-                rows = np.minimum(np.arange(bucket), len(array) - 1)
-                array = np.ascontiguousarray(array[rows])
-            self._memory[name].write(array, stream)
-        return bool(context.execute_async_v3(stream.handle))
+class _Host:
+    """What it takes to run graphs from the host: a stream, buffers for the largest batch, and one workspace.
 
-    def output(self, bucket: int, stream: device.Stream) -> NDArray[np.float32]:
-        """What the graph made of ``bucket`` samples, once it is done."""
-        shape = self._shape(self._output, bucket)
-        kind = self._types[self._output]
-        return _from(self._memory[self._output].read(shape, _STORED[kind], stream), kind)
+    ``largest`` are the networks of the largest batch. One workspace serves all, as no two graphs run at once.
 
-    def _context(self, profile: int, bucket: int, stream: device.Stream) -> "trt.IExecutionContext":
-        if profile not in self._contexts:
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = self._engine.create_execution_context(strategy)
-            if context is None:
-                raise BackendError(f"there is no GPU memory left for a batch of {bucket}: use a smaller one")
-            context.set_device_memory(self._workspace.address, self._workspace.size)
-            bound = [context.set_optimization_profile_async(profile, stream.handle)]
-            bound += [context.set_input_shape(name, self._shape(name, bucket)) for name in self._inputs]
-            bound += [
-                context.set_tensor_address(name, memory.address) for name, memory in self._memory.items()
-            ]
-            if not all(bound):
-                raise BackendError(
-                    f"the engine has no profile for a batch of {bucket}: build it again with `stage-rt build`"
-                )
-            self._contexts[profile] = context
-        return self._contexts[profile]
+    Raises:
+        DeviceMemoryError: it does not fit.
+    """
 
-    def _shape(self, name: str, bucket: int) -> tuple[int, ...]:
-        shape = self._shapes[name]
-        return (bucket, *shape[1:]) if len(shape) > 1 else shape
+    def __init__(self, largest: "Mapping[str, TensorRTNetwork]") -> None:
+        self._stream = device.Stream()
+        self._bound: dict[tuple[str, int], TensorRTNetwork] = {}
+        self._arena = device.Arena(
+            {"workspace": max(network.scratch for network in largest.values())}
+            | {
+                f"{graph} {name}": size(tensor)
+                for graph, network in largest.items()
+                for name, tensor in network.tensors.items()
+            }
+        )
 
-    def _bytes(self, name: str, bucket: int) -> int:
-        return int(np.prod(self._shape(name, bucket))) * _STORED[self._types[name]].itemsize
+    def run(
+        self,
+        graph: str,
+        bucket: int,
+        make: "Callable[[], TensorRTNetwork]",
+        inputs: Mapping[str, NDArray[Any]],
+    ) -> NDArray[np.float32]:
+        """The output of a whole bucket."""
+        network = self._bound.get((graph, bucket)) or make()
+        at = self._arena.addresses
+        with device.active():
+            if (graph, bucket) not in self._bound:
+                network.bind({name: at[f"{graph} {name}"] for name in network.tensors}, at["workspace"])
+                self._bound[graph, bucket] = network
+            stored = {
+                name: narrow(inputs[name], tensor.dtype)
+                for name, tensor in network.tensors.items()
+                if name != network.output
+            }
+            for name, array in stored.items():
+                self._arena.write(f"{graph} {name}", array, self._stream)
+            network.enqueue(self._stream.handle)
+            shape, dtype = network.tensors[network.output]
+            output = self._arena.read(f"{graph} {network.output}", shape, STORAGE[dtype], self._stream)
+        return widen(output, dtype)
+
+    def close(self) -> None:
+        """Give stream, contexts and memory back."""
+        self._bound.clear()
+        self._arena.close()
+        self._stream.close()
+
+
+_DTYPES: dict[str, TensorDType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64"}
 
 
 def _check_version(folder: Path, spec: EngineSpec, found: str) -> None:
@@ -244,48 +296,7 @@ def _check_version(folder: Path, spec: EngineSpec, found: str) -> None:
         )
 
 
-def _check_gpu(folder: Path, spec: EngineSpec) -> None:
-    try:
-        gpu = device.current()
-    except DeviceError as error:
-        raise DeviceError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but {error}: run it on such a machine or build "
-            "one with `--backend onnxruntime`"
-        ) from error
-    if gpu.sm not in spec.devices:
-        known = gpu.sm in FLAVOURS["tensorrt-rtx"].targets
-        options = f"--backend tensorrt-rtx --target {gpu.sm}" if known else "--backend tensorrt"
-        raise EngineError(
-            f"`{folder}` is an engine for {', '.join(spec.devices)} but the GPU here is {gpu.sm} ({gpu.name}): "
-            f"build one with `stage-rt build {options}`"
-        )
-
-
-_STORED: dict[str, np.dtype[Any]] = {
-    "FLOAT": np.dtype(np.float32),
-    "HALF": np.dtype(np.float16),
-    "BF16": np.dtype(np.uint16),
-    "INT64": np.dtype(np.int64),
-}
-"""How tensors of a TensorRT data type lie in NumPy arrays, which have no bfloat16."""
-
-
-def _as(array: NDArray[Any], kind: str) -> NDArray[Any]:
-    if kind == "BF16":
-        return _to_bfloat16(array)
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=_STORED[kind])
-
-
-def _from(array: NDArray[Any], kind: str) -> NDArray[np.float32]:
-    if kind == "BF16":
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array.astype(np.float32)
-
-
-def _to_bfloat16(array: NDArray[Any]) -> NDArray[np.uint16]:
-    """The upper halves of float32 words, rounded to nearest even; a NaN stays one."""
-    exact = np.ascontiguousarray(array, dtype=np.float32)
-    words = exact.view(np.uint32)
-    rounded = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    return np.where(np.isnan(exact), np.uint16(0x7FC0), (rounded >> np.uint32(16)).astype(np.uint16))
+def _options(gpu: device.Gpu) -> str:
+    """What to build for a GPU with."""
+    known = gpu.sm in FLAVOURS["tensorrt-rtx"].targets
+    return f"--backend tensorrt-rtx --target {gpu.sm}" if known else "--backend tensorrt"

@@ -19,6 +19,7 @@ class BackendOption(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    INDUCTOR = "inductor"
 
 
 def _batches(text: str) -> list[int]:
@@ -49,7 +50,9 @@ def build(
     ] = None,
     dtype: Annotated[
         GraphDtype | None,
-        typer.Option(help="Of weights and arithmetic.", show_default="the graphs' own, or fp32"),
+        typer.Option(
+            help="Of weights and arithmetic.", show_default="the graphs' own, or fp32; fp16 for inductor"
+        ),
     ] = None,
     batch: Annotated[
         str,
@@ -64,6 +67,41 @@ def build(
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
     sizes = _batches(batch)
     targets = target.lower().split(",") if target else None
+    if backend is BackendOption.INDUCTOR:
+        written = _compile_model(source, output, dtype or GraphDtype.FP16, sizes, targets)
+    else:
+        written = _compile_graphs(source, output, backend, dtype, sizes, targets)
+    text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
+    console.result(text, {"engine": str(output), "written": written}, as_json=as_json)
+
+
+def _compile_model(
+    source: Path, output: Path, dtype: GraphDtype, batch: Sequence[int], targets: Sequence[str] | None
+) -> bool:
+    """Compile a model folder with PyTorch, which starts from the model itself and builds for the GPU here."""
+    from stage_rt.errors import InputError
+    from stage_rt.spec import MODEL_FILE
+
+    if targets is not None:
+        raise InputError("`--backend inductor` builds for the GPU of this machine: leave `--target` out")
+    if not (source / MODEL_FILE).is_file():
+        raise InputError(
+            f"`{source}` holds no model ({MODEL_FILE}): `--backend inductor` compiles no ONNX graphs"
+        )
+    with console.messages().status("reading the model") as status:
+        with console.extra("export"):
+            from stage_rt.export.inductor import build as run
+        return run(source, output, dtype=dtype.value, batch=batch, say=status.update)
+
+
+def _compile_graphs(
+    source: Path,
+    output: Path,
+    backend: BackendOption,
+    dtype: GraphDtype | None,
+    batch: Sequence[int],
+    targets: Sequence[str] | None,
+) -> bool:
     from functools import partial
 
     from stage_rt.cli.progress import share_bar
@@ -79,18 +117,16 @@ def build(
             check()
             show(share)
 
-        written = run(
+        return run(
             graphs,
             output,
             backend=backend.value,
-            batch=sizes,
+            batch=batch,
             dtype=dtype.value if dtype else None,
             targets=targets,
             notify=partial(console.message, "notice"),
             progress=progress,
         )
-    text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
-    console.result(text, {"engine": str(output), "written": written}, as_json=as_json)
 
 
 @contextmanager

@@ -35,7 +35,8 @@ def demo(
         )
     photographs = layouts.normals(inputs / "normals")
     build(model, output / "engine")
-    engine = load(output / "engine")
+    notify = partial(console.message, "notice")
+    engine = load(output / "engine", notify=notify)
     jobs = [
         Job(photographs, masks, prompt, count=len(masks), seed=0, composite=True, batch=len(masks))
         for prompt in engine.prompts
@@ -53,7 +54,7 @@ def demo(
                 engine,
                 job,
                 output / defect_type(job.prompt),
-                notify=partial(console.message, "notice"),
+                notify=notify,
                 progress=partial(progress, pairs),
             )
             sheets.append(summary.contact_sheet)

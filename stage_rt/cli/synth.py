@@ -63,7 +63,8 @@ def synth(
     from stage_rt.run import Job, fill
 
     photographs, labels = layouts.normals(normals), layouts.masks(masks)
-    loaded = load(engine)
+    notify = partial(console.message, "notice")
+    loaded = load(engine, notify=notify)
     largest = max(loaded.spec.batch)
     if batch is not None and batch > largest:
         raise InputError(
@@ -87,7 +88,7 @@ def synth(
             check()
             show(done)
 
-        summary = fill(loaded, job, output, notify=partial(console.message, "notice"), progress=progress)
+        summary = fill(loaded, job, output, notify=notify, progress=progress)
     console.result(
         f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",

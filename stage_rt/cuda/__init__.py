@@ -1,1 +1,1 @@
-"""The GPU: the only package that imports CUDA's own Python modules."""
+"""The GPU: the only package that imports PyCUDA (`device`) and cuda-bindings (`graphs`), both lazily."""

@@ -1,12 +1,27 @@
-"""A GPU, its memory and a stream, through the CUDA runtime of ``cuda-bindings``."""
+"""A GPU, its memory, streams, events and kernels: the only importer of PyCUDA.
 
+Everything happens in the device's primary context, which PyTorch and TensorRT use as well, so addresses and
+streams can be handed to them. Every call finds the context by itself; `active` keeps it in force for a block of
+code that has to be quick or that calls other CUDA libraries.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.errors import BackendError, DeviceError, MissingExtraError
+from stage_rt.cuda.plan import BLOCK, layout
+from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError
+
+LIBRARY = "pycuda.driver"
+
+_SLEEPING = 0x02 | 0x01
+"""Event flags: take no time stamps, and let a waiting thread sleep."""
 
 
 class Gpu(NamedTuple):
@@ -18,89 +33,226 @@ class Gpu(NamedTuple):
 
 
 def current() -> Gpu:
-    """The GPU that CUDA calls of this process go to.
+    """The GPU that CUDA calls of this process go to: the first that ``CUDA_VISIBLE_DEVICES`` lets through.
 
     Raises:
         DeviceError: there is none, or its driver does not serve this CUDA; the message has no remedy.
-        MissingExtraError: ``cuda-bindings`` is not installed.
+        MissingExtraError: PyCUDA is not installed.
     """
-    cuda = _runtime()
+    device, _ = _primary()
+    major, minor = device.compute_capability()
+    return Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
+
+
+def require(folder: Path, devices: Sequence[str], options: Callable[[Gpu], str]) -> None:
+    """Check that the GPU here is one of those an engine folder was built for.
+
+    Args:
+        folder: the engine folder, for the messages.
+        devices: compute capabilities.
+        options: of ``stage-rt build``, to build for another GPU with.
+
+    Raises:
+        DeviceError: there is no GPU.
+        EngineError: it is another one.
+        MissingExtraError: PyCUDA is not installed.
+    """
+    needed = f"`{folder}` is an engine for {', '.join(devices)}"
     try:
-        found = _call(cuda.cudaGetDeviceProperties(_call(cuda.cudaGetDevice())))
-    except BackendError as error:
-        raise DeviceError(f"no NVIDIA GPU can be used here ({error})") from error
-    return Gpu(found.name.decode(), f"sm{found.major}{found.minor}", found.totalGlobalMem)
+        gpu = current()
+    except DeviceError as error:
+        raise DeviceError(
+            f"{needed} but {error}: run it on such a machine or build one with `--backend onnxruntime`"
+        ) from error
+    if gpu.sm not in devices:
+        raise EngineError(
+            f"{needed} but the GPU here is {gpu.sm} ({gpu.name}): build one with `stage-rt build {options(gpu)}`"
+        )
+
+
+@contextmanager
+def active() -> Iterator[Any]:
+    """Keep the device's context current on this thread; hands out PyCUDA's driver module.
+
+    Raises:
+        DeviceMemoryError: a CUDA call of the block found the memory full.
+        BackendError: a CUDA call of the block failed.
+        DeviceError, MissingExtraError: as `current`.
+    """
+    cuda = _library()
+    _, context = _primary()
+    context.push()
+    try:
+        yield cuda
+    except cuda.MemoryError as error:
+        raise DeviceMemoryError(f"the memory of {current().name} is full ({_reason(error)})") from error
+    except cuda.Error as error:
+        raise BackendError(f"CUDA failed: {_reason(error)}") from error
+    finally:
+        context.pop()
+
+
+class Event:
+    """A mark in a stream; a thread that waits for it sleeps."""
+
+    def __init__(self) -> None:
+        with active() as cuda:
+            self._event = cuda.Event(_SLEEPING)
+
+    def record(self, stream: "Stream") -> None:
+        """Set the mark behind what ``stream`` was given so far."""
+        with active():
+            self._event.record(stream._stream)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come to the mark."""
+        with active():
+            self._event.synchronize()
 
 
 class Stream:
-    """A stream of its own; ``handle`` is its address."""
+    """A stream of its own, which does not wait for the default stream; ``handle`` is its address."""
 
     def __init__(self) -> None:
-        self._cuda = _runtime()
-        self._stream = _call(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
-        self.handle = int(self._stream)
+        with active() as cuda:
+            self._stream = cuda.Stream(1)
+            self.handle = int(self._stream.handle)
 
     def synchronize(self) -> None:
         """Wait until everything enqueued is done."""
-        _call(self._cuda.cudaStreamSynchronize(self._stream))
+        with active():
+            self._stream.synchronize()
 
     def close(self) -> None:
         """Destroy the stream."""
-        _call(self._cuda.cudaStreamDestroy(self._stream))
+        with active():
+            del self._stream
 
 
 class Memory:
-    """``size`` bytes on the device from ``address`` on; CUDA aligns them to 256 bytes at least."""
+    """``size`` bytes on the device from ``address`` on, aligned to 256 bytes at least.
+
+    Raises:
+        DeviceMemoryError: that much is not left.
+    """
 
     def __init__(self, size: int) -> None:
-        self._cuda = _runtime()
+        with active() as cuda:
+            self._memory = cuda.mem_alloc(max(size, 1))
         self.size = size
-        try:
-            self.address = int(_call(self._cuda.cudaMalloc(max(size, 1))))
-        except BackendError as error:
-            raise BackendError(
-                f"the GPU has no {size / 2**20:.0f} MiB left ({error}): use an engine with a smaller `--batch`"
-            ) from error
+        self.address = int(self._memory)
 
-    def write(self, array: NDArray[Any], stream: Stream) -> None:
-        """Enqueue a copy of a contiguous array to the beginning."""
+    def write(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """Enqueue a copy of a contiguous array, which must stay as it is until the stream has come to it."""
         assert array.flags.c_contiguous
-        assert array.nbytes <= self.size
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _call(self._cuda.cudaMemcpyAsync(self.address, array.ctypes.data, array.nbytes, kind, stream.handle))
+        assert offset + array.nbytes <= self.size
+        with active() as cuda:
+            cuda.memcpy_htod_async(self.address + offset, array, stream._stream)
 
-    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream) -> NDArray[Any]:
-        """An array of what lies at the beginning, once the stream has come to it."""
+    def read_into(self, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """Enqueue a copy from here into a contiguous array."""
+        assert array.flags.c_contiguous
+        assert offset + array.nbytes <= self.size
+        with active() as cuda:
+            cuda.memcpy_dtoh_async(array, self.address + offset, stream._stream)
+
+    def read(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream, offset: int = 0
+    ) -> NDArray[Any]:
+        """An array of what lies here, once the stream has come to it."""
         array = np.empty(shape, dtype)
-        assert array.nbytes <= self.size
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _call(self._cuda.cudaMemcpyAsync(array.ctypes.data, self.address, array.nbytes, kind, stream.handle))
+        self.read_into(array, stream, offset)
         stream.synchronize()
         return array
 
     def close(self) -> None:
-        """Give the memory back."""
-        _call(self._cuda.cudaFree(self.address))
+        """Give the memory back; nothing that runs may use it any more."""
+        with active():
+            self._memory.free()
 
 
-def _runtime() -> Any:
-    try:
-        return import_module("cuda.bindings.runtime")
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            "a GPU is reached through `cuda-bindings`, which is not installed: `pip install 'stage-rt[gpu]'`"
-        ) from missing
-
-
-def _call(result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call that went well.
+class Arena:
+    """Named buffers in one piece of device memory, which lives and dies as a whole.
 
     Raises:
-        BackendError: it failed; the message is CUDA's own.
+        DeviceMemoryError: that much is not left.
     """
-    cuda = _runtime()
-    status, *values = result
-    if status != cuda.cudaError_t.cudaSuccess:
-        _, text = cuda.cudaGetErrorString(status)
-        raise BackendError(f"CUDA: {text.decode()}")
-    return values[0] if values else None
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._offsets, size = layout(sizes)
+        self._memory = Memory(size)
+        self.addresses = {name: self._memory.address + offset for name, offset in self._offsets.items()}
+
+    def write(self, name: str, array: NDArray[Any], stream: Stream) -> None:
+        """`Memory.write` to a buffer."""
+        self._memory.write(array, stream, self._offsets[name])
+
+    def read_into(self, name: str, array: NDArray[Any], stream: Stream) -> None:
+        """`Memory.read_into` from a buffer."""
+        self._memory.read_into(array, stream, self._offsets[name])
+
+    def read(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream) -> NDArray[Any]:
+        """`Memory.read` from a buffer."""
+        return self._memory.read(shape, dtype, stream, self._offsets[name])
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array in memory that the device copies from and to while the host goes on."""
+    with active() as cuda:
+        array: NDArray[Any] = cuda.pagelocked_empty(shape, dtype)
+    return array
+
+
+class Kernel:
+    """A kernel and the types of its arguments, ``P`` for an address and ``I`` for an unsigned integer."""
+
+    def __init__(self, function: Any, types: str) -> None:
+        self._function = function.prepare(list(types))
+
+    def launch(self, grid: Sequence[int], stream: Stream, *arguments: int) -> None:
+        """Enqueue it with `stage_rt.cuda.plan.BLOCK` threads a block."""
+        with active():
+            self._function.prepared_async_call(tuple(grid), (BLOCK, 1, 1), stream._stream, *arguments)
+
+
+def kernels(binary: bytes, types: Mapping[str, str]) -> dict[str, Kernel]:
+    """The kernels of a fatbin, by name.
+
+    Raises:
+        BackendError: there is no code for this GPU in it, or no kernel of a name.
+    """
+    with active() as cuda:
+        module = cuda.module_from_buffer(binary)
+        return {name: Kernel(module.get_function(name), each) for name, each in types.items()}
+
+
+@cache
+def _library() -> Any:
+    try:
+        return import_module(LIBRARY)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            "a GPU is reached through PyCUDA, which is not installed: `pip install 'stage-rt[gpu]'`"
+        ) from missing
+    except ImportError as broken:
+        raise DeviceError(f"no NVIDIA GPU can be used here ({_reason(broken)})") from broken
+
+
+@cache
+def _primary() -> tuple[Any, Any]:
+    """The device and its primary context, kept for as long as the process lives."""
+    cuda = _library()
+    try:
+        cuda.init()
+        device = cuda.Device(0)
+        return device, device.retain_primary_context()
+    except cuda.Error as error:
+        raise DeviceError(f"no NVIDIA GPU can be used here ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

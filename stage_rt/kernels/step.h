@@ -138,13 +138,16 @@ STAGE_FN Normals normals(const Stream& stream, uint32_t block) {
   return {low.first, low.second, high.first, high.second};
 }
 
+// A mask cell with `factor` of the background let in (Eq. 8); what an adapter is handed and what x0 is mixed by.
+STAGE_FN float soften(float mask, float factor) { return mask + factor * (1.0f - mask); }
+
 // One element of the state: the equations in the docstring of stage_rt.recipe.StepCoefficients, in their order.
 STAGE_FN float update(const Coefficients& c, float x, float eps, float clean, float mask, float n, float z) {
   const float estimate = x * c.sqrt_recip_abar - eps * c.sqrt_recipm1_abar;
-  const float mixing = mask + c.mix * (1.0f - mask);
+  const float mixing = soften(mask, c.mix);
   const float x0 = mixing * estimate + (1.0f - mixing) * clean;
   const float y = c.posterior_x0 * x0 + c.posterior_xt * x + c.sigma * z;
-  const float blending = mask + c.blend * (1.0f - mask);
+  const float blending = soften(mask, c.blend);
   return blending * y + (1.0f - blending) * (c.background_signal * clean + c.background_noise * n);
 }
 

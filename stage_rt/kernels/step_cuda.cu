@@ -1,9 +1,11 @@
 // The fused step on an NVIDIA GPU, as a module of kernels for a loop that never leaves the device.
 //
-// One launch of a `stage_step_*` kernel is one iteration: it reads the network's estimate in the network's dtype,
-// draws its own noise, and writes the next state in float32 and the next network input in the network's dtype. The
-// iteration number lives in device memory, so one captured CUDA graph serves all steps; `stage_advance` counts it
-// down. Launch with grid (ceil(ceil(channels * plane / 4) / blockDim.x), batch) and any one-dimensional block.
+// An iteration is `stage_gather_*`, the networks, `stage_step_*`, `stage_advance`. The iteration number lives in
+// device memory, so one captured CUDA graph serves all steps. `stage_gather_*` writes what changes from step to step
+// for the networks: the timestep and the adapter's mask. `stage_step_*` reads the networks' estimate in their dtype,
+// draws its own noise, and writes the next state in float32 and the next network input in the networks' dtype.
+// `stage_advance` counts down. Blocks are one-dimensional and of any size; the grids are (ceil(cells / block)) for
+// `stage_gather_*` and (ceil(ceil(channels * plane / 4) / block), batch) for `stage_step_*`.
 //
 // What is tested without a GPU: the arithmetic, which is step.h's, by the CPU library; this file, by compiling it as
 // C++ and running it thread by thread (tests/kernels/emulated); its machine code, for being there and spilling no
@@ -110,6 +112,15 @@ __device__ void run_step(const float* x, const T* eps, const float* clean, const
   if (!whole) finite[sample] = 0;
 }
 
+template <typename T>
+__device__ void run_gather(const float* mask, const stage::Coefficients* table, const int* step, uint32_t cells,
+                           int64_t* timestep, T* handed) {
+  const uint32_t cell = blockIdx.x * blockDim.x + threadIdx.x;
+  if (cell == 0) *timestep = *step;
+  // `mix` is the EMA factor for the aware branch and 0 for the only branch, which is handed the mask itself.
+  if (cell < cells) assign(handed[cell], stage::soften(mask[cell], table[*step].mix));
+}
+
 }  // namespace
 
 // x, clean, next float32 and eps, next_input in the network's dtype, all [batch][channels][plane] and 16-byte
@@ -127,5 +138,18 @@ STAGE_STEP(stage_step_fp32, float)
 STAGE_STEP(stage_step_fp16, __half)
 STAGE_STEP(stage_step_bf16, __nv_bfloat16)
 
-// One thread: counts the iteration down once every block of a step has read it.
-extern "C" __global__ void stage_advance(int* step) { --*step; }
+// mask float32 [cells], table and step as above; timestep int64 [1], handed [cells] in the network's dtype.
+#define STAGE_GATHER(name, T)                                                                                       \
+  extern "C" __global__ void name(const float* mask, const stage::Coefficients* table, const int* step,              \
+                                  uint32_t cells, int64_t* timestep, T* handed) {                                    \
+    run_gather(mask, table, step, cells, timestep, handed);                                                          \
+  }
+
+STAGE_GATHER(stage_gather_fp32, float)
+STAGE_GATHER(stage_gather_fp16, __half)
+STAGE_GATHER(stage_gather_bf16, __nv_bfloat16)
+
+// Counts the iteration down once every block of a step has read it; one block of any size.
+extern "C" __global__ void stage_advance(int* step) {
+  if (threadIdx.x == 0) --*step;
+}

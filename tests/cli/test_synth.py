@@ -219,7 +219,7 @@ def test_a_damaged_manifest_is_refused_with_its_line(synth, here):
 
 
 def test_an_engine_that_does_not_open_ends_the_command(synth, here, monkeypatch, capsys):
-    def load(folder):
+    def load(folder, **options):
         raise EngineError(f"`{folder}/unet.onnx` was changed: build the engine again")
 
     engine = stand_in(FakeEngine())

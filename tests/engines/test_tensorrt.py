@@ -10,7 +10,9 @@ import fake_gpu
 import onnx
 import pytest
 from descriptions import relist
+from mock_cuda import installed
 
+from stage_rt.cuda import device
 from stage_rt.engine import load, read_spec
 from stage_rt.engines import builders, tensorrt_gpu
 from stage_rt.engines.build import build
@@ -175,9 +177,10 @@ def test_a_set_of_targets_is_ordered_and_has_a_default():
 
 @pytest.fixture
 def driver(monkeypatch):
-    stand_in = fake_gpu.Driver(sm=(8, 9))
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", stand_in)
-    return stand_in
+    stand_in = fake_gpu.Driver()
+    stand_in.sm = (8, 9)
+    with installed(stand_in, monkeypatch):
+        yield stand_in
 
 
 def test_without_a_gpu_the_current_one_cannot_be_built_for(driver):
@@ -299,6 +302,7 @@ def test_a_real_engine_does_not_open_without_its_gpu(rtx_engine, driver):
         EngineError, match=r"for sm86, sm89, sm120 but the GPU here is sm121.*--target sm121`"
     ):
         load(rtx_engine)
+    device._primary.cache_clear()
     driver.devices = 0
     with pytest.raises(
         DeviceError, match=r"is an engine for sm86, sm89, sm120 but no NVIDIA GPU can be used"

@@ -11,7 +11,10 @@ import pytest
 from stage_rt import kernels
 
 ARCHITECTURES = {75, 80, 86, 89, 90, 100, 120}
-KERNELS = {"stage_step_fp32", "stage_step_fp16", "stage_step_bf16", "stage_advance"}
+KERNELS = {
+    *(f"stage_{name}_{dtype}" for name in ("step", "gather") for dtype in ("fp32", "fp16", "bf16")),
+    "stage_advance",
+}
 PTX, ELF = 1, 2
 
 

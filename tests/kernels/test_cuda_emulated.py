@@ -5,9 +5,6 @@ This covers every line of `step_cuda.cu` but not the GPU's compiler, its memory 
 
 import ctypes
 import math
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +12,6 @@ import pytest
 from stage_rt import kernels
 from stage_rt.recipe import StepCoefficients
 
-EMULATED = Path(__file__).parent / "emulated"
-SOURCE = next((path for f in kernels.__path__ if (path := Path(f) / "step_cuda.cu").is_file()), None)
 THREADS = 32
 GUARD = 8
 
@@ -24,18 +19,6 @@ AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.3, 0.65, 0.
 ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True)
 # Whole fours of everything; planes that are no fours in states that are; nothing in fours.
 SIZES = [(2, 4, 8, 8), (3, 4, 3, 3), (2, 4, 5, 7), (2, 3, 5, 5), (2, 1, 1, 3), (1, 2, 1, 1), (2, 3, 16, 18)]
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    compiler = shutil.which("c++")
-    if compiler is None or SOURCE is None:
-        pytest.skip("needs a C++ compiler and the kernels' source")
-    library = tmp_path_factory.mktemp("emulated") / "step_cuda.so"
-    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", f"-I{EMULATED}"]
-    command += [f"-I{SOURCE.parent}", str(EMULATED / "launch.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
 
 
 def narrow(array, dtype):
@@ -107,7 +90,7 @@ def test_the_counter_counts_down_and_chooses_noise_and_coefficients(emulated):
     arrays = case((2, 4, 5, 7), "fp32")
     step, finite = np.array([1], np.int32), np.ones(2, np.uint32)
     x, eps, clean, mask, seeds, samples = arrays
-    emulated.stage_advance(ctypes.c_void_p(step.ctypes.data))
+    emulated.launch_stage_advance(1, 1, 1, ctypes.c_void_p(step.ctypes.data))
     assert step.tolist() == [0]
     state, _ = launch(emulated, "fp32", arrays, [ONLY, AWARE], step, finite)
     expected, _ = kernels.fused_step(x, eps, clean, mask, ONLY, seeds, samples, 0)
@@ -126,3 +109,26 @@ def test_a_broken_sample_is_marked_and_stays_marked(emulated, shape, value):
     assert not np.isfinite(state[-1].flat[-1])
     launch(emulated, "fp32", (healthy, *arrays[1:]), [AWARE], step, finite)
     assert finite[-1] == 0
+
+
+@pytest.mark.parametrize("c", [AWARE, ONLY], ids=["aware", "only"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("cells", [1, 32, 75])
+def test_what_the_networks_are_handed_is_gathered_by_the_counter(emulated, cells, dtype, c):
+    mask = (np.random.default_rng(2).random(cells) < 0.4).astype(np.float32)
+    handed, timestep = guarded(narrow(np.full(cells, 9, np.float32), dtype)), np.full(2, 77, np.int64)
+    step = np.array([1], np.int32)
+    table = (kernels._Coefficients * 2)(*(kernels._Coefficients(*each) for each in (AWARE, c)))
+    getattr(emulated, f"launch_stage_gather_{dtype}")(
+        *(ctypes.c_uint32(count) for count in (math.ceil(cells / THREADS), 1, THREADS)),
+        ctypes.c_void_p(mask.ctypes.data),
+        table,
+        ctypes.c_void_p(step.ctypes.data),
+        ctypes.c_uint32(cells),
+        ctypes.c_void_p(timestep.ctypes.data),
+        ctypes.c_void_p(handed.ctypes.data),
+    )
+    soft = mask + np.float32(c.mix) * (1 - mask)
+    np.testing.assert_array_equal(handed[:-GUARD], narrow(soft, dtype))
+    np.testing.assert_array_equal(handed[-GUARD:], np.full(GUARD, 77, handed.dtype)[:GUARD])
+    assert timestep.tolist() == [1, 77]

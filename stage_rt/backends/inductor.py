@@ -1,0 +1,257 @@
+"""PyTorch's ahead-of-time compiler, AOTInductor: an engine for any CUDA GPU that has PyTorch beside it.
+
+The only backend that needs PyTorch at run time; it is imported when such an engine is opened. A package of
+AOTInductor is native code, so its hash is checked before it is loaded (`stage_rt.backends.open_backend`).
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from stage_rt.backends import Tensor, TensorDType, tensors
+from stage_rt.cuda import device
+from stage_rt.cuda.dtypes import narrow
+from stage_rt.cuda.plan import padded, parts
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, MissingExtraError
+from stage_rt.spec import EngineSpec
+
+LIBRARY = "torch"
+CPU = "cpu"
+
+_TYPES: dict[TensorDType, tuple[str, str]] = {
+    "fp32": ("float32", "<f4"),
+    "fp16": ("float16", "<f2"),
+    "bf16": ("bfloat16", "<i2"),
+    "int64": ("int64", "<i8"),
+}
+"""Of a tensor: PyTorch's dtype, and how CUDA's array interface, which has no bf16, writes one of its size."""
+
+
+def library() -> Any:
+    """The module ``torch``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module(LIBRARY)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            "this engine needs PyTorch, which is not installed: `pip install 'stage-rt[export]'`"
+        ) from missing
+
+
+def package(graph: str, batch: int) -> str:
+    """File of a graph at a batch size, in an engine folder."""
+    return f"{graph}.b{batch}.pt2"
+
+
+def weights(graph: str) -> str:
+    """File of a graph's weights, which its packages of all sizes share."""
+    return f"{graph}.safetensors"
+
+
+def arranged(torch: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Give the weights of convolutions, in place, the layout the compiler would otherwise give them at every call.
+
+    Files know no layouts, so this is done before compiling and again when the weights are read.
+    """
+    for tensor in tensors.values():
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return tensors
+
+
+def open_package(torch: Any, path: Path, constants: dict[str, Any]) -> Any:
+    """A package as a function of its inputs by name; ``constants`` are its weights, as they were read."""
+    # Without the locks that let several threads in, and which a CUDA graph cannot record.
+    runner = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    needed = {name: constants[name] for name in runner.get_constant_fqns()}
+    runner.load_constants(arranged(torch, needed), check_full_update=True, user_managed=True)
+    return runner
+
+
+class InductorBackend:
+    """Graphs compiled at fixed batch sizes, with one copy of the weights on the device for all of them.
+
+    Raises:
+        EngineError: the engine is for another version of PyTorch or another GPU.
+        DeviceError: it is for a GPU and there is none.
+        MissingExtraError: PyTorch or PyCUDA is not installed.
+    """
+
+    def __init__(self, folder: Path, spec: EngineSpec) -> None:
+        self._torch = library()
+        self._folder, self._spec = folder, spec
+        found = release(self._torch.__version__)
+        if found != spec.library_version:
+            raise EngineError(
+                f"`{folder}` was built with PyTorch {spec.library_version} but {found} is installed: build the "
+                f"engine again with `stage-rt build` or `pip install torch=={spec.library_version}`"
+            )
+        self._device = CPU if spec.devices == [CPU] else "cuda"
+        if self._device != CPU:
+            device.require(folder, spec.devices, lambda gpu: "--backend inductor")
+        self._weights: dict[str, dict[str, Any]] = {}
+        self._runners: dict[tuple[str, int], Any] = {}
+
+    def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """See `stage_rt.backends.Backend`; any batch is split and padded to the sizes of the graph."""
+        described, (_, output) = tensors(self._spec, graph, 1)
+        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
+        count, results = len(inputs[batched[0]]), []
+        for part in parts(count, self._sizes(graph)):
+            rows = slice(part.start, part.start + part.length)
+            handed = {
+                name: self._tensor(padded(array[rows], part.bucket) if name in batched else array, each.dtype)
+                for name, each in described.items()
+                for array in [inputs[name]]
+            }
+            with _named(self._torch, graph), self._torch.inference_mode():
+                result = self._runner(graph, part.bucket)(**handed)
+                results.append(result[: part.length].float().cpu().numpy())
+        assert output.dtype == self._spec.dtype
+        return np.concatenate(results)
+
+    def network(self, graph: str, batch: int) -> "InductorNetwork":
+        """See `stage_rt.backends.DeviceBackend`."""
+        described, output = tensors(self._spec, graph, batch)
+        return InductorNetwork(self._torch, graph, self._runner(graph, batch), described, output)
+
+    def close(self) -> None:
+        """Drop every loaded graph and the weights."""
+        self._runners.clear()
+        self._weights.clear()
+
+    def _sizes(self, graph: str) -> list[int]:
+        sizes = [size for size in self._spec.batch if package(graph, size) in self._spec.files]
+        if not sizes:
+            raise EngineError(
+                f"`{self._folder}` holds no `{graph}`: build the engine again with `stage-rt build`"
+            )
+        return sizes
+
+    def _runner(self, graph: str, batch: int) -> Any:
+        if (graph, batch) not in self._runners:
+            path = self._folder / package(graph, batch)
+            with _named(self._torch, graph):
+                self._runners[graph, batch] = open_package(self._torch, path, self._constants(graph))
+        return self._runners[graph, batch]
+
+    def _constants(self, graph: str) -> dict[str, Any]:
+        if graph not in self._weights:
+            path = self._folder / weights(graph)
+            try:
+                self._weights[graph] = import_module("safetensors.torch").load_file(path, device=self._device)
+            except (OSError, SafetensorError) as error:
+                raise EngineError(
+                    f"`{path}` cannot be read ({error}): build the engine again with `stage-rt build`"
+                ) from error
+        return self._weights[graph]
+
+    def _tensor(self, array: NDArray[Any], dtype: TensorDType) -> Any:
+        stored = narrow(array, dtype)
+        tensor = self._torch.from_numpy(stored.view(np.int16) if dtype == "bf16" else stored)
+        if dtype == "bf16":
+            tensor = tensor.view(self._torch.bfloat16)
+        return tensor.to(self._device)
+
+
+class InductorNetwork:
+    """One package on device memory; see `stage_rt.backends.DeviceNetwork`.
+
+    What it allocates while it runs comes from a pool of its own, which PyTorch neither hands to others nor gives
+    back, so that the addresses a CUDA graph has recorded stay good.
+    """
+
+    scratch = 0
+
+    def __init__(
+        self,
+        torch: Any,
+        graph: str,
+        runner: Any,
+        inputs: Mapping[str, Tensor],
+        output: tuple[str, Tensor],
+    ) -> None:
+        self._torch, self._graph, self._runner = torch, graph, runner
+        self._names = list(inputs)
+        self.output = output[0]
+        self.tensors = {**inputs, self.output: output[1]}
+        self._pool = torch.cuda.MemPool()
+        self._bound: dict[str, Any] = {}
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        with _named(self._torch, self._graph):
+            self._bound = {
+                name: _at(self._torch, addresses[name], tensor) for name, tensor in self.tensors.items()
+            }
+
+    def enqueue(self, stream: int) -> None:
+        """See `stage_rt.backends.DeviceNetwork`."""
+        cuda = self._torch.cuda
+        inputs = {name: self._bound[name] for name in self._names}
+        with (
+            _named(self._torch, self._graph),
+            cuda.stream(cuda.ExternalStream(stream)),
+            cuda.use_mem_pool(self._pool),
+            self._torch.inference_mode(),
+        ):
+            self._bound[self.output].copy_(self._runner(**inputs))
+
+    def close(self) -> None:
+        """Give the pool back."""
+        self._bound.clear()
+        del self._pool
+
+
+class _named:  # noqa: N801
+    """A block in which PyTorch's errors become ours, with the name of the graph."""
+
+    def __init__(self, torch: Any, graph: str) -> None:
+        self._torch, self._graph = torch, graph
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, self._torch.OutOfMemoryError):
+            raise DeviceMemoryError(f"the GPU's memory is full in graph `{self._graph}`") from error
+        if isinstance(error, RuntimeError):
+            raise BackendError(f"PyTorch failed in graph `{self._graph}`: {_first_line(error)}") from error
+
+
+class _Address:
+    """Device memory as CUDA's array interface describes it."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], kind: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": kind,
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def _at(torch: Any, address: int, tensor: Tensor) -> Any:
+    name, kind = _TYPES[tensor.dtype]
+    view = torch.as_tensor(_Address(address, tensor.shape, kind), device="cuda").view(getattr(torch, name))
+    if view.data_ptr() != address:
+        raise BackendError("PyTorch copied the device memory it was to share, as it does for another GPU's")
+    return view
+
+
+def release(version: str) -> str:
+    """A version of PyTorch without what names its build: ``2.13.0+cu130`` to ``2.13.0``."""
+    return version.partition("+")[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

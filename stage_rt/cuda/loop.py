@@ -1,0 +1,311 @@
+"""The sampling loop on the device: nothing is allocated, copied or waited for between the first step and the last."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt import kernels
+from stage_rt.backends import DeviceBackend, DeviceNetwork, Tensor
+from stage_rt.cuda import device, graphs, plan
+from stage_rt.cuda.dtypes import STORAGE, narrow, size
+from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.noise import PhiloxNoise
+from stage_rt.recipe import Branch
+from stage_rt.spec import UNET, EngineSpec, adapter_graph
+
+Float32 = NDArray[np.float32]
+Notify = Callable[[str], None]
+
+FATBIN = "step_cuda.fatbin"
+
+_WARM_UPS = 2
+"""Runs before a recording; libraries allocate and choose kernels in them."""
+
+
+class Sampled(NamedTuple):
+    """Float32 ``[B, C, h, w]`` and bool ``[B]``, False for a sample that was not finite at every step."""
+
+    latent: Float32
+    finite: NDArray[np.bool_]
+
+
+class Loop:
+    """The loop at one batch size with one pair of adapters; every buffer it will ever use is allocated here.
+
+    A step is: gather the timestep and the adapter's mask by a counter on the device, the UNet, the adapter of the
+    branch, the fused step, the counter minus one. It is recorded once a branch as a CUDA graph and replayed. A
+    recording that fails, or whose replay does not give the bits of running the step, is told of and not used.
+
+    Args:
+        backend: where the networks come from.
+        spec: of the engine.
+        adapter: which pair of adapters.
+        batch: one of the engine's batch sizes.
+        stream: what everything is launched in.
+        notify: told, in one sentence, when steps are not replayed.
+
+    Raises:
+        DeviceMemoryError: it does not fit.
+        BackendError: a network or a kernel cannot be loaded or run.
+    """
+
+    def __init__(
+        self,
+        backend: DeviceBackend,
+        spec: EngineSpec,
+        adapter: str,
+        batch: int,
+        stream: device.Stream,
+        notify: Notify,
+    ) -> None:
+        self._recipe, self._stream, self._batch = spec.model.recipe, stream, batch
+        self._shape = (batch, spec.model.latent_channels, spec.model.latent_size, spec.model.latent_size)
+        self._branches = plan.branches(self._recipe)
+        self._closing: list[Callable[[], None]] = []
+        self._in_flight: list[NDArray[Any]] = []
+        try:
+            with device.active():
+                self._load(backend, adapter)
+                self._launches = self._record(notify)
+                self._events = [device.Event(), device.Event()]
+        except BaseException:
+            self.close()
+            raise
+
+    def run(
+        self,
+        clean: Float32,
+        mask: Float32,
+        context: Float32,
+        noise: PhiloxNoise,
+        progress: Callable[[int], None] = lambda i: None,
+    ) -> Sampled:
+        """Sample up to ``batch`` latents (`stage_rt.sampler.sample`).
+
+        Args:
+            clean: float32 ``[B, C, h, w]``.
+            mask: float32 ``[B, 1, h, w]``, 0 or 1.
+            context: float32 ``[tokens, dim]``, the same for every sample.
+            noise: the streams of the B samples.
+            progress: handed the network index of a step that is done, every `plan.PROGRESS_STEPS` steps; may raise.
+
+        Raises:
+            BackendError, DeviceMemoryError: the device failed.
+        """
+        count = len(clean)
+        with device.active():
+            try:
+                self._start(noise.initial(clean.shape), clean, mask, context, noise)
+                self._steps(progress)
+            finally:
+                # Whatever went wrong, the buffers are free again only once the device is done with them.
+                self._stream.synchronize()
+            state, finite = self._read("state"), self._read("finite")
+        return Sampled(state[:count], finite[:count] != 0)
+
+    def close(self) -> None:
+        """Wait for what is running, then give graphs, memory and networks back, in that order."""
+        with device.active():
+            self._stream.synchronize()
+            while self._closing:
+                self._closing.pop()()
+
+    def enqueue(self, branch: Branch) -> None:
+        """Launch one step kernel by kernel."""
+        self._kernels["gather"]()
+        self.enqueue_networks(branch)
+        self._kernels["step"]()
+        self._kernels["advance"]()
+
+    def enqueue_networks(self, branch: Branch) -> None:
+        """Launch the UNet and an adapter and nothing else: what a step costs at least."""
+        self._unet.enqueue(self._stream.handle)
+        self._adapters[branch].enqueue(self._stream.handle)
+
+    def replay(self, branch: Branch) -> None:
+        """Launch one step as `run` does."""
+        self._launches[branch]()
+
+    def rewind(self, i: int) -> None:
+        """Make ``i`` the next step."""
+        self._write("counter", np.array([i], np.int32))
+        self._stream.synchronize()
+        self._in_flight.clear()
+
+    def _load(self, backend: DeviceBackend, adapter: str) -> None:
+        self._unet = self._opened(backend, UNET)
+        self._adapters = {
+            branch: self._opened(backend, adapter_graph(adapter, branch)) for branch in self._branches
+        }
+        networks = [self._unet, *self._adapters.values()]
+        self._tensors = self._buffers(next(iter(self._adapters.values())))
+        sizes = {name: size(tensor) for name, tensor in self._tensors.items()}
+        sizes["scratch"] = max(network.scratch for network in networks)
+        self._arena = device.Arena(sizes | {"table": self._recipe.steps * plan.COEFFICIENTS.itemsize})
+        self._closing.append(self._arena.close)
+        self._bind()
+        self._kernels = _own_kernels(self._arena.addresses, self._shape, self._dtype, self._stream)
+        table = plan.coefficients(self._recipe)
+        self._arena.write("table", table, self._stream)
+        self._stream.synchronize()
+
+    def _opened(self, backend: DeviceBackend, graph: str) -> DeviceNetwork:
+        network = backend.network(graph, self._batch)
+        self._closing.append(network.close)
+        return network
+
+    def _buffers(self, adapter: DeviceNetwork) -> dict[str, Tensor]:
+        """Every array on the device, by name; the networks' own are described by the networks."""
+        batch, _, height, width = self._shape
+        self._dtype = self._unet.tensors["sample"].dtype
+        return {
+            "sample": self._unet.tensors["sample"],
+            "timestep": self._unet.tensors["timestep"],
+            "context": self._unet.tensors["context"],
+            "eps": self._unet.tensors[self._unet.output],
+            "handed": adapter.tensors["mask"],
+            "guided": adapter.tensors[adapter.output],
+            "state": Tensor(self._shape, "fp32"),
+            "clean": Tensor(self._shape, "fp32"),
+            "mask": Tensor((batch, 1, height, width), "fp32"),
+            "counter": Tensor((1,), "int32"),
+            "seeds": Tensor((batch,), "uint64"),
+            "samples": Tensor((batch,), "uint32"),
+            "finite": Tensor((batch,), "uint32"),
+        }
+
+    def _bind(self) -> None:
+        at = self._arena.addresses
+        inputs = {name: at[name] for name in ("sample", "timestep", "context")}
+        self._unet.bind(inputs | {self._unet.output: at["eps"]}, at["scratch"])
+        for adapter in self._adapters.values():
+            addresses = {"eps": at["eps"], "mask": at["handed"], adapter.output: at["guided"]}
+            adapter.bind(addresses, at["scratch"])
+
+    def _record(self, notify: Notify) -> dict[Branch, Callable[[], None]]:
+        """How each branch's step is launched."""
+        try:
+            recorded = {branch: self._recorded(branch, i) for branch, i in self._branches.items()}
+        except DeviceMemoryError:
+            raise
+        except BackendError as error:
+            notify(f"the loop runs kernel by kernel, which is slower, as it could not be recorded: {error}")
+            return {branch: partial(self.enqueue, branch) for branch in self._branches}
+        for branch, graph in recorded.items():
+            if self._after(graph.launch, branch) != self._after(partial(self.enqueue, branch), branch):
+                notify(
+                    "the loop runs kernel by kernel, which is slower, as the recorded step of branch "
+                    f"`{branch}` gave other bits than running it"
+                )
+                return {each: partial(self.enqueue, each) for each in recorded}
+        return {branch: graph.launch for branch, graph in recorded.items()}
+
+    def _recorded(self, branch: Branch, i: int) -> graphs.Graph:
+        for _ in range(_WARM_UPS):
+            self._rehearse(i)
+            self.enqueue(branch)
+        self._stream.synchronize()
+        graph = graphs.capture(self._stream.handle, partial(self.enqueue, branch))
+        self._closing.append(graph.close)
+        return graph
+
+    def _after(self, launch: Callable[[], None], branch: Branch) -> list[bytes]:
+        """All that one rehearsed step leaves behind."""
+        self._rehearse(self._branches[branch])
+        launch()
+        self._stream.synchronize()
+        return [self._read(name).tobytes() for name in ("state", "sample", "guided", "counter", "finite")]
+
+    def _rehearse(self, i: int) -> None:
+        """Inputs like those of a run, at step ``i``."""
+        noise = PhiloxNoise(range(self._batch))
+        x, clean = noise.initial(self._shape), noise.encode(self._shape)
+        mask = (clean[:, :1] > 0).astype(np.float32)
+        tokens, width = self._tensors["context"].shape[1:]
+        context = noise.initial((self._batch, tokens, width))[0]
+        self._start(x, clean, mask, context, noise, i)
+
+    def _start(
+        self,
+        x: Float32,
+        clean: Float32,
+        mask: Float32,
+        context: Float32,
+        noise: PhiloxNoise,
+        i: int | None = None,
+    ) -> None:
+        """Fill every buffer the first step reads; what is over in the batch is never looked at."""
+        for name, array in (("state", x), ("clean", clean), ("mask", mask), ("sample", x)):
+            self._write(name, plan.padded(array, self._batch))
+        self._write("context", np.repeat(context[None], self._batch, axis=0))
+        self._write("seeds", plan.padded(noise.seeds, self._batch))
+        self._write("samples", plan.padded(noise.samples, self._batch))
+        self._write("finite", np.ones(self._batch, np.uint32))
+        self.rewind(self._recipe.steps - 1 if i is None else i)
+
+    def _steps(self, progress: Callable[[int], None]) -> None:
+        """Launch every step; the device always has a stretch in hand while the host waits for the one before."""
+        done: tuple[device.Event, int] | None = None
+        for number, stretch in enumerate(plan.stretches(self._recipe)):
+            for branch in stretch.branches:
+                self._launches[branch]()
+            event = self._events[number % 2]
+            event.record(self._stream)
+            if done is not None:
+                done[0].synchronize()
+                progress(done[1])
+            done = event, stretch.last
+        assert done is not None
+        done[0].synchronize()
+        progress(done[1])
+
+    def _write(self, name: str, array: NDArray[Any]) -> None:
+        tensor = self._tensors[name]
+        stored = narrow(array, tensor.dtype)
+        assert stored.shape == tensor.shape, (name, stored.shape, tensor.shape)
+        self._arena.write(name, stored, self._stream)
+        self._in_flight.append(stored)
+
+    def _read(self, name: str) -> NDArray[Any]:
+        tensor = self._tensors[name]
+        return self._arena.read(name, tensor.shape, STORAGE[tensor.dtype], self._stream)
+
+
+def _own_kernels(
+    at: Mapping[str, int], shape: tuple[int, ...], dtype: str, stream: device.Stream
+) -> dict[str, Callable[[], None]]:
+    """The loop's own kernels as calls without arguments: `stage_gather_*`, `stage_step_*`, `stage_advance`."""
+    batch, channels, height, width = shape
+    plane = height * width
+    types = {f"stage_gather_{dtype}": "PPPIPP", f"stage_step_{dtype}": "PPPPPPPPIIPPP", "stage_advance": "P"}
+    gather, step, advance = device.kernels(_fatbin(), types).values()
+    handed = [at[name] for name in ("mask", "table", "counter")]
+    inputs = [
+        at[name] for name in ("state", "guided", "clean", "mask", "table", "counter", "seeds", "samples")
+    ]
+    outputs = [at[name] for name in ("state", "sample", "finite")]
+    cells = batch * plane
+    return {
+        "gather": partial(
+            gather.launch, plan.gather_grid(cells), stream, *handed, cells, at["timestep"], at["handed"]
+        ),
+        "step": partial(
+            step.launch, plan.step_grid(batch, channels * plane), stream, *inputs, channels, plane, *outputs
+        ),
+        "advance": partial(advance.launch, (1, 1), stream, at["counter"]),
+    }
+
+
+def _fatbin() -> bytes:
+    for folder in kernels.__path__:
+        path = Path(folder) / FATBIN
+        if path.is_file():
+            return path.read_bytes()
+    raise BackendError(
+        f"the CUDA kernels `{FATBIN}` are missing, install again where CUDA's compiler `nvcc` is found: "
+        "`pip install --force-reinstall --no-deps stage-rt`"
+    )

@@ -1,0 +1,166 @@
+"""Engines that PyTorch compiled: refusals, the calls on a stand-in for PyTorch on a GPU, a real CPU build."""
+
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mock_cuda import Machine, installed
+from mock_networks import spec
+
+from stage_rt.backends import inductor as module
+from stage_rt.backends import tensors
+from stage_rt.engine import load
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError, MissingExtraError
+from stage_rt.noise import PhiloxNoise
+from stage_rt.recipe import Recipe
+from stage_rt.spec import UNET
+
+SHORT = Recipe(name="short", steps=10, ema_stop=3, only_intervals=())
+
+
+def described(**changes):
+    base = {"backend": "inductor", "devices": ["cpu"], "library_version": module.release(torch.__version__)}
+    return spec(SHORT, batch=(2,)).model_copy(update=base | changes)
+
+
+def test_another_version_of_torch_is_named(tmp_path):
+    with pytest.raises(
+        EngineError, match=r"was built with PyTorch 1.2.3 but .* is installed: .*torch==1.2.3`"
+    ):
+        module.InductorBackend(tmp_path, described(library_version="1.2.3"))
+
+
+def test_a_missing_torch_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"needs PyTorch, which is not installed: `pip install"):
+        module.InductorBackend(tmp_path, described())
+
+
+def test_a_graph_without_a_package_is_an_error_with_the_remedy(tmp_path):
+    backend = module.InductorBackend(tmp_path, described())
+    with pytest.raises(EngineError, match="holds no `unet`: build the engine again"):
+        backend.run(UNET, sample=np.zeros((1, 4, 8, 8), np.float32))
+
+
+class StandIn:
+    """PyTorch on a GPU, as far as `InductorNetwork` uses it: arrays at addresses, and the order of its calls."""
+
+    OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+    float32, int64 = "float32", "int64"
+
+    def __init__(self):
+        self.inside, self.calls, self.moved = [], [], 0
+        self.cuda = SimpleNamespace(
+            MemPool=lambda: "pool",
+            ExternalStream=lambda handle: ("stream", handle),
+            stream=self._entered,
+            use_mem_pool=self._entered,
+        )
+
+    def inference_mode(self):
+        return self._entered("inference")
+
+    def as_tensor(self, described, device):
+        interface = described.__cuda_array_interface__
+        address, _ = interface["data"]
+        return SimpleNamespace(
+            view=lambda dtype: SimpleNamespace(
+                data_ptr=lambda: address + self.moved,
+                copy_=lambda result: self.calls.append(("copy", address, result, tuple(self.inside))),
+                address=address,
+                dtype=dtype,
+                kind=(interface["typestr"], interface["shape"]),
+            )
+        )
+
+    @contextmanager
+    def _entered(self, what):
+        self.inside.append(what)
+        yield
+        self.inside.remove(what)
+
+
+@pytest.fixture
+def network():
+    """A UNet of batch 2 on the stand-in, bound to addresses."""
+    inputs, output = tensors(described(), UNET, 2)
+
+    def runner(**handed):
+        if raises:
+            raise raises[0]
+        return {name: (tensor.address, tensor.dtype, tensor.kind) for name, tensor in handed.items()}
+
+    torch_, raises = StandIn(), []
+    made = module.InductorNetwork(torch_, UNET, runner, inputs, output)
+    made.addresses = {name: 256 * n for n, name in enumerate(made.tensors, start=1)}
+    made.raises, made.torch = raises, torch_
+    return made
+
+
+def test_a_package_runs_in_the_stream_it_is_given_on_the_memory_it_was_told_of(network):
+    network.bind(network.addresses, 0)
+    network.enqueue(77)
+    ((_, address, handed, inside),) = network.torch.calls
+    assert address == network.addresses["eps"]
+    assert list(handed) == ["sample", "timestep", "context"]
+    assert handed["sample"] == (256, "float32", ("<f4", (2, 4, 8, 8)))
+    assert handed["timestep"] == (512, "int64", ("<i8", (1,)))
+    assert inside == (("stream", 77), "pool", "inference")
+    assert network.torch.inside == []
+
+
+def test_memory_that_was_copied_instead_of_shared_is_refused(network):
+    network.torch.moved = 8
+    with pytest.raises(BackendError, match="copied the device memory it was to share"):
+        network.bind(network.addresses, 0)
+
+
+def test_errors_of_torch_become_ours(network):
+    network.bind(network.addresses, 0)
+    network.raises.append(StandIn.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    with pytest.raises(DeviceMemoryError, match="the GPU's memory is full in graph `unet`"):
+        network.enqueue(1)
+    network.raises[0] = RuntimeError("operation not permitted when stream is capturing\nmore")
+    with pytest.raises(
+        BackendError, match=r"failed in graph `unet`: operation not permitted when .* capturing$"
+    ):
+        network.enqueue(1)
+
+
+@pytest.mark.slow
+def test_a_model_compiled_for_the_cpu_paints_what_onnx_runtime_paints(
+    model_folder, engine_folder, tmp_path_factory
+):
+    from stage_rt.export.inductor import build
+
+    folder = tmp_path_factory.mktemp("inductor") / "engine"
+    options = {"dtype": "fp32", "batch": [2], "device": "cpu"}
+    assert build(model_folder, folder, **options)
+    assert not build(model_folder, folder, **options)
+    reference, found = load(engine_folder), load(folder)
+    rng = np.random.default_rng(1)
+    images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
+    masks = np.zeros((3, 1, 16, 16), np.float32)
+    masks[:2, :, 4:9, 3:12] = 1
+    painted = [
+        engine.paint(images, masks, prompt="tile+hole", noise=PhiloxNoise([1, 2, 3]))
+        for engine in (reference, found)
+    ]
+    np.testing.assert_allclose(painted[1].images, painted[0].images, rtol=0, atol=1e-4)
+    found.close()
+    (folder / "other").write_text("no engine")
+    (folder / "engine.json").unlink()
+    with pytest.raises(InputError):
+        build(model_folder, folder, **options)
+
+
+def test_an_engine_for_another_gpu_is_refused(tmp_path, monkeypatch):
+    with installed(Machine(), monkeypatch), pytest.raises(EngineError) as refused:
+        module.InductorBackend(tmp_path, described(devices=["sm86"]))
+    assert str(refused.value) == (
+        f"`{tmp_path}` is an engine for sm86 but the GPU here is sm90 (NumPy): build one with "
+        "`stage-rt build --backend inductor`"
+    )

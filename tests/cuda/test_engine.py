@@ -1,0 +1,275 @@
+"""The whole engine on a GPU of NumPy: the CPU engine's images, in batches that fit, decoded beside the loop."""
+
+import threading
+
+import numpy as np
+import pytest
+from fake_engine import contents, labels, photographs
+from mock_cuda import OutOfMemoryError
+from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, decoder, denoiser, encoder, spec, unet
+
+from stage_rt.cuda.engine import DeviceEngine
+from stage_rt.engine import Engine
+from stage_rt.errors import DeviceMemoryError, InputError
+from stage_rt.noise import PhiloxNoise
+from stage_rt.recipe import Recipe
+from stage_rt.run import Job, fill
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
+
+SHORT = Recipe(name="short", steps=100, ema_stop=30, only_intervals=((40, 55),))
+
+
+class HostBackend:
+    """The closed-form networks as a CPU library would run them."""
+
+    def run(self, graph, **inputs):
+        if graph == UNET:
+            return unet(inputs["sample"], inputs["timestep"][0], inputs["context"])
+        if graph == VAE_ENCODER:
+            return encoder(inputs["image"])
+        if graph == VAE_DECODER:
+            return decoder(inputs["latent"])
+        from mock_networks import adapter
+
+        from stage_rt.recipe import Branch
+
+        name, branch = graph.removeprefix("adapters/").split(".")
+        return adapter(name, Branch(branch), inputs["eps"], inputs["mask"])
+
+    def close(self):
+        pass
+
+
+def contexts():
+    rng = np.random.default_rng(3)
+    names = ("tile+crack", "tile+hole", "tile+chip")
+    return {name: rng.standard_normal((TOKENS, WIDTH)).astype(np.float32) for name in names}
+
+
+def batch(count, *, empty=(), seed=1):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(-1, 1, (count, 3, 2 * SIDE, 2 * SIDE)).astype(np.float32)
+    masks = (rng.random((count, 1, SIDE, SIDE)) < 0.4).astype(np.float32)
+    masks[list(empty)] = 0
+    return images, masks, PhiloxNoise([9] * count, range(count))
+
+
+@pytest.fixture
+def make(machine, notify):
+    engines = []
+
+    def engine(**options):
+        backend = MockBackend(machine, spec(SHORT, batch=options.pop("batch", (1, 2, 4))), **options)
+        engines.append(DeviceEngine(backend.spec, backend, contexts(), notify))
+        return engines[-1], backend
+
+    yield engine
+    for each in engines:
+        each.close()
+    assert machine.used == 0
+    assert machine.depth == 0
+
+
+def on_the_host():
+    return Engine(spec(SHORT), HostBackend(), contexts())
+
+
+@pytest.mark.parametrize("empty", [(), (1,), (0, 1, 2)])
+def test_the_images_are_the_cpus_bit_for_bit(make, notices, empty):
+    engine, _ = make()
+    images, masks, noise = batch(3, empty=empty)
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    np.testing.assert_array_equal(painted.images, expected.images)
+    assert painted.finite.all()
+    assert notices == []
+
+
+def test_synthesize_is_the_cpus(make):
+    engine, _ = make()
+    rng = np.random.default_rng(0)
+    photos = rng.integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
+    masks = np.zeros((6, 20, 20), bool)
+    masks[:, 5:12, 6:14] = True
+    arguments = {"prompt": "tile+crack", "seeds": range(6)}
+    np.testing.assert_array_equal(
+        engine.synthesize(photos, masks, **arguments), on_the_host().synthesize(photos, masks, **arguments)
+    )
+
+
+def test_another_prompt_brings_its_context_and_its_adapters(make):
+    engine, backend = make()
+    images, masks, noise = batch(2)
+    for prompt in ("tile+crack", "tile+hole", "tile+chip", "tile+crack"):
+        painted = engine.paint(images, masks, prompt=prompt, noise=noise)
+        expected = on_the_host().paint(images, masks, prompt=prompt, noise=noise)
+        np.testing.assert_array_equal(painted.images, expected.images)
+    # The first two share a pair of adapters, and with it the loop.
+    assert backend.opened.count((UNET, 2)) == 3
+
+
+def test_decoding_runs_on_while_the_next_batch_is_begun(make, machine):
+    engine, _ = make()
+    first = engine.paint(*batch(2)[:2], prompt="tile+hole", noise=batch(2)[2])
+    (decoding,) = [stream for stream, queue in machine.queues.items() if queue]
+    images, masks, noise = batch(2, seed=8)
+    waiting = []
+
+    def progress(i, state):
+        waiting.append(bool(machine.queues[decoding]))
+        assert state is None
+
+    second = engine.paint(images, masks, prompt="tile+hole", noise=noise, callback=progress)
+    assert waiting == [True, True]
+    for painted, inputs in ((first, batch(2)), (second, batch(2, seed=8))):
+        expected = on_the_host().paint(*inputs[:2], prompt="tile+hole", noise=inputs[2])
+        np.testing.assert_array_equal(painted.images, expected.images)
+
+
+def test_results_may_be_taken_in_another_thread(make):
+    engine, _ = make()
+    images, masks, noise = batch(2)
+    painted, taken = engine.paint(images, masks, prompt="tile+hole", noise=noise), []
+    thread = threading.Thread(target=lambda: taken.append(painted.images))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(
+        taken[0], on_the_host().paint(images, masks, prompt="tile+hole", noise=noise).images
+    )
+
+
+def test_a_run_on_the_gpu_has_the_bytes_of_one_on_the_cpu(make, tmp_path):
+    engine, _ = make()
+    job = Job(
+        normals=photographs(tmp_path / "normals", 5),
+        masks=labels(tmp_path / "masks", 4),
+        prompt="tile+hole",
+        count=10,
+        seed=7,
+        composite=True,
+        batch=4,
+    )
+    told = []
+    fill(engine, job, tmp_path / "gpu", progress=told.append)
+    fill(on_the_host(), job, tmp_path / "cpu")
+    assert contents(tmp_path / "gpu") == contents(tmp_path / "cpu")
+    assert told == sorted(told)
+    assert told[-1] == 10
+
+
+def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notices):
+    engine, backend = make(scratch=100_000)
+    machine.memory = machine.used + 320_000
+    images, masks, noise = batch(4)
+    told = []
+    painted = engine.paint(
+        images, masks, prompt="tile+hole", noise=noise, callback=lambda i, state: told.append(i)
+    )
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    np.testing.assert_array_equal(painted.images, expected.images)
+    assert notices == ["the memory of NumPy is full, so a batch of 4 is done in batches of 2"] or notices == [
+        "the memory of NumPy is full (cuMemAlloc failed: out of memory), so a batch of 4 is done in batches of 2"
+    ]
+    assert told == sorted(told, reverse=True)
+    assert told[-1] == 0
+    assert (UNET, 2) in backend.opened
+    engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    assert len(notices) == 1
+
+
+def test_a_full_memory_in_the_loop_halves_the_batch_and_starts_the_part_again(make, machine, notices):
+    engine, backend = make()
+    images, masks, noise = batch(4)
+    calls = []
+
+    class Filling:
+        """The UNet of batch 4 is out of memory at its eighth launch, when nothing is recorded any more."""
+
+        def __init__(self, network):
+            self._network = network
+
+        def __getattr__(self, name):
+            return getattr(self._network, name)
+
+        def enqueue(self, stream):
+            calls.append(stream)
+            if len(calls) == 30:
+                raise DeviceMemoryError("the memory of NumPy is full")
+            self._network.enqueue(stream)
+
+    opened = backend.network
+    backend.network = lambda graph, size: (
+        Filling(opened(graph, size)) if (graph, size) == (UNET, 4) else opened(graph, size)
+    )
+    machine.breaks_capture = "network"
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    np.testing.assert_array_equal(painted.images, expected.images)
+    assert "the memory of NumPy is full, so a batch of 4 is done in batches of 2" in notices
+    assert len(calls) == 30
+
+
+def test_a_memory_too_small_for_any_batch_is_an_error_with_a_way_out(make, machine):
+    engine, _ = make(batch=(4,), scratch=100_000)
+    machine.memory = machine.used + 100_000
+    images, masks, noise = batch(4)
+    with pytest.raises(
+        DeviceMemoryError, match=r"is full.*: end other programs on the GPU or build the engine"
+    ):
+        engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    machine.memory = 2**30
+
+
+@pytest.mark.parametrize("room", [1000, 5000, 40_000])
+def test_a_memory_too_small_for_the_autoencoder_is_such_an_error(machine, notify, room):
+    machine.memory = room
+    backend = MockBackend(machine, spec(SHORT))
+    with pytest.raises(
+        DeviceMemoryError, match=r"is full.*: end other programs on the GPU or build the engine"
+    ):
+        DeviceEngine(backend.spec, backend, contexts(), notify)
+    assert machine.used == 0
+
+
+def test_a_sample_that_breaks_is_marked_and_the_others_are_painted(make):
+    def breaking(sample, timestep, context):
+        eps = unet(sample, timestep, context)
+        eps[0, 0, 0, 0] = np.inf if timestep == 40 else eps[0, 0, 0, 0]
+        return eps
+
+    engine, _ = make(spoil={UNET: breaking})
+    images, masks, noise = batch(3)
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    assert painted.finite.tolist() == [False, True, True]
+    np.testing.assert_array_equal(painted.images[1:], expected.images[1:])
+
+
+def test_more_than_the_largest_batch_is_refused(make):
+    engine, _ = make()
+    images, masks, noise = batch(5)
+    with pytest.raises(InputError, match="a batch of 5 is more than the engine's largest, 4"):
+        engine.paint(images, masks, prompt="tile+hole", noise=noise)
+
+
+def test_encode_and_decode_alone(make):
+    engine, _ = make()
+    images, _, noise = batch(3)
+    latent = engine.encode(images, noise.encode((3, CHANNELS, SIDE, SIDE)))
+    expected = on_the_host().encode(images, noise.encode((3, CHANNELS, SIDE, SIDE)))
+    np.testing.assert_array_equal(latent, expected)
+    np.testing.assert_array_equal(engine.decode(latent), on_the_host().decode(latent))
+
+
+def test_the_denoiser_of_the_mock_is_that_of_the_engine():
+    context = contexts()["tile+hole"]
+    x = np.random.default_rng(0).standard_normal((2, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    mask = np.ones((2, 1, SIDE, SIDE), np.float32)
+    from stage_rt.recipe import Branch
+
+    engine = on_the_host()
+    for branch in Branch:
+        np.testing.assert_array_equal(
+            engine.denoiser("tile+hole", 2)(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch)
+        )
+    assert issubclass(OutOfMemoryError, Exception)

@@ -1,0 +1,214 @@
+"""The device-resident loop on a GPU of NumPy: the CPU's bits, and only launches between first and last step."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, denoiser, spec, unet
+
+from stage_rt.cuda import device, plan
+from stage_rt.cuda.loop import Loop
+from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.noise import PhiloxNoise
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.sampler import sample
+from stage_rt.spec import UNET
+
+SHORT = Recipe(name="short", steps=120, ema_stop=30, only_intervals=((40, 55), (70, 80)))
+AWARE_ONLY = Recipe(name="aware", steps=60, ema_stop=30, only_intervals=())
+
+
+def inputs(count, seed=5):
+    rng = np.random.default_rng(seed)
+    clean = rng.standard_normal((count, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    mask = (rng.random((count, 1, SIDE, SIDE)) < 0.4).astype(np.float32)
+    context = rng.standard_normal((TOKENS, WIDTH)).astype(np.float32)
+    return clean, mask, context, PhiloxNoise(range(100, 100 + count), range(count))
+
+
+@pytest.fixture
+def make(machine, notify):
+    """``make(spec, batch, ...)`` is a loop on the machine."""
+    loops = []
+
+    def loop(engine, batch, adapter="a", backend=None, **options):
+        backend = backend or MockBackend(machine, engine, **options)
+        loops.append(Loop(backend, engine, adapter, batch, device.Stream(), notify))
+        return loops[-1]
+
+    yield loop
+    for loop_ in loops:
+        loop_.close()
+    assert machine.used == 0
+    assert not machine.graphs
+    assert machine.depth == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (3, 4), (4, 4)])
+def test_the_loop_is_the_cpus_bit_for_bit(make, notices, dtype, count, batch):
+    clean, mask, context, noise = inputs(count)
+    sampled = make(spec(SHORT, dtype=dtype), batch).run(clean, mask, context, noise)
+    expected = sample(denoiser("a", context, dtype), clean, mask, recipe=SHORT, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+    assert sampled.finite.all()
+    assert notices == []
+
+
+@pytest.mark.parametrize("recipe", [Recipe.authors(), Recipe.paper()], ids=lambda recipe: recipe.name)
+def test_a_thousand_steps_of_the_real_recipes(make, recipe):
+    clean, mask, context, noise = inputs(2)
+    sampled = make(spec(recipe), 2).run(clean, mask, context, noise)
+    expected = sample(denoiser("a", context), clean, mask, recipe=recipe, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+
+
+def test_between_the_first_step_and_the_last_there_are_only_replays(make, machine):
+    loop = make(spec(SHORT), 4)
+    before = len(machine.log)
+    loop.run(*inputs(4))
+    words = machine.log[before:]
+    first, last = words.index("graph"), len(words) - words[::-1].index("graph")
+    assert set(words[first:last]) == {"graph", "record", "wait"}
+    assert words[first:last].count("graph") == SHORT.steps
+    assert "alloc" not in words
+    assert "free" not in words
+    # Every wait is for a mark with a whole stretch of steps queued behind it.
+    assert words[first:last].count("wait") == len(plan.stretches(SHORT)) - 2
+
+
+def test_progress_is_told_once_a_stretch_and_may_stop_the_loop(make, machine):
+    loop, told = make(spec(SHORT), 1), []
+    loop.run(*inputs(1), told.append)
+    assert told == [70, 20, 0]
+
+    class EnoughError(Exception):
+        pass
+
+    def enough(i):
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        loop.run(*inputs(1), enough)
+    assert not any(machine.queues.values())
+    clean, mask, context, noise = inputs(1)
+    again = loop.run(clean, mask, context, noise)
+    np.testing.assert_array_equal(
+        again.latent, sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise)
+    )
+
+
+def test_a_sample_does_not_depend_on_its_neighbours_or_on_the_padding(make):
+    loop = make(spec(SHORT), 4)
+    clean, mask, context, noise = inputs(4)
+    together = loop.run(clean, mask, context, noise).latent
+    for n in range(4):
+        alone = PhiloxNoise([int(noise.seeds[n])], [int(noise.samples[n])])
+        part = slice(n, n + 1)
+        np.testing.assert_array_equal(
+            loop.run(clean[part], mask[part], context, alone).latent, together[part]
+        )
+
+
+def test_a_sample_that_breaks_is_marked_and_the_others_go_on(make):
+    def breaking(sample, timestep, context):
+        eps = unet(sample, timestep, context)
+        if timestep == 61:
+            eps[1, 2, 3, 4] = np.nan
+        return eps
+
+    loop = make(spec(SHORT), 4, spoil={UNET: breaking})
+    clean, mask, context, noise = inputs(3)
+    sampled = loop.run(clean, mask, context, noise)
+    assert sampled.finite.tolist() == [True, False, True]
+    expected = sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise)
+    np.testing.assert_array_equal(sampled.latent[[0, 2]], expected[[0, 2]])
+    again = loop.run(clean[[0, 2]], mask[[0, 2]], context, PhiloxNoise([100, 102], [0, 2]))
+    assert again.finite.tolist() == [True, False]
+
+
+def test_the_adapters_are_those_asked_for_and_unused_branches_are_not_loaded(make, machine):
+    clean, mask, context, noise = inputs(2)
+    sampled = make(spec(SHORT), 2, "b").run(clean, mask, context, noise)
+    expected = sample(denoiser("b", context), clean, mask, recipe=SHORT, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+    engine = spec(AWARE_ONLY)
+    backend = MockBackend(machine, engine)
+    make(engine, 1, backend=backend)
+    assert backend.opened == [("unet", 1), ("adapters/a.aware", 1)]
+
+
+@pytest.mark.parametrize("cause", ["network", "alloc"])
+def test_a_step_that_cannot_be_recorded_is_run_kernel_by_kernel(make, machine, notices, cause):
+    engine = spec(SHORT)
+    backend = MockBackend(machine, engine)
+    if cause == "network":
+        machine.breaks_capture = "network"
+    else:
+        backend.allocates.add(UNET)
+    loop = make(engine, 2, backend=backend)
+    (notice,) = notices
+    assert notice.startswith("the loop runs kernel by kernel, which is slower, as it could not be recorded: ")
+    before = len(machine.log)
+    clean, mask, context, noise = inputs(2)
+    sampled = loop.run(clean, mask, context, noise)
+    expected = sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+    assert machine.count(before)["graph"] == 0
+    assert machine.count(before)["stage_step_fp32"] == SHORT.steps
+
+
+def test_a_replay_with_other_bits_is_found_at_load_and_not_used(make, machine, notices):
+    engine = spec(SHORT)
+    calls = []
+
+    def moody(sample, timestep, context):
+        calls.append(timestep)
+        return unet(sample, timestep, context) * (1 + len(calls) * np.float32(1e-6))
+
+    loop = make(engine, 1, spoil={UNET: moody})
+    assert notices == [
+        "the loop runs kernel by kernel, which is slower, as the recorded step of branch `aware` gave other "
+        "bits than running it"
+    ]
+    before = len(machine.log)
+    loop.run(*inputs(1))
+    assert machine.count(before)["graph"] == 0
+
+
+def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):
+    make(spec(SHORT), 2)
+    assert machine.count()["graph"] == 2
+    assert len(machine.graphs) == 2
+    make(spec(AWARE_ONLY), 2)
+    assert len(machine.graphs) == 3
+
+
+def test_a_loop_that_does_not_fit_leaves_nothing_behind(machine, notify):
+    machine.memory = 20_000
+    with pytest.raises(DeviceMemoryError, match="the memory of NumPy is full"):
+        Loop(MockBackend(machine, spec(SHORT)), spec(SHORT), "a", 4, device.Stream(), notify)
+    assert machine.used == 0
+
+
+def test_a_step_replayed_is_a_step_run(make):
+    loop = make(spec(SHORT), 2)
+    clean, mask, context, noise = inputs(2)
+    loop.run(clean, mask, context, noise)
+    with device.active():
+        for branch, i in plan.branches(SHORT).items():
+            replayed = loop._after(partial(loop.replay, branch), branch)
+            assert replayed == loop._after(partial(loop.enqueue, branch), branch)
+            loop.rewind(i)
+            loop.replay(branch)
+            assert loop._read("counter").tolist() == [i - 1]
+    assert {Branch.AWARE, Branch.ONLY} == set(plan.branches(SHORT))
+
+
+def test_a_network_that_fails_is_a_backend_error(machine, notify):
+    class Broken(MockBackend):
+        def network(self, graph, batch):
+            raise BackendError(f"no `{graph}`")
+
+    with pytest.raises(BackendError, match="no `unet`"):
+        Loop(Broken(machine, spec(SHORT)), spec(SHORT), "a", 1, device.Stream(), notify)

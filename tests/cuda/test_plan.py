@@ -1,0 +1,93 @@
+"""What is launched, in which order and how large."""
+
+import ctypes
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stage_rt import kernels
+from stage_rt.cuda import plan
+from stage_rt.recipe import Branch, Recipe
+
+BUCKETS = st.lists(st.integers(1, 70), min_size=1, max_size=5)
+
+
+@given(st.integers(1, 500), BUCKETS)
+def test_parts_hold_every_sample_once_in_order_with_little_padding(count, buckets):
+    parts = plan.parts(count, buckets)
+    assert [n for part in parts for n in range(part.start, part.start + part.length)] == list(range(count))
+    assert all(part.bucket in buckets for part in parts)
+    assert all(part.length == part.bucket == max(buckets) for part in parts[:-1])
+    last = parts[-1]
+    assert last.bucket == min(size for size in buckets if size >= last.length)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "failed", "left"),
+    [([1, 8, 32], 32, [1, 8]), ([1, 2, 4, 8], 8, [1, 2, 4]), ([1, 3], 3, [1]), ([8], 8, []), ([1], 1, [])],
+)
+def test_a_batch_that_does_not_fit_leaves_those_of_half_its_size(buckets, failed, left):
+    assert plan.halved(buckets, failed) == left
+
+
+@pytest.mark.parametrize(("buckets", "chosen"), [([1, 8, 32], 8), ([1, 4], 4), ([16, 32], 16), ([2], 2)])
+def test_the_autoencoder_takes_a_moderate_batch(buckets, chosen):
+    assert plan.autoencoder_bucket(buckets) == chosen
+
+
+@pytest.mark.parametrize("recipe", [Recipe.authors(), Recipe.paper()], ids=lambda recipe: recipe.name)
+def test_stretches_are_the_whole_loop_in_order(recipe):
+    stretches = plan.stretches(recipe)
+    launched = [branch for stretch in stretches for branch in stretch.branches]
+    assert launched == [recipe.branch(i) for i in range(999, -1, -1)]
+    assert [stretch.last for stretch in stretches] == list(range(950, -1, -50))
+    assert launched.count(Branch.ONLY) == {"authors": 202, "paper": 301}[recipe.name]
+
+
+def test_a_loop_that_is_no_multiple_of_fifty_ends_with_a_short_stretch():
+    stretches = plan.stretches(Recipe(name="odd", steps=101, ema_stop=3, only_intervals=()))
+    assert [(len(stretch.branches), stretch.last) for stretch in stretches] == [(50, 51), (50, 1), (1, 0)]
+
+
+def test_branches_come_with_a_step_of_theirs():
+    recipe = Recipe.authors()
+    assert all(recipe.branch(i) is branch for branch, i in plan.branches(recipe).items())
+    assert set(plan.branches(recipe)) == set(Branch)
+    assert set(plan.branches(Recipe(name="none", only_intervals=()))) == {Branch.AWARE}
+
+
+def test_the_table_is_that_of_the_cpu_library_in_bytes():
+    recipe = Recipe.authors()
+    table = plan.coefficients(recipe)
+    expected = (kernels._Coefficients * 1000)(*(kernels._Coefficients(*c) for c in recipe.coefficients))
+    assert table.dtype.itemsize == ctypes.sizeof(kernels._Coefficients)
+    assert table.tobytes() == bytes(expected)
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=12))
+def test_buffers_are_aligned_and_apart(listed):
+    sizes = {f"buffer {n}": size for n, size in enumerate(listed)}
+    offsets, end = plan.layout(sizes)
+    spans = sorted((offsets[name], offsets[name] + size) for name, size in sizes.items())
+    assert all(offset % plan.ALIGNMENT == 0 for offset in offsets.values())
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
+    assert max(stop for _, stop in spans) <= end
+
+
+@given(st.integers(1, 5000), st.integers(1, 70))
+def test_grids_reach_every_element(elements, batch):
+    blocks, rows = plan.step_grid(batch, elements)
+    assert (blocks - 1) * plan.BLOCK * 4 < elements <= blocks * plan.BLOCK * 4
+    assert rows == batch
+    blocks, rows = plan.gather_grid(elements)
+    assert (blocks - 1) * plan.BLOCK < elements <= blocks * plan.BLOCK
+    assert rows == 1
+
+
+def test_padding_repeats_the_last_sample():
+    array = np.arange(6).reshape(3, 2)
+    assert plan.padded(array, 5).tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]
+    assert plan.padded(array, 3).tolist() == array.tolist()

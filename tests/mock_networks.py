@@ -1,0 +1,175 @@
+"""Closed-form networks on a `mock_cuda.Machine`, and the same ones as a denoiser for `stage_rt.sampler.sample`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from mock_cuda import CudaError, Machine, OutOfMemoryError
+
+from stage_rt.backends import Tensor
+from stage_rt.cuda.dtypes import STORAGE, narrow, widen
+from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
+
+PROMPTS = {"tile+crack": "a", "tile+hole": "a", "tile+chip": "b"}
+SIDE, CHANNELS, TOKENS, WIDTH, SCALE = 8, 4, 3, 5, 0.5
+
+
+def spec(recipe: Recipe, *, dtype="fp32", batch=(1, 2, 4)) -> EngineSpec:
+    model = ModelSpec(
+        image_size=2 * SIDE,
+        latent_channels=CHANNELS,
+        latent_size=SIDE,
+        latent_scale=SCALE,
+        tokens=TOKENS,
+        context_dim=WIDTH,
+        recipe=recipe,
+        prompts=PROMPTS,
+    )
+    return EngineSpec(
+        model=model,
+        backend="onnxruntime",
+        library="mock",
+        library_version="0",
+        devices=["sm90"],
+        dtype=dtype,
+        batch=list(batch),
+        graphs_fingerprint="0" * 64,
+        files={},
+    )
+
+
+def unet(sample, timestep, context):
+    i = np.float32(timestep)
+    share = context.mean(axis=(1, 2), dtype=np.float32)[:, None, None, None]
+    return i / (i + np.float32(60)) * sample + np.float32(0.3) * np.sin(sample + np.float32(0.01) * i + share)
+
+
+def adapter(name, branch, eps, mask):
+    bias = np.float32(0.05 if name == "b" else 0)
+    if branch is Branch.AWARE:
+        return (np.float32(0.8) + np.float32(0.2) * mask) * eps + bias
+    return (np.float32(0.9) - np.float32(0.3) * mask) * eps - bias
+
+
+def encoder(image):
+    """Mean and log variance; the latent has half the image's side and one channel more."""
+    small = image.reshape(len(image), 3, SIDE, 2, SIDE, 2).mean(axis=(3, 5), dtype=np.float32)
+    mean = np.concatenate([small, small[:, :1]], axis=1)
+    return np.concatenate([mean, np.full_like(mean, -4)], axis=1)
+
+
+def decoder(latent):
+    return np.repeat(np.repeat(np.tanh(latent[:, :3]), 2, axis=2), 2, axis=3)
+
+
+def denoiser(name, context, dtype="fp32"):
+    """The networks one after the other on the host, every tensor between them in ``dtype``."""
+
+    def rounded(array):
+        return widen(narrow(array, dtype), dtype)
+
+    def denoise(x, i, mask, branch):
+        text = rounded(np.repeat(context[None], len(x), axis=0))
+        eps = rounded(unet(rounded(x), i, text))
+        return rounded(adapter(name, branch, eps, rounded(mask)))
+
+    return denoise
+
+
+class Network:
+    """One of the functions above; if it ``allocates``, every call of it asks for memory."""
+
+    def __init__(self, machine, function, tensors, output, scratch, allocates=False):
+        self.tensors, self.output, self.scratch = tensors, output, scratch
+        self._machine, self._function, self._allocates = machine, function, allocates
+        self._owned = [machine.allocate(1000)]
+
+    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+        assert addresses.keys() == self.tensors.keys()
+        assert all(address % 256 == 0 for address in (*addresses.values(), scratch))
+        self._addresses = dict(addresses)
+
+    def enqueue(self, stream: int) -> None:
+        if self._allocates:
+            try:
+                self._owned.append(self._machine.allocate(1000))
+            except OutOfMemoryError as full:
+                raise DeviceMemoryError("the memory of NumPy is full") from full
+            except CudaError as error:
+                raise BackendError(str(error)) from error
+        self._machine.enqueue(stream, "network", self._run)
+
+    def close(self) -> None:
+        while self._owned:
+            self._machine.free(self._owned.pop())
+
+    def _run(self) -> None:
+        arrays = {
+            name: self._machine.view(self._addresses[name], tensor.shape, STORAGE[tensor.dtype])
+            for name, tensor in self.tensors.items()
+        }
+        inputs = {
+            name: array[0] if name == "timestep" else widen(array, self.tensors[name].dtype)
+            for name, array in arrays.items()
+            if name != self.output
+        }
+        result = self._function(**inputs)
+        arrays[self.output][...] = narrow(result, self.tensors[self.output].dtype)
+
+
+class MockBackend:
+    """A `stage_rt.backends.DeviceBackend`; ``spoil`` may replace the function of a graph."""
+
+    def __init__(self, machine: Machine, spec: EngineSpec, *, scratch=4096, spoil=None) -> None:
+        self.machine, self.spec, self.scratch = machine, spec, scratch
+        self.spoil = spoil or {}
+        self.opened: list[tuple[str, int]] = []
+        self.allocates: set[str] = set()
+        self.closed = False
+
+    def network(self, graph: str, batch: int) -> Network:
+        self.opened.append((graph, batch))
+        function, inputs, output, shape = self._describe(graph, batch)
+        tensors = {
+            name: Tensor(size, "int64" if name == "timestep" else self.spec.dtype)
+            for name, size in inputs.items()
+        }
+        tensors[output] = Tensor(shape, self.spec.dtype)
+        try:
+            return Network(
+                self.machine,
+                self.spoil.get(graph, function),
+                tensors,
+                output,
+                self.scratch * batch,
+                graph in self.allocates,
+            )
+        except OutOfMemoryError as full:
+            raise DeviceMemoryError("the memory of NumPy is full") from full
+
+    def run(self, graph, **inputs):
+        raise BackendError(f"`{graph}` was run from the host")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _describe(self, graph, batch):
+        latent, image = (batch, CHANNELS, SIDE, SIDE), (batch, 3, 2 * SIDE, 2 * SIDE)
+        if graph == UNET:
+            return (
+                unet,
+                {"sample": latent, "timestep": (1,), "context": (batch, TOKENS, WIDTH)},
+                "eps",
+                latent,
+            )
+        if graph == VAE_ENCODER:
+            return encoder, {"image": image}, "moments", (batch, 2 * CHANNELS, SIDE, SIDE)
+        if graph == VAE_DECODER:
+            return decoder, {"latent": latent}, "image", image
+        name, branch = graph.removeprefix("adapters/").split(".")
+
+        def run(eps, mask):
+            return adapter(name, Branch(branch), eps, mask)
+
+        return run, {"eps": latent, "mask": (batch, 1, SIDE, SIDE)}, "guided", latent
