@@ -44,8 +44,10 @@ $(VENV)/.demo: $(VENV)/.torch $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,export]'
 	touch $@
 
+# The type stubs ask for TensorRT itself, which only NVIDIA's own index has.
 $(VENV)/.dev: $(VENV)/.torch $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'tensorrt-stubs>=10.13'
 	touch $@ $(VENV)/.demo
 
 $(TREE): $(wildcard stage_rt/*) training export engines
