@@ -37,7 +37,10 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
 
 def stack(sheets: Sequence[Path], path: Path) -> None:
     """Write one picture of several contact sheets, one under the other."""
-    pictures = [Image.open(sheet).convert("RGB") for sheet in sheets]
+    pictures = []
+    for sheet in sheets:
+        with Image.open(sheet) as picture:
+            pictures.append(picture.convert("RGB"))
     whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
     top = 0
     for picture in pictures:

@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_train_build_synth(run: Run, tmp_path: Path) -> None:
     code, out, err = run("train", "part", "-o", "model")
     assert (code, out) == (0, "model `model`\n"), err
-    assert "guidance 4/4" in err
+    assert "guidance 8/8" in err
     assert run("build", "model", "-o", "engine", "--batch", "2")[0] == 0
     arguments = ("--normals", "part/train/good", "--masks", "part/ground_truth/spot", "--prompt", "part+spot")
     code, out, err = run("synth", "engine", *arguments, "--count", "3", "-o", "run", "--json")
