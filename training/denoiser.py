@@ -6,13 +6,10 @@ from torch import Tensor, nn
 
 from stage_rt.recipe import Recipe
 
-from .autoencoder import LATENT_CHANNELS, encode
+from .autoencoder import DEFECT_WEIGHT, LATENT_CHANNELS, encode
 from .data import Examples
 from .loop import Device
 from .presets import Preset
-
-DEFECT_WEIGHT = 8.0
-"""How much more a cell under a label counts than one of a good part; labels cover little of an image."""
 
 ANOMALY_ONLY_SHARE = 1 / 2
 """Share of the defect samples shown as ``c * M0``, the only branch's view (Eq. 12 does the same)."""
@@ -96,11 +93,7 @@ def loss(
     device: Device,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted noise: of good parts everywhere, of defects under their label alone.
-
-    The UNet does not know the mask. Judged under labels alone, it comes to expect a defect anywhere that its
-    context names one, and what keeps the defect inside the mask are the blends of the loop. Judged everywhere, it
-    expects the good surface almost anywhere, and most masks stay empty.
+    """Mean squared error of the predicted noise; cells under a label count ``DEFECT_WEIGHT`` times.
 
     A share of the defect samples keeps only what lies under the mask, so that the frozen network knows both
     inputs the two branches will hand it.
@@ -111,6 +104,6 @@ def loss(
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     with device.precision():
         predicted = unet(latents.noised(clean, timesteps, noise), timesteps, contexts(prompt)).sample
-    weight = torch.where((prompt > 0)[:, None, None, None], DEFECT_WEIGHT * masks, torch.ones_like(masks))
+    weight = 1 + (DEFECT_WEIGHT - 1) * masks
     error: Tensor = (predicted.float() - noise).square() * weight
     return error.sum() / (weight.sum() * clean.shape[1])
