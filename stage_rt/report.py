@@ -39,8 +39,8 @@ def stack(sheets: Sequence[Path], path: Path) -> None:
     """Write one picture of several contact sheets, one under the other."""
     pictures = []
     for sheet in sheets:
-        with Image.open(sheet) as picture:
-            pictures.append(picture.convert("RGB"))
+        with Image.open(sheet) as file:
+            pictures.append(file.convert("RGB"))
     whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
     top = 0
     for picture in pictures:
