@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard stage_rt/kernels/*.h stage_rt/kernels/*.cpp stage_rt/kernels/*.cu)
+# One process a core; threads of their own would only take turns.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 # import-linter and mypy read packages from disk, where training, export and engines lie beside stage_rt.
 TREE := build/tree
 
@@ -12,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/stage-rt demo --model models/demo -o build/demo
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(VENV)/.dev $(TREE)
 	$(BIN)/ruff check .

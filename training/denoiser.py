@@ -14,6 +14,16 @@ from .presets import Preset
 ANOMALY_ONLY_SHARE = 1 / 2
 """Share of the defect samples shown as ``c * M0``, the only branch's view (Eq. 12 does the same)."""
 
+SINGLE_CHANNEL_SHARE = 3 / 4
+"""Share of those views whose noise around the mask has one channel, as the sampler fills it (Eq. 7).
+
+It tells the network where the mask is at every noise level, so that it need not guess; the others have
+independent channels, as the adapters are trained on (Eq. 12).
+"""
+
+EMPHASIS_LIMIT = 25.0
+"""Largest weight of a timestep in the loss."""
+
 
 def build(preset: Preset) -> UNet2DConditionModel:
     """A randomly initialised UNet with cross-attention at the levels ``preset.attention``."""
@@ -81,8 +91,12 @@ class Latents:
 
     def noised(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """``q(latents, t, noise)``, Eq. 1: all ``[B, C, h, w]`` but ``timesteps`` ``[B]``."""
-        abar = self._abar.to(latents.device)[timesteps][:, None, None, None]
+        abar = self.abar(timesteps)
         return abar.sqrt() * latents + (1 - abar).sqrt() * noise
+
+    def abar(self, timesteps: Tensor) -> Tensor:
+        """``abar`` of timesteps ``[B]``, as ``[B, 1, 1, 1]``."""
+        return self._abar.to(timesteps.device)[timesteps][:, None, None, None]
 
 
 def loss(
@@ -93,17 +107,27 @@ def loss(
     device: Device,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean squared error of the predicted noise; cells under a label count ``DEFECT_WEIGHT`` times.
+    """Mean squared error of the predicted noise, weighted.
 
-    A share of the defect samples keeps only what lies under the mask, so that the frozen network knows both
+    Cells under a label count ``DEFECT_WEIGHT`` times. A timestep counts ``1/abar`` times, up to a limit: at high
+    noise, where it is decided whether a mask holds a defect, a wrong clean image hardly shows in the noise. A
+    share of the defect samples keeps only what lies under the mask, so that the frozen network knows both
     inputs the two branches will hand it.
     """
     clean, masks, prompt, timesteps = latents.draw(batch, generator)
-    only = (torch.rand(batch, generator=generator) < ANOMALY_ONLY_SHARE).to(clean.device) & (prompt > 0)
-    clean = torch.where(only[:, None, None, None], clean * masks, clean)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    only = _chance(ANOMALY_ONLY_SHARE, clean, generator) & (prompt > 0)[:, None, None, None]
+    single = only & _chance(SINGLE_CHANNEL_SHARE, clean, generator)
+    noise = torch.where(single & (masks == 0), noise[:, :1], noise)
+    clean = torch.where(only, clean * masks, clean)
     with device.precision():
         predicted = unet(latents.noised(clean, timesteps, noise), timesteps, contexts(prompt)).sample
     weight = 1 + (DEFECT_WEIGHT - 1) * masks
-    error: Tensor = (predicted.float() - noise).square() * weight
+    emphasis = latents.abar(timesteps).reciprocal().clamp(max=EMPHASIS_LIMIT)
+    error: Tensor = (predicted.float() - noise).square() * weight * emphasis
     return error.sum() / (weight.sum() * clean.shape[1])
+
+
+def _chance(share: float, like: Tensor, generator: torch.Generator) -> Tensor:
+    """True with probability ``share`` for each sample of ``like``, bool ``[B, 1, 1, 1]``."""
+    return (torch.rand(len(like), 1, 1, 1, generator=generator) < share).to(like.device)

@@ -94,8 +94,9 @@ def write_description(folder: Path, spec: ModelSpec, contexts: Mapping[str, Tens
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> Any:
-    # nn.Module's own `to`: the one of diffusers warns about every plain cast.
-    return nn.Module.to(copy.deepcopy(module), dtype)
+    # nn.Module's own `to`: the one of diffusers warns about every plain cast. Its stubs lack `memory_format`.
+    kept = copy.deepcopy(module)
+    return nn.Module.to(kept, dtype=dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def read_spec(folder: Path) -> ModelSpec:

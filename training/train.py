@@ -143,7 +143,7 @@ def _train_autoencoder(
     device: Device,
     report: Report,
 ) -> AutoencoderKL:
-    vae = autoencoder.build(preset, channels).to(device.device)
+    vae = device.place(autoencoder.build(preset, channels))
     fit(
         "autoencoder",
         vae,
@@ -167,7 +167,7 @@ def _train_denoiser(
     device: Device,
     report: Report,
 ) -> tuple[UNet2DConditionModel, denoiser.Contexts]:
-    unet = denoiser.build(preset).to(device.device)
+    unet = device.place(denoiser.build(preset))
     contexts = denoiser.Contexts(
         len(examples.names), preset.tokens, preset.context_dim, generator(seed, "contexts")
     ).to(device.device)
@@ -211,7 +211,7 @@ def _train_guidance(
 
     fit(
         "guidance",
-        trainables.to(device.device).train(),
+        device.place(trainables).train(),
         loss,
         replace(preset.guidance, steps=preset.guidance.steps * len(adapters)),
         seed=seed,

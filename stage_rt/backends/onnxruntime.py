@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the default backend, and the oracle of the others."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +70,7 @@ class OnnxRuntimeBackend:
         if graph not in self._sessions:
             options = self._library.SessionOptions()
             options.log_severity_level = 3
+            options.intra_op_num_threads = _cores()
             path = self._folder / f"{graph}.onnx"
             try:
                 self._sessions[graph] = self._library.InferenceSession(
@@ -77,6 +79,12 @@ class OnnxRuntimeBackend:
             except Exception as error:
                 raise BackendError(f"ONNX Runtime cannot load `{path}`: {_first_line(error)}") from error
         return self._sessions[graph]
+
+
+def _cores() -> int:
+    # Left to itself the library starts a thread for every core of the machine, also for those that a container
+    # or `taskset` keeps from this process, where they only wait for each other.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 
 
 def _cast(array: NDArray[Any], kind: str) -> NDArray[Any]:
