@@ -40,6 +40,20 @@ def guided(backend, batch=2, mask=1.0, graph="adapters/tile.aware"):
     return backend.run(graph, eps=estimate(batch), mask=np.full((batch, 1, 16, 16), mask, np.float32))
 
 
+def test_only_the_cores_this_process_may_use_get_a_thread(backend, monkeypatch):
+    threads = []
+    original = module.library().InferenceSession
+
+    def session(path, options, **others):
+        threads.append(options.intra_op_num_threads)
+        return original(path, options, **others)
+
+    monkeypatch.setattr(module.library(), "InferenceSession", session)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _process: {1, 4, 6})
+    guided(backend)
+    assert threads == [3]
+
+
 def test_a_missing_library_is_named_with_its_extra(engine_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"`pip install 'stage-rt\[cpu\]'`") as error:
