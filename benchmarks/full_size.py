@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from machine import cpu_name
+
 RESULTS = Path(__file__).parent / "results"
 
 UNET_PARAMETERS = 872_300_484
@@ -68,7 +70,7 @@ def main() -> None:
     finally:
         shutil.rmtree(options.scratch)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"full_size-{slug(cpu_name(options.cores))}.json"
+    path = RESULTS / f"full_size-{slug(cpu_name())}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     print(f"written to {path}")
@@ -94,7 +96,7 @@ def measure(scratch: Path, backend: str, cores: int) -> dict[str, Any]:
     figures["export"]["peak_bytes"] = max(phase["peak_bytes"] for phase in phases)
     share = figures["build"]["bytes"] / weights_bytes(model)
     return {
-        "device": cpu_name(cores),
+        "device": cpu_name(),
         "system": platform.platform(),
         "backend": backend,
         "versions": {name: version(name) for name in ("torch", "diffusers", "onnx", LIBRARIES[backend])},
@@ -174,12 +176,6 @@ def write_random(folder: Path, kind: Any, config: dict[str, Any], parameters: in
 
 def weights_bytes(model: Path) -> int:
     return sum(path.stat().st_size for path in model.rglob("*.safetensors"))
-
-
-def cpu_name(cores: int) -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].strip() if names else platform.processor()}, {cores} of {os.cpu_count()} cores"
 
 
 def slug(name: str) -> str:

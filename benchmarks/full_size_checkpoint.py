@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import cpu_name
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -146,12 +147,6 @@ def sizes(folder: Path) -> dict[str, int]:
         entry.name: round(sum(p.stat().st_size for p in [entry, *entry.rglob("*")] if p.is_file()) / 2**20)
         for entry in sorted(folder.iterdir())
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def main() -> None:

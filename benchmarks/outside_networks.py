@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import cpu_name
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from step_cpu import cpu_name
 
 from stage_rt.backends import Backend, open_backend
 from stage_rt.engine import Engine, read_spec

@@ -7,7 +7,6 @@ same step), and the compiled kernel on one thread and on all.
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from machine import cpu_name
 
 from stage_rt import kernels
 from stage_rt.kernels import reference
@@ -22,12 +22,6 @@ from stage_rt.recipe import StepCoefficients
 
 SHAPE = (32, 4, 32, 32)
 ROUNDS = 30
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].strip() if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def medians(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
