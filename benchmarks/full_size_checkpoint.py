@@ -1,9 +1,9 @@
 """A full-size checkpoint of random weights through the whole job: ``python benchmarks/full_size_checkpoint.py``.
 
 Writes a ``model.ckpt`` with every tensor of text2img-large that is used (5.6 GiB in float32) and one training run
-in the authors' format, then imports, exports, builds and runs three steps of the sampler at batch 1, each in a
-process of its own with its seconds and its peak memory, and holds those steps against diffusers. ``--only generate``
-leaves the files for other uses. Needs 14 GiB of memory and 16 GiB of disk.
+in the authors' format, then imports, exports, builds for ONNX Runtime and TensorRT-RTX and runs three steps of the
+sampler at batch 1 on the former, each in a process of its own with its seconds and its peak memory, and holds those
+steps against diffusers. ``--only generate`` leaves the files for other uses. Needs 14 GiB of memory and 18 GiB of disk.
 """
 
 import argparse
@@ -24,6 +24,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 PROMPT = "bottle+broken_large"
 SEED = 5
+LIBRARIES = ("torch", "diffusers", "onnxruntime", "tensorrt-rtx-cu13")
+RTX = ("--backend", "tensorrt-rtx", "--target", "sm86,sm89,sm120", "--dtype", "fp16", "--batch", "1")
 BOUND = 1e-2
 """Largest error of the three estimates and states, relative to the largest value; the graphs are fp16."""
 
@@ -122,6 +124,7 @@ def stages(folder: Path) -> dict[str, list[str]]:
         ],
         "export": [*command, "export", model, "-o", graphs, "--dtype", "fp16"],
         "build": [*command, "build", graphs, "-o", engine, "--batch", "1"],
+        "build_rtx": [*command, "build", graphs, "-o", str(folder / "engine_rtx"), *RTX],
         "steps": [*this, "steps"],
         "reference": [*this, "reference"],
     }
@@ -173,7 +176,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "device": cpu_name(),
         "system": platform.platform(),
-        "libraries": {name: version(name) for name in ("torch", "diffusers", "onnxruntime")},
+        "libraries": {name: version(name) for name in LIBRARIES},
         "note": arguments.note,
         "stages": {},
     }
