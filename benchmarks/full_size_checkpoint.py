@@ -3,7 +3,8 @@
 Writes a ``model.ckpt`` with every tensor of text2img-large that is used (5.6 GiB in float32) and one training run
 in the authors' format, then imports, exports, builds for ONNX Runtime and TensorRT-RTX and runs three steps of the
 sampler at batch 1 on the former, each in a process of its own with its seconds and its peak memory, and holds those
-steps against diffusers. ``--only generate`` leaves the files for other uses. Needs 14 GiB of memory and 18 GiB of disk.
+steps against diffusers. ``--only generate`` leaves the files for other uses. Needs 14 GiB of memory and 18 GiB of
+disk.
 """
 
 import argparse

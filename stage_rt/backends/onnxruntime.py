@@ -1,7 +1,9 @@
 """ONNX Runtime on the CPU: the default backend, and the oracle of the others."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +36,10 @@ def library() -> ModuleType:
 class OnnxRuntimeBackend:
     """Graphs optimised by ONNX Runtime; each is loaded when it is first run.
 
+    A batch is cut into a part for every core, which run side by side: the library's own threads share the work
+    of one operator, and small ones cost them more waiting than work. A batch of fewer samples than cores leaves
+    every part several threads; how many is settled by the first batch of a graph.
+
     Raises:
         EngineError: the engine was made by another minor version of ONNX Runtime. The optimised graphs hold
             operators of its own, which it may change between minor versions.
@@ -43,6 +49,8 @@ class OnnxRuntimeBackend:
         self._library = library()
         self._folder = folder
         self._sessions: dict[str, Any] = {}
+        self._cores = _cores()
+        self._pool = ThreadPoolExecutor(self._cores)
         found, expected = self._library.__version__, spec.library_version
         if _minor(found) != _minor(expected):
             raise EngineError(
@@ -52,25 +60,35 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.backends.Backend`; ``graph`` runs at any batch."""
-        session = self._session(graph)
+        batch = max((len(array) for array in inputs.values()), default=1)
+        parts = min(batch, self._cores)
+        session = self._session(graph, threads=self._cores // parts)
         with np.errstate(over="ignore"):
             feed = {node.name: _cast(inputs[node.name], node.type) for node in session.get_inputs()}
+        shared = {node.name for node in session.get_inputs() if isinstance(node.shape[0], int)}
+        bounds = [batch * part // parts for part in range(parts + 1)]
+        feeds = [
+            {name: array if name in shared else array[start:stop] for name, array in feed.items()}
+            for start, stop in pairwise(bounds)
+        ]
         # The library's exceptions have no common base of their own.
         try:
-            (output,) = session.run(None, feed)
+            outputs = list(self._pool.map(lambda part: session.run(None, part)[0], feeds))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in graph `{graph}`: {_first_line(error)}") from error
-        return np.asarray(output, dtype=np.float32)
+        return np.concatenate(outputs, dtype=np.float32, casting="same_kind")
 
     def close(self) -> None:
         """Drop every loaded graph."""
         self._sessions.clear()
 
-    def _session(self, graph: str) -> Any:
+    def _session(self, graph: str, threads: int) -> Any:
         if graph not in self._sessions:
             options = self._library.SessionOptions()
             options.log_severity_level = 3
-            options.intra_op_num_threads = _cores()
+            options.intra_op_num_threads = threads
+            # Every graph has threads of its own; waiting awake, they would take the cores from the one that runs.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             path = self._folder / f"{graph}.onnx"
             try:
                 self._sessions[graph] = self._library.InferenceSession(
@@ -82,9 +100,8 @@ class OnnxRuntimeBackend:
 
 
 def _cores() -> int:
-    # Left to itself the library starts a thread for every core of the machine, also for those that a container
-    # or `taskset` keeps from this process, where they only wait for each other.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    """Cores this process may use; a container or ``taskset`` may keep some of the machine's from it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cast(array: NDArray[Any], kind: str) -> NDArray[Any]:

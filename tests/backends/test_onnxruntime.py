@@ -12,6 +12,8 @@ from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 from stage_rt.engine import read_spec
 from stage_rt.errors import BackendError, ExitCode, MissingExtraError
 
+CONTEXT = (3, 6)
+
 
 @pytest.fixture
 def backend(engine_folder):
@@ -40,18 +42,57 @@ def guided(backend, batch=2, mask=1.0, graph="adapters/tile.aware"):
     return backend.run(graph, eps=estimate(batch), mask=np.full((batch, 1, 16, 16), mask, np.float32))
 
 
-def test_only_the_cores_this_process_may_use_get_a_thread(backend, monkeypatch):
-    threads = []
+class Watched:
+    """A session that keeps how many threads it was given and the shapes it was run at."""
+
+    def __init__(self, session, options):
+        self._session = session
+        self.threads, self.shapes = options.intra_op_num_threads, []
+
+    def get_inputs(self):
+        return self._session.get_inputs()
+
+    def run(self, names, feed):
+        self.shapes.append(sorted(array.shape for array in feed.values()))
+        return self._session.run(names, feed)
+
+
+@pytest.fixture
+def on_three_cores(engine_folder, monkeypatch):
+    """A backend of a process that may use three cores; its sessions are `Watched`."""
     original = module.library().InferenceSession
-
-    def session(path, options, **others):
-        threads.append(options.intra_op_num_threads)
-        return original(path, options, **others)
-
-    monkeypatch.setattr(module.library(), "InferenceSession", session)
+    monkeypatch.setattr(
+        module.library(),
+        "InferenceSession",
+        lambda path, options, **others: Watched(original(path, options, **others), options),
+    )
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _process: {1, 4, 6})
-    guided(backend)
-    assert threads == [3]
+    return OnnxRuntimeBackend(engine_folder, read_spec(engine_folder))
+
+
+def test_a_batch_is_shared_out_among_the_cores_in_order(on_three_cores, backend):
+    inputs = {
+        "sample": estimate(7),
+        "timestep": np.array([500]),
+        "context": np.random.default_rng(2).standard_normal((7, *CONTEXT), dtype=np.float32),
+    }
+    output = on_three_cores.run("unet", **inputs)
+    alone = [
+        backend.run("unet", **{name: a if name == "timestep" else a[n : n + 1] for name, a in inputs.items()})
+        for n in range(7)
+    ]
+    np.testing.assert_allclose(output, np.concatenate(alone), atol=1e-5)
+    session = on_three_cores._sessions["unet"]
+    assert session.threads == 1
+    parts = [[(1,), (count, *CONTEXT), (count, 4, 16, 16)] for count in (2, 2, 3)]
+    assert sorted(session.shapes) == parts
+
+
+def test_fewer_samples_than_cores_get_the_cores_all_the_same(on_three_cores):
+    assert guided(on_three_cores, batch=1).shape == (1, 4, 16, 16)
+    session = on_three_cores._sessions["adapters/tile.aware"]
+    assert session.threads == 3
+    assert session.shapes == [[(1, 1, 16, 16), (1, 4, 16, 16)]]
 
 
 def test_a_missing_library_is_named_with_its_extra(engine_folder, monkeypatch):
