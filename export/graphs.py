@@ -108,9 +108,12 @@ def _network(graph: str, source: Path, dtype: torch.dtype) -> nn.Module:
 
 def _write(model: ir.Model, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    weights = (value.const_value for value in model.graph.initializers.values())
-    size = sum(weight.nbytes for weight in weights if weight is not None)
+    initializers = model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in initializers if value.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)
+    # The optimiser's rules keep the last graph they matched: without its weights, then.
+    for value in initializers:
+        value.const_value = None
 
 
 def _source(model: Path) -> dict[str, JsonValue]:
