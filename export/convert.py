@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,15 +53,23 @@ def convert(
             verbose=False,
         )
         assert program is not None
+        initializers = list(program.model.graph.initializers.values())
         # The optimiser's pattern matching is quadratic in the number of nodes, so they are thinned out before.
         common.InlinePass()(program.model)
         fold_constants_ir(program.model)
         common.RemoveUnusedNodesPass()(program.model)
         program.optimize()
     model: ir.Model = program.model
+    release(set(initializers) - set(model.graph.initializers.values()))
     common.ClearMetadataAndDocStringPass()(model)
     model.graph.metadata_props.clear()
     return model
+
+
+def release(values: Iterable[ir.Value]) -> None:
+    """Drop the weights of initializers: the optimiser's rules keep the last graph they matched."""
+    for value in values:
+        value.const_value = None
 
 
 def _attention(

@@ -1,6 +1,5 @@
 """The graphs folder: every network of a model as ONNX, the contexts, and ``model.json``."""
 
-import gc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,9 @@ from stage_rt.spec import (
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Description, load_description
-from .convert import convert
+from .convert import convert, release
 from .fold import FoldedAdapter
+from .memory import collect
 from .networks import TORCH_DTYPES, load, output_name, random_inputs
 from .parity import Parity, StoredReferences, compare, require
 
@@ -82,8 +82,7 @@ def _write_graphs(
     for graph in model.spec.graphs:
         say(f"exporting {graph}")
         _write(_graph(graph, source, model, dtype, opset), folder / f"{graph}.onnx")
-        # A traced program is part of a cycle: left to itself, it would keep its weights beside the next network's.
-        gc.collect()
+        collect()
     return model.spec
 
 
@@ -111,9 +110,7 @@ def _write(model: ir.Model, path: Path) -> None:
     initializers = model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in initializers if value.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None)
-    # The optimiser's rules keep the last graph they matched: without its weights, then.
-    for value in initializers:
-        value.const_value = None
+    release(initializers)
 
 
 def _source(model: Path) -> dict[str, JsonValue]:

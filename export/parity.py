@@ -1,6 +1,5 @@
 """Every exported graph in ONNX Runtime against its network in torch."""
 
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from stage_rt.errors import ParityError
 from stage_rt.spec import UNET, DType
 
 from ..training.folder import Description, Model, load_description
+from .memory import collect
 from .networks import TOLERANCE, load, networks, random_inputs
 
 BATCHES = (1, 3)
@@ -68,8 +68,7 @@ class StoredReferences(Mapping[str, list[Case]]):
     def __getitem__(self, graph: str) -> list[Case]:
         self._say(f"comparing {graph} with torch")
         cases = _cases(graph, load(self._folder, graph, torch.float32), self._description)
-        # A network is part of a cycle: left to itself, it would still be there when its graph is run.
-        gc.collect()
+        collect()
         return cases
 
     def __iter__(self) -> Iterator[str]:
