@@ -34,7 +34,7 @@ ONNX_RUNTIMES = (
 )
 """Distributions that all install the module ``onnxruntime``, each over the other's files."""
 
-EXPORT_PACKAGES = ("torch", "diffusers", "accelerate", "onnx", "onnxscript", "matplotlib")
+EXPORT_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "matplotlib")
 
 CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
