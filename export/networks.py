@@ -89,8 +89,13 @@ def load(folder: Path, graph: str, dtype: torch.dtype) -> nn.Module:
     if graph == UNET:
         return Denoiser(load_network(UNet2DConditionModel, folder / "unet", dtype)).eval()
     if graph in (VAE_ENCODER, VAE_DECODER):
-        half = Encoder if graph == VAE_ENCODER else Decoder
-        return half(load_network(AutoencoderKL, folder / "vae", dtype)).eval()
+        vae = load_network(AutoencoderKL, folder / "vae", dtype)
+        # The exporter holds on to weights that it leaves out of the graph.
+        if graph == VAE_ENCODER:
+            del vae.decoder, vae.post_quant_conv
+            return Encoder(vae).eval()
+        del vae.encoder, vae.quant_conv
+        return Decoder(vae).eval()
     adapter: nn.Module = load_network(MaskGuidanceAdapter, folder / graph.replace(".", "/"), dtype)
     return adapter
 

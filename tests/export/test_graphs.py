@@ -1,5 +1,6 @@
 import os
 import sys
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -149,6 +150,22 @@ def test_large_weights_lie_in_a_file_of_their_own(graphs, tmp_path, monkeypatch)
         strict=True,
     ):
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(found), onnx.numpy_helper.to_array(expected))
+
+
+def test_no_weight_is_still_there_when_the_next_network_is_read(model_folder, tmp_path, monkeypatch):
+    read_network, weights, seen = module._network, [], []
+
+    def watched(graph, *arguments):
+        alive = [name for name, weight in weights if weight() is not None]
+        assert not alive, f"{len(alive)} weights are still there at {graph}, as {alive[0]}"
+        network = read_network(graph, *arguments)
+        weights[:] = [(f"{graph} {name}", weakref.ref(w)) for name, w in network.named_parameters()]
+        seen.append(graph)
+        return network
+
+    monkeypatch.setattr(module, "_network", watched)
+    export(model_folder, tmp_path / "graphs", dtype="fp16")
+    assert seen == list(INPUTS)
 
 
 def test_a_graph_that_disagrees_is_shown_and_leaves_nothing_behind(model_folder, tmp_path, monkeypatch):
