@@ -22,18 +22,9 @@ from machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 
-UNET_PARAMETERS = 872_300_484
 ADAPTER_PARAMETERS = 2_662_532
 VAE_PARAMETERS = 83_653_863
 
-UNET = {
-    "sample_size": 32,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    "cross_attention_dim": 1280,
-    "attention_head_dim": 8,
-}
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -130,6 +121,9 @@ def generate(scratch: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
 
+    sys.path.append(str(Path(__file__).parent / "gpu"))
+    from model import FULL_PARAMETERS, UNETS
+
     from stage_rt.recipe import Branch, Recipe
     from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
     from stage_rt.training.adapter import MaskGuidanceAdapter
@@ -145,7 +139,7 @@ def generate(scratch: Path) -> None:
         prompts={"random+weights": "random"},
     )
     torch.manual_seed(0)
-    write_random(folder / "unet", UNet2DConditionModel, UNET, UNET_PARAMETERS)
+    write_random(folder / "unet", UNet2DConditionModel, UNETS["full"], FULL_PARAMETERS)
     write_random(folder / "vae", AutoencoderKL, VAE, VAE_PARAMETERS)
     for branch in Branch:
         write_random(folder / "adapters/random" / branch, MaskGuidanceAdapter, {}, ADAPTER_PARAMETERS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stage_rt.backends.inductor import CPU, LIBRARY, arranged, open_package, package, release, weights
 from stage_rt.cuda.plan import autoencoder_bucket
 from stage_rt.engine import up_to_date
-from stage_rt.errors import BackendError, DeviceError, ParityError
+from stage_rt.errors import BackendError, DeviceError, ParityError, first_line
 from stage_rt.files import digests, staged_folder
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec, ModelSpec
 
@@ -128,8 +128,7 @@ def compile_network(network: nn.Module, inputs: Mapping[str, Tensor], path: Path
                 program, package_path=str(path), inductor_configs=_OPTIONS
             )
         except Exception as error:  # The compiler's exceptions have no common base.
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise BackendError(f"PyTorch cannot compile `{path.name}`: {reason}") from error
+            raise BackendError(f"PyTorch cannot compile `{path.name}`: {first_line(error)}") from error
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     return {name: value.detach().clone() for name, value in {**program.state_dict, **constants}.items()}
 

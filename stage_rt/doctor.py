@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stage_rt import __version__
+from stage_rt.errors import first_line
 
 PYTHON = (3, 11)
 
@@ -76,7 +77,7 @@ def examine() -> list[Line]:
             lines += probe()
         except Exception as error:
             fix = "report this as a bug of `stage-rt doctor`"
-            lines.append(Line(subject, Status.WRONG, f"could not be examined ({_told(error)})", fix))
+            lines.append(Line(subject, Status.WRONG, f"could not be examined ({first_line(error)})", fix))
     return lines
 
 
@@ -148,7 +149,7 @@ def _nvidia() -> Iterator[Line]:
             "install NVIDIA's driver to run TensorRT engines, or start the container with `--gpus all`; "
             "ONNX Runtime and building for TensorRT-RTX need none"
         )
-        yield Line("NVIDIA driver", Status.MISSING, _told(error), fix)
+        yield Line("NVIDIA driver", Status.MISSING, first_line(error), fix)
         yield _libcuda("it comes with NVIDIA's driver")
         return
     yield Line("NVIDIA driver", Status.OK, driver)
@@ -307,7 +308,3 @@ def _gpus_of_smi() -> tuple[str, list[Gpu]]:
 
 def _size(count: int) -> str:
     return f"{count / 10**9:.1f} GB"
-
-
-def _told(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -177,7 +177,7 @@ class Engine:
                 photos[part],
                 cells[part],
                 prompt=prompt,
-                noise=_select(noise, part),
+                noise=noise.select(part),
                 sampler=sampler,
                 recipe=recipe,
                 callback=callback,
@@ -236,7 +236,7 @@ class Engine:
                     masks[part],
                     sampler=SAMPLERS[sampler],
                     recipe=recipe or model.recipe,
-                    noise=_select(noise, part),
+                    noise=noise.select(part),
                     callback=callback,
                 )
         return self._paint(latent)
@@ -322,10 +322,6 @@ def _contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
 def finite(arrays: Float32) -> NDArray[np.bool_]:
     """Bool ``[B]``: which of ``arrays`` ``[B, c, h, w]`` hold only finite numbers."""
     return np.asarray(np.isfinite(arrays).all(axis=(1, 2, 3)))
-
-
-def _select(noise: PhiloxNoise, part: slice | NDArray[np.bool_]) -> PhiloxNoise:
-    return PhiloxNoise(noise.seeds[part].tolist(), noise.samples[part].tolist())
 
 
 def _labels(images: NDArray[Any], masks: NDArray[Any], noise: PhiloxNoise) -> NDArray[np.bool_]:

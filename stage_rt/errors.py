@@ -109,3 +109,8 @@ class FailedSamplesError(StageError):
     """The run finished, but some samples came out non-finite and were not written."""
 
     exit_code = ExitCode.FAILED_SAMPLES
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's own error says in its first line, or its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

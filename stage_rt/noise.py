@@ -78,6 +78,10 @@ class PhiloxNoise:
         """Noise of the autoencoder's posterior sample, [B, C, h, w]."""
         return self._draw(0, Draw.ENCODE, shape)
 
+    def select(self, part: slice | NDArray[np.bool_]) -> PhiloxNoise:
+        """The noise of some of the samples, by their place in the batch."""
+        return PhiloxNoise(self.seeds[part].tolist(), self.samples[part].tolist())
+
     def _draw(self, i: int, draw: Draw, shape: Shape) -> NDArray[np.float32]:
         if not shape or shape[0] != len(self.seeds):
             raise InputError(f"noise of shape {shape} needs one seed a sample, got {len(self.seeds)} seeds")

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from stage_rt import extras
 from stage_rt.backends import Tensor, TensorDType, tensors
 from stage_rt.cuda import device
 from stage_rt.cuda.dtypes import narrow
 from stage_rt.cuda.plan import padded, parts
-from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, MissingExtraError
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, first_line
 from stage_rt.spec import EngineSpec
 
 LIBRARY = "torch"
@@ -38,12 +39,7 @@ def library() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        return import_module(LIBRARY)
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            "this engine needs PyTorch, which is not installed: `pip install 'stage-rt[export]'`"
-        ) from missing
+    return extras.library(LIBRARY, "this engine needs PyTorch", "export")
 
 
 def package(graph: str, batch: int) -> str:
@@ -224,7 +220,7 @@ class _named:  # noqa: N801
         if isinstance(error, self._torch.OutOfMemoryError):
             raise DeviceMemoryError(f"the GPU's memory is full in graph `{self._graph}`") from error
         if isinstance(error, RuntimeError):
-            raise BackendError(f"PyTorch failed in graph `{self._graph}`: {_first_line(error)}") from error
+            raise BackendError(f"PyTorch failed in graph `{self._graph}`: {first_line(error)}") from error
 
 
 class _Address:
@@ -251,7 +247,3 @@ def _at(torch: Any, address: int, tensor: Tensor) -> Any:
 def release(version: str) -> str:
     """A version of PyTorch without what names its build: ``2.13.0+cu130`` to ``2.13.0``."""
     return version.partition("+")[0]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.errors import BackendError, EngineError, MissingExtraError
+from stage_rt import extras
+from stage_rt.errors import BackendError, EngineError, first_line
 from stage_rt.spec import EngineSpec
 
 LIBRARY = "onnxruntime"
@@ -25,12 +25,7 @@ def library() -> ModuleType:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        return import_module(LIBRARY)
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            "this engine needs ONNX Runtime, which is not installed: `pip install 'stage-rt[cpu]'`"
-        ) from missing
+    return extras.library(LIBRARY, "this engine needs ONNX Runtime", "cpu")
 
 
 class OnnxRuntimeBackend:
@@ -63,9 +58,10 @@ class OnnxRuntimeBackend:
         batch = max((len(array) for array in inputs.values()), default=1)
         parts = min(batch, self._cores)
         session = self._session(graph, threads=self._cores // parts)
+        nodes = session.get_inputs()
         with np.errstate(over="ignore"):
-            feed = {node.name: _cast(inputs[node.name], node.type) for node in session.get_inputs()}
-        shared = {node.name for node in session.get_inputs() if isinstance(node.shape[0], int)}
+            feed = {node.name: _cast(inputs[node.name], node.type) for node in nodes}
+        shared = {node.name for node in nodes if isinstance(node.shape[0], int)}
         bounds = [batch * part // parts for part in range(parts + 1)]
         feeds = [
             {name: array if name in shared else array[start:stop] for name, array in feed.items()}
@@ -75,7 +71,7 @@ class OnnxRuntimeBackend:
         try:
             outputs = list(self._pool.map(lambda part: session.run(None, part)[0], feeds))
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph `{graph}`: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed in graph `{graph}`: {first_line(error)}") from error
         return np.concatenate(outputs, dtype=np.float32, casting="same_kind")
 
     def close(self) -> None:
@@ -95,7 +91,7 @@ class OnnxRuntimeBackend:
                     path, options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:
-                raise BackendError(f"ONNX Runtime cannot load `{path}`: {_first_line(error)}") from error
+                raise BackendError(f"ONNX Runtime cannot load `{path}`: {first_line(error)}") from error
         return self._sessions[graph]
 
 
@@ -110,7 +106,3 @@ def _cast(array: NDArray[Any], kind: str) -> NDArray[Any]:
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

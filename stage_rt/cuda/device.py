@@ -8,15 +8,15 @@ code that has to be quick or that calls other CUDA libraries.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stage_rt import extras
 from stage_rt.cuda.plan import BLOCK, layout
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError
+from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, first_line
 
 LIBRARY = "pycuda.driver"
 
@@ -85,9 +85,9 @@ def active() -> Iterator[Any]:
     try:
         yield cuda
     except cuda.MemoryError as error:
-        raise DeviceMemoryError(f"the memory of {current().name} is full ({_reason(error)})") from error
+        raise DeviceMemoryError(f"the memory of {current().name} is full ({first_line(error)})") from error
     except cuda.Error as error:
-        raise BackendError(f"CUDA failed: {_reason(error)}") from error
+        raise BackendError(f"CUDA failed: {first_line(error)}") from error
     finally:
         context.pop()
 
@@ -233,13 +233,9 @@ def kernels(binary: bytes, types: Mapping[str, str]) -> dict[str, Kernel]:
 @cache
 def _library() -> Any:
     try:
-        return import_module(LIBRARY)
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            "a GPU is reached through PyCUDA, which is not installed: `pip install 'stage-rt[gpu]'`"
-        ) from missing
+        return extras.library(LIBRARY, "a GPU is reached through PyCUDA", "gpu")
     except ImportError as broken:
-        raise DeviceError(f"no NVIDIA GPU can be used here ({_reason(broken)})") from broken
+        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(broken)})") from broken
 
 
 @cache
@@ -251,8 +247,4 @@ def _primary() -> tuple[Any, Any]:
         device = cuda.Device(0)
         return device, device.retain_primary_context()
     except cuda.Error as error:
-        raise DeviceError(f"no NVIDIA GPU can be used here ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error

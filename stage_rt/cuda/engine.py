@@ -111,10 +111,11 @@ class DeviceEngine(Engine):
         while done < len(clean):
             part = plan.parts(len(clean) - done, self._buckets)[0]
             rows = slice(done, done + part.length)
-            streams = PhiloxNoise(noise.seeds[rows].tolist(), noise.samples[rows].tolist())
             progress = _progress(callback, recipe.steps, done, part.length, len(clean))
             try:
-                sampled = self._run(part.bucket, prompt, clean[rows], masks[rows], streams, progress)
+                sampled = self._run(
+                    part.bucket, prompt, clean[rows], masks[rows], noise.select(rows), progress
+                )
             except DeviceMemoryError as full:
                 self._shrink(part.bucket, full)
                 continue

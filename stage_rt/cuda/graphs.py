@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-from stage_rt.errors import BackendError, MissingExtraError
+from stage_rt import extras
+from stage_rt.errors import BackendError
 
 LIBRARY = "cuda.bindings.driver"
 
@@ -65,13 +65,7 @@ def library() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        return import_module(LIBRARY)
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            "CUDA graphs are reached through `cuda-bindings`, which is not installed: "
-            "`pip install 'stage-rt[gpu]'`"
-        ) from missing
+    return extras.library(LIBRARY, "CUDA graphs are reached through `cuda-bindings`", "gpu")
 
 
 def _call(result: tuple[Any, ...]) -> Any:

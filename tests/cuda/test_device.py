@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mock_cuda import CudaError
 
+from stage_rt import extras
 from stage_rt.cuda import device, graphs
 from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, MissingExtraError
 
@@ -28,8 +29,7 @@ def importing(monkeypatch, error):
             raise error
         return import_module(name)
 
-    monkeypatch.setattr(device, "import_module", failing)
-    monkeypatch.setattr(graphs, "import_module", failing)
+    monkeypatch.setattr(extras, "import_module", failing)
 
 
 def test_a_library_that_is_not_installed_names_the_extra(monkeypatch, forget):
