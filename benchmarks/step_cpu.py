@@ -41,14 +41,14 @@ def measure(shared_noise: bool) -> dict[str, float]:
     x, eps, clean = (generator.standard_normal(SHAPE, np.float32) for _ in range(3))
     mask = (generator.random((SHAPE[0], 1, *SHAPE[2:])) < 0.2).astype(np.float32)
     seeds, samples = np.arange(SHAPE[0], dtype=np.uint64), np.zeros(SHAPE[0], np.uint32)
-    c = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.25, 0.65, 0.76, shared_noise)
+    c = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.25, 0.65, 0.76, shared_noise, 400)
     n_shape = mask.shape if shared_noise else SHAPE
 
     def plain_numpy() -> object:
         n, z = (generator.standard_normal(shape, np.float32) for shape in (n_shape, SHAPE))
         return np.isfinite(reference.step(x, eps, clean, mask, c, n, z)).all(axis=(1, 2, 3))
 
-    arrays = (x, eps, clean, mask, c, seeds, samples, 400)
+    arrays = (x, eps, clean, mask, c, seeds, samples)
     return medians(
         {
             "numpy_definition": lambda: reference.fused_step(*arrays),

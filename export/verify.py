@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from stage_rt.backends import Backend, open_backend
-from stage_rt.engine import Engine, read_spec
+from stage_rt.engine import Engine
+from stage_rt.executor import HostExecutor
+from stage_rt.loading import read_contexts, read_spec
 from stage_rt.errors import BackendError, EngineError, MissingExtraError, ParityError, PromptError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch
@@ -161,7 +162,7 @@ def verify(
     with _nothing_was_verified():
         backend = open_backend(engine, spec)
         try:
-            sides = _Sides(spec, backend, load_file(engine / PROMPTS_FILE), load_model(model))
+            sides = _Sides(spec, backend, read_contexts(engine / PROMPTS_FILE, spec.model), load_model(model))
             return sides.measure(prompt or prompts[0], spread(spec.model.recipe.steps, timesteps), progress)
         finally:
             backend.close()
@@ -203,7 +204,8 @@ class _Sides:
         self, spec: EngineSpec, backend: Backend, contexts: dict[str, Float32], model: Model
     ) -> None:
         self.backend, self.contexts, self.model = backend, contexts, model
-        self.engine = Engine(spec, backend, contexts)
+        self.executor = HostExecutor(backend)
+        self.engine = Engine(spec, self.executor, contexts)
         self.networks = networks(model)
         self.generator = torch.Generator().manual_seed(SEED)
 
@@ -271,7 +273,7 @@ class _Sides:
             progress(2 * steps - i)
 
         expected = self.sample(self.torch_denoiser(prompt), keep)
-        found = self.sample(self.engine.denoiser(prompt, 1), judge)
+        found = self.sample(self.executor.denoiser(self.engine.condition(prompt)), judge)
         image = self.networks[VAE_DECODER](latent=torch.from_numpy(expected) / scale).numpy()
         return [errors[i] for i in range(steps)], error_of(self.engine.decode(found), image)
 

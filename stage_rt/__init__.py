@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         sampler,
         spec,
     )
-    from stage_rt.engine import load
+    from stage_rt.loading import load
 
 __all__ = [
     "__version__",
@@ -50,7 +50,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return import_module("stage_rt.engine").load
+        return import_module("stage_rt.loading").load
     if name in __all__:
         return import_module(f"stage_rt.{name}")
     raise AttributeError(f"module `stage_rt` has no attribute `{name}`")

@@ -1,4 +1,4 @@
-"""Noise schedule, posterior, EMA factor and branch plan of STAGE's 1000-step loop.
+"""STAGE's loop but for its networks: which branch runs when, the EMA factor, and the scalars of every step.
 
 Everything is computed in float64. Equation numbers are the paper's; the indices are the network's:
 ``i = 0 .. steps - 1`` is what the UNet is handed, the paper's ``t`` is ``i + 1``.
@@ -6,13 +6,13 @@ Everything is computed in float64. Equation numbers are the paper's; the indices
 
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stage_rt.errors import InputError
+from stage_rt.schedule import FEWEST_CALLS, Schedule
 
 MaskRule = Literal["cover", "authors"]
 RecipeName = Literal["authors", "paper"]
@@ -26,9 +26,9 @@ class Branch(StrEnum):
 
 
 class StepCoefficients(NamedTuple):
-    """The scalars of one iteration of the single-state loop, in the order the kernels read them.
+    """One transition of the single-state loop: a row of the table that the kernels read, field by field.
 
-    With ``m`` the latent mask, ``c`` the clean latent, ``n`` and ``z`` standard normal noise::
+    With ``m`` the latent mask, ``c`` the clean latent, ``n`` and ``z`` standard normal noise of ``timestep``::
 
         x0 = x * sqrt_recip_abar - eps * sqrt_recipm1_abar
         M  = m + mix * (1 - m);    x0 = M * x0 + (1 - M) * c                       (AIF, Eq. 6)
@@ -48,12 +48,15 @@ class StepCoefficients(NamedTuple):
     background_noise: float
     shared_noise: bool
     """True when ``n`` is the mask draw: one channel, broadcast to all latent channels."""
+    timestep: int
+    """What the networks are handed, and the address of the draws (`stage_rt.noise`)."""
 
 
 class Recipe(BaseModel):
     """Everything about the loop that is not a network: schedule, ``t_s``, branch intervals, mask rule.
 
-    ``only_intervals`` are inclusive ranges of network indices ``i`` handed to the anomaly-only branch.
+    ``steps`` levels were trained, between ``beta_start`` and ``beta_end``; the loop visits ``calls`` of them, all if
+    None. ``only_intervals`` are inclusive ranges of network indices ``i`` handed to the anomaly-only branch.
     ``ema_stop`` is the paper's ``t_s``: from there on the EMA mask is the real mask. ``mask_rule`` says how
     the image-sized label becomes the latent mask: ``cover`` sets every cell that any labelled pixel touches,
     ``authors`` is the bilinear resize without antialiasing of the authors' code, which loses small defects.
@@ -68,6 +71,8 @@ class Recipe(BaseModel):
     ema_stop: int = Field(default=200, ge=1)
     only_intervals: tuple[tuple[int, int], ...]
     mask_rule: MaskRule = "cover"
+    # Left out of the JSON where it says nothing, so that digests of older descriptions stay what they are.
+    calls: int | None = Field(default=None, exclude_if=lambda calls: calls is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -76,6 +81,9 @@ class Recipe(BaseModel):
         for low, high in self.only_intervals:
             if not 0 <= low <= high < self.steps:
                 raise ValueError(f"only_intervals {low}..{high} is not a range of steps 0..{self.steps - 1}")
+        fewest = self.fewest_calls
+        if self.calls is not None and not fewest <= self.calls <= self.steps:
+            raise ValueError(f"calls {self.calls} must be between {fewest} and {self.steps}")
         return self
 
     @classmethod
@@ -99,37 +107,43 @@ class Recipe(BaseModel):
             raise InputError(
                 f"recipe `{name}` is for {preset.steps} steps, this model has {self.steps}: leave `--recipe` out"
             )
-        plan = {"name": name, "ema_stop": preset.ema_stop, "only_intervals": preset.only_intervals}
-        return type(self)(**{**self.model_dump(), **plan})
+        return self._with(name=name, ema_stop=preset.ema_stop, only_intervals=preset.only_intervals)
 
-    @cached_property
-    def betas(self) -> NDArray[np.float64]:
-        """``beta_i``: squares of an even spacing of the square roots, ``[steps]``."""
-        return np.asarray(np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps) ** 2)
+    def respaced(self, calls: int) -> Self:
+        """The same loop in ``calls`` network calls; all ``steps`` of them are the loop itself.
 
-    @cached_property
-    def abar(self) -> NDArray[np.float64]:
-        """``abar_i``, the signal variance left at level ``i``, ``[steps]`` (Eq. 1)."""
-        return np.asarray(np.cumprod(1 - self.betas))
-
-    @cached_property
-    def posterior_x0(self) -> NDArray[np.float64]:
-        """Weight of ``x0`` in the posterior mean, ``[steps]``; 1 at ``i = 0`` (Eq. 2)."""
-        return np.asarray(np.sqrt(self._abar_before) * self.betas / (1 - self.abar))
-
-    @cached_property
-    def posterior_xt(self) -> NDArray[np.float64]:
-        """Weight of ``x_t`` in the posterior mean, ``[steps]``; 0 at ``i = 0`` (Eq. 2)."""
-        return np.asarray(np.sqrt(1 - self.betas) * (1 - self._abar_before) / (1 - self.abar))
-
-    @cached_property
-    def posterior_variance(self) -> NDArray[np.float64]:
-        """Variance of the posterior, ``[steps]``; 0 at ``i = 0`` (Eq. 2)."""
-        return np.asarray(self.betas * (1 - self._abar_before) / (1 - self.abar))
+        Raises:
+            InputError: they are more than the steps, or fewer than the loop needs.
+        """
+        if not self.fewest_calls <= calls <= self.steps:
+            raise InputError(f"`steps` must be between {self.fewest_calls} and {self.steps}, not {calls}")
+        return self._with(calls=None if calls == self.steps else calls)
 
     @property
-    def _abar_before(self) -> NDArray[np.float64]:
-        return np.concatenate([[1.0], self.abar[:-1]])
+    def fewest_calls(self) -> int:
+        """The fewest network calls the loop makes sense with."""
+        return min(max(FEWEST_CALLS, len({0, 1, self.steps - 1, *self.edges})), self.steps)
+
+    @property
+    def edges(self) -> frozenset[int]:
+        """Network indices of the levels between two branches, and of the one from which the EMA mask is the real one.
+
+        No transition may go from above one of them to below it.
+        """
+        ends = {self.ema_stop - 1}
+        for low, high in self.only_intervals:
+            ends |= {low - 1, high}
+        return frozenset(ends - {-1})
+
+    @cached_property
+    def levels(self) -> Schedule:
+        """Every level the network was trained at."""
+        return Schedule.scaled_linear(self.steps, self.beta_start, self.beta_end)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The levels the loop visits."""
+        return self.levels if self.calls is None else self.levels.respaced(self.calls, self.edges)
 
     def zeta(self, k: int) -> float:
         """How much of the background the EMA mask lets in at ``k``, in [0, 1] (Eq. 8)."""
@@ -149,22 +163,45 @@ class Recipe(BaseModel):
 
     @cached_property
     def coefficients(self) -> tuple[StepCoefficients, ...]:
-        """The scalars of every iteration, indexed by ``i``."""
-        return tuple(self._coefficients(i) for i in range(self.steps))
+        """The scalars of every transition of ``schedule``, the last one of the loop first."""
+        return self.table(self.schedule)
 
-    def _coefficients(self, i: int) -> StepCoefficients:
-        abar, before = self.abar[i], self.abar[max(i - 1, 0)]
-        only, only_next = self.branch(i) is Branch.ONLY, self.branch(i - 1) is Branch.ONLY
-        ema = self.ema(i)
+    def table(self, schedule: Schedule) -> tuple[StepCoefficients, ...]:
+        """The scalars of every transition of a schedule over these levels, the last one of the loop first.
+
+        A transition over several levels stands for their single steps: EMA factor, background and branch that runs
+        next are those of its last one.
+
+        Raises:
+            InputError: a transition goes from above one of ``edges`` to below it.
+        """
+        for i, target in zip(schedule.timesteps.tolist(), schedule.targets.tolist(), strict=True):
+            if crossed := sorted(edge for edge in self.edges if target < edge < i):
+                raise InputError(
+                    f"the step from level {i} to {target} crosses level {crossed[0]}, where recipe `{self.name}` "
+                    "changes: put that level into the schedule"
+                )
+        return tuple(self._coefficients(schedule, k) for k in range(len(schedule)))
+
+    def _coefficients(self, schedule: Schedule, k: int) -> StepCoefficients:
+        i, target, abar = int(schedule.timesteps[k]), int(schedule.targets[k]), schedule.abar[k]
+        background = self.levels.abar[max(target, 0)]
+        only, only_next = self.branch(i) is Branch.ONLY, self.branch(target) is Branch.ONLY
+        ema = self.ema(target + 1)
         return StepCoefficients(
             sqrt_recip_abar=float(1 / np.sqrt(abar)),
             sqrt_recipm1_abar=float(np.sqrt(1 / abar - 1)),
-            posterior_x0=float(self.posterior_x0[i]),
-            posterior_xt=float(self.posterior_xt[i]),
-            sigma=float(np.sqrt(max(self.posterior_variance[i], 1e-20))) if i else 0.0,
+            posterior_x0=float(schedule.posterior_x0[k]),
+            posterior_xt=float(schedule.posterior_xt[k]),
+            sigma=float(np.sqrt(max(schedule.posterior_variance[k], 1e-20))) if k else 0.0,
             mix=0.0 if only else ema,
             blend=0.0 if only or only_next else ema,
-            background_signal=0.0 if only_next else float(np.sqrt(before)),
-            background_noise=float(np.sqrt(1 - before)),
+            background_signal=0.0 if only_next else float(np.sqrt(background)),
+            background_noise=float(np.sqrt(1 - background)),
             shared_noise=only_next,
+            timestep=i,
         )
+
+    def _with(self, **changes: Any) -> Self:
+        # Not `model_copy`, which would keep the tables of this one.
+        return type(self)(**(self.model_dump() | changes))

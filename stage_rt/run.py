@@ -35,7 +35,7 @@ from stage_rt.samplers import SAMPLERS
 from stage_rt.spec import EngineSpec, ModelSpec, PairRecord, RunSpec, SamplerName
 
 if TYPE_CHECKING:
-    from stage_rt.engine import Painted
+    from stage_rt.executor import Painted
 
 NON_FINITE = "the sampler's result is not finite"
 

@@ -17,6 +17,9 @@ Denoiser = Callable[[NDArray[Any], int, NDArray[Any], Branch], NDArray[Any]]
 """``denoise(x, i, mask, branch) -> eps``: UNet and adapter; ``mask`` is what the adapter is handed."""
 
 
+Callback = Callable[[int, NDArray[Any]], None]
+
+
 def sample(
     denoise: Denoiser,
     clean: NDArray[Float],
@@ -24,7 +27,7 @@ def sample(
     *,
     recipe: Recipe,
     noise: NoiseSource,
-    callback: Callable[[int, NDArray[Float]], None] | None = None,
+    callback: Callback | None = None,
 ) -> NDArray[Float]:
     """Paint a defect under ``mask`` into the latent ``clean`` (Algorithm 1, as the authors' code runs it).
 
@@ -33,19 +36,19 @@ def sample(
     runs next.
 
     Args:
-        denoise: called as ``denoise(x, i, mask, branch)`` for ``i = steps - 1 .. 0``; returns the guided noise
-            estimate, ``[B, C, h, w]``. ``mask`` is the soft EMA mask for the aware branch, the binary mask for
-            the only branch, ``[B, 1, h, w]``.
+        denoise: called as ``denoise(x, i, mask, branch)`` for every level ``i`` of the recipe's schedule, from
+            ``steps - 1`` down to 0; returns the guided noise estimate, ``[B, C, h, w]``. ``mask`` is the soft EMA
+            mask for the aware branch, the binary mask for the only branch, ``[B, 1, h, w]``.
         clean: latent of the good image, ``[B, C, h, w]``, float32. In float64 the loop runs in float64, which
             serves to prove equalities.
         mask: latent mask, ``[B, 1, h, w]``, 0 or 1, in the dtype of ``clean``.
         recipe: schedule and branch plan.
-        noise: source of every random draw, addressed by iteration.
+        noise: source of every random draw, addressed by ``i``.
         callback: called as ``callback(i, state)`` after every step.
 
     Returns:
         The painted latent ``[B, C, h, w]``. A sample whose denoiser failed is non-finite there; the others are
-        not affected. If no mask has a cell set, the denoiser is not called: its output would be blended away.
+        not affected. If no mask has a cell set, the denoiser is not called: `untouched`.
 
     Raises:
         InputError: shapes, dtypes or mask values are wrong.
@@ -53,41 +56,53 @@ def sample(
     """
     check_inputs(clean, mask)
     if not mask.any():
-        nothing = np.zeros_like(clean)
-        return _step(nothing, nothing, clean, mask, recipe.coefficients[0], noise, 0)
+        return untouched(clean, mask, recipe=recipe, noise=noise)
+    step = _step(noise, clean.dtype)
     x = noise.initial(clean.shape).astype(clean.dtype, copy=False)
-    for i in reversed(range(recipe.steps)):
-        branch = recipe.branch(i)
-        handed = mask if branch is Branch.ONLY else _soft(mask, recipe.ema(i))
-        eps = denoise(x, i, handed, branch)
+    for c in reversed(recipe.coefficients):
+        soft = mask + mask.dtype.type(c.mix) * (1 - mask)
+        eps = denoise(x, c.timestep, soft, recipe.branch(c.timestep))
         if eps.shape != x.shape:
-            raise BackendError(f"the denoiser returned shape {eps.shape} at step {i}, expected {x.shape}")
-        x = _step(x, eps, clean, mask, recipe.coefficients[i], noise, i)
+            raise BackendError(
+                f"the denoiser returned shape {eps.shape} at step {c.timestep}, expected {x.shape}"
+            )
+        x = step(x, eps, clean, mask, c)
         if callback is not None:
-            callback(i, x)
+            callback(c.timestep, x)
     return x
 
 
-def _soft(mask: NDArray[Float], factor: float) -> NDArray[Float]:
-    """The EMA mask ``M0 + zeta (1 - M0)`` (Eq. 8)."""
-    soft: NDArray[Float] = mask + mask.dtype.type(factor) * (1 - mask)
-    return soft
+def untouched(
+    clean: NDArray[Float], mask: NDArray[Float], *, recipe: Recipe, noise: NoiseSource
+) -> NDArray[Float]:
+    """What `sample` makes of samples whose masks are empty: whatever the networks say would be blended away.
+
+    Arguments and result as `sample`.
+    """
+    nothing = np.zeros_like(clean)
+    return _step(noise, clean.dtype)(nothing, nothing, clean, mask, recipe.coefficients[0])
 
 
-def _step(
-    x: NDArray[Any],
-    eps: NDArray[Any],
-    clean: NDArray[Any],
-    mask: NDArray[Any],
-    c: StepCoefficients,
-    noise: NoiseSource,
-    i: int,
-) -> NDArray[Any]:
-    if isinstance(noise, PhiloxNoise) and x.dtype == np.float32:
-        estimate = np.ascontiguousarray(eps, dtype=np.float32)
-        return kernels.fused_step(x, estimate, clean, mask, c, noise.seeds, noise.samples, i)[0]
-    background = noise.mask(i, mask.shape) if c.shared_noise else noise.background(i, x.shape)
-    return kernels.step(x, eps, clean, mask, c, background, noise.posterior(i, x.shape))
+def _step(noise: NoiseSource, dtype: np.dtype[Any]) -> Callable[..., NDArray[Any]]:
+    """One transition, ``(x, eps, clean, mask, c) -> x``: the compiled kernel where it can draw the noise itself."""
+    if isinstance(noise, PhiloxNoise) and dtype == np.float32:
+
+        def fused(
+            x: NDArray[Any], eps: NDArray[Any], clean: NDArray[Any], mask: NDArray[Any], c: StepCoefficients
+        ) -> NDArray[Any]:
+            estimate = np.ascontiguousarray(eps, dtype=np.float32)
+            return kernels.fused_step(x, estimate, clean, mask, c, noise.seeds, noise.samples)[0]
+
+        return fused
+
+    def drawn(
+        x: NDArray[Any], eps: NDArray[Any], clean: NDArray[Any], mask: NDArray[Any], c: StepCoefficients
+    ) -> NDArray[Any]:
+        i = c.timestep
+        background = noise.mask(i, mask.shape) if c.shared_noise else noise.background(i, x.shape)
+        return kernels.step(x, eps, clean, mask, c, background, noise.posterior(i, x.shape))
+
+    return drawn
 
 
 def check_inputs(clean: NDArray[Any], mask: NDArray[Any]) -> None:

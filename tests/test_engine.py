@@ -1,15 +1,21 @@
 """An engine in use: what it refuses, and that samples have nothing to do with their neighbours."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from small_model import PROMPTS
 
 import stage_rt
 from stage_rt.engine import Engine
-from stage_rt.errors import FailedSamplesError, InputError, PromptError
+from stage_rt.executor import HostExecutor
+from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
 from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import FEATHER
+from stage_rt.recipe import Recipe
 from stage_rt.spec import UNET, VAE_ENCODER
 
 PROMPT = PROMPTS[0]
@@ -48,8 +54,8 @@ def spied(plain):
     """``spied(...)`` is that engine and the `Spy` between it and its backend."""
 
     def wrap(**options):
-        spy = Spy(plain._backend, **options)
-        return Engine(plain.spec, spy, plain._contexts), spy
+        spy = Spy(plain._executor._backend, **options)
+        return Engine(plain.spec, HostExecutor(spy), plain._contexts), spy
 
     return wrap
 
@@ -82,7 +88,7 @@ def test_an_unknown_prompt_lists_the_known(plain):
     with pytest.raises(PromptError, match=r"unknown prompt 'tile\+dent': use one of tile\+crack, tile\+hole"):
         plain.synthesize(images, masks, prompt="tile+dent", seeds=[0])
     with pytest.raises(PromptError):
-        plain.denoiser("tile+dent", 1)
+        plain.condition("tile+dent")
 
 
 def test_the_prompt_matters(plain):
@@ -191,12 +197,11 @@ def test_synthesize_names_the_samples_that_are_not_finite(spied):
 def test_more_samples_than_the_largest_batch_are_painted_in_several(spied, plain):
     engine, spy = spied()
     images, masks = photographs(6)
-    states = []
-    result = engine.synthesize(
-        images, masks, prompt=PROMPT, seeds=range(6), callback=lambda i, state: states.append((i, len(state)))
-    )
+    shares = []
+    result = engine.synthesize(images, masks, prompt=PROMPT, seeds=range(6), progress=shares.append)
     assert [size for call, size in zip(spy.calls, spy.batches, strict=True) if call == VAE_ENCODER] == [4, 2]
-    assert states == [(i, size) for size in (4, 2) for i in reversed(range(10))]
+    expected = [4 / 6 * step / 10 for step in range(1, 11)] + [(4 + 2 * step / 10) / 6 for step in range(1, 11)]
+    np.testing.assert_allclose(shares, expected, atol=1e-12)
     assert result.shape == images.shape
     assert result.dtype == np.uint8
     last = plain.synthesize(images[5:], masks[5:], prompt=PROMPT, seeds=[5])
@@ -236,6 +241,120 @@ def test_a_seed_gives_the_same_image_again_and_another_seed_another(plain):
 def test_a_closed_engine_has_let_go_of_its_networks(engine_folder):
     engine = stage_rt.load(engine_folder)
     paint(engine, *prepared(engine, 1), [1])
-    assert engine._backend._sessions
+    backend = engine._executor._backend
+    assert backend._sessions
     engine.close()
-    assert not engine._backend._sessions
+    assert not backend._sessions
+    engine.close()
+
+
+def test_a_closed_engine_says_so(engine_folder):
+    engine = stage_rt.load(engine_folder)
+    inputs = prepared(engine, 1)
+    engine.close()
+    calls = {
+        "synthesize": lambda: engine.synthesize(*photographs(1), prompt=PROMPT, seeds=[1]),
+        "paint": lambda: paint(engine, *inputs, [1]),
+        "encode": lambda: engine.encode(inputs[0], np.zeros((1, 4, 16, 16), np.float32)),
+        "decode": lambda: engine.decode(np.zeros((1, 4, 16, 16), np.float32)),
+    }
+    for call in calls.values():
+        with pytest.raises(EngineError, match=r"^the engine is closed: load it again with `stage_rt.load`$"):
+            call()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_engine_used_before_a_fork_says_in_the_child_that_it_cannot_be(engine_folder, count):
+    """In a process of its own: pytest's has threads, and a child that hung would hang it too.
+
+    One sample leaves every graph threads of its own on a machine with more cores. The child ends as those of
+    `multiprocessing` do: ONNX Runtime itself does not survive the end of a forked process in any other way.
+    """
+    code = f"""
+import gc, os, warnings
+import numpy as np
+import stage_rt
+from stage_rt.errors import EngineError
+warnings.simplefilter("ignore")
+
+def paint(engine):
+    images, masks = np.zeros(({count}, 40, 40, 3), np.uint8), np.ones(({count}, 40, 40), np.uint8)
+    return engine.synthesize(images, masks, prompt={PROMPT!r}, seeds=range({count})).shape
+
+engine = stage_rt.load({str(engine_folder)!r})
+paint(engine)
+child = os.fork()
+if not child:
+    try:
+        paint(engine)
+    except EngineError as error:
+        print(error, flush=True)
+    engine.close()
+    del engine
+    gc.collect()
+    print(paint(stage_rt.load({str(engine_folder)!r})), flush=True)
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+print(paint(engine), os.waitstatus_to_exitcode(status))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    error, child, parent = done.stdout.splitlines()
+    assert error.startswith("the engine was loaded before `os.fork`")
+    assert error.endswith("load it in the child with `stage_rt.load`")
+    assert (child, parent) == (f"({count}, 40, 40, 3)", f"({count}, 40, 40, 3) 0")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": "ddim"}, r"unknown sampler 'ddim': use one of stage, repaint, anomalydiffusion, sdas"),
+        ({"sampler": None}, "unknown sampler None"),
+        ({"sampler": ["stage"]}, r"unknown sampler \['stage'\]"),
+        ({"steps": 0}, "0 steps are not to be had: give sampler `stage` between 10 and 10"),
+        ({"steps": 11}, "11 steps are not to be had"),
+        ({"steps": "10"}, "'10' steps are not to be had"),
+        ({"sampler": "anomalydiffusion", "steps": 10}, "give sampler `anomalydiffusion` between 9 and 9"),
+        ({"recipe": "paper"}, r"`recipe` must be a `stage_rt.recipe.Recipe`, got str"),
+        ({"prompt": None}, "unknown prompt None"),
+        ({"prompt": ["tile+crack"]}, "unknown prompt"),
+        ({"seeds": 3}, "`seeds` must be a sequence of integers"),
+        ({"images": [[1]]}, r"`images` must be a `numpy.ndarray`, got list"),
+        ({"masks": None}, r"`masks` must be a `numpy.ndarray`, got NoneType"),
+    ],
+)
+def test_wrong_names_and_types_are_refused_in_one_sentence(plain, change, message):
+    images, masks = photographs(1)
+    arguments = {"images": images, "masks": masks, "prompt": PROMPT, "seeds": [0]} | change
+    with pytest.raises(InputError, match=message):
+        plain.synthesize(arguments.pop("images"), arguments.pop("masks"), **arguments)
+
+
+def test_a_noise_that_is_none_is_refused(plain):
+    with pytest.raises(InputError, match=r"`noise` must be a `stage_rt.noise.PhiloxNoise`, got int"):
+        plain.paint(*prepared(plain, 1), prompt=PROMPT, noise=3)
+
+
+def test_all_steps_of_the_recipe_are_the_default(plain):
+    images, masks = prepared(plain, 1)
+    assert np.array_equal(
+        plain.paint(images, masks, prompt=PROMPT, noise=PhiloxNoise([1]), steps=10).images,
+        paint(plain, images, masks, [1]).images,
+    )
+
+
+def test_fewer_steps_are_fewer_calls(spied):
+    engine, spy = spied()
+    long = Recipe(name="long", steps=40, ema_stop=8, only_intervals=((28, 32), (12, 16)))
+    shares = []
+    painted = engine.paint(
+        *prepared(engine, 2),
+        prompt=PROMPT,
+        noise=PhiloxNoise([1, 2]),
+        recipe=long,
+        steps=20,
+        progress=shares.append,
+    )
+    assert spy.calls.count(UNET) == 20
+    np.testing.assert_allclose(shares, np.arange(1, 21) / 20)
+    assert painted.finite.all()

@@ -68,7 +68,7 @@ def inputs(stored: dict[str, Array], engine: Engine) -> Inputs:
         clean=engine.encode(photos, generator.standard_normal(shape, dtype=np.float32)),
         mask=stored["mask32"].astype(np.float32),
         noise=closed_form.streamed(generator, shape),
-        denoise=engine.denoiser(engine.prompts[0], len(photos)),
+        denoise=engine._executor.denoiser(engine.condition(engine.prompts[0])),
         states={int(i): state_of(stored, row, recipe) for row, i in enumerate(stored["steps"])},
     )
 

@@ -74,7 +74,7 @@ def ema(shift: int) -> Callable[[int, StepCoefficients], StepCoefficients]:
 
 
 def level(i: int, c: StepCoefficients) -> StepCoefficients:
-    abar = AUTHORS.abar[i]
+    abar = AUTHORS.schedule.abar[i]
     signal = float(np.sqrt(abar)) if c.background_signal else 0.0
     return c._replace(background_signal=signal, background_noise=float(np.sqrt(1 - abar)))
 
@@ -88,7 +88,7 @@ COEFFICIENTS: dict[str, Callable[[int, StepCoefficients], StepCoefficients]] = {
     ),
     "noise at the last step": lambda i, c: c if i else c._replace(sigma=0.02),
     "no noise in the posterior": lambda i, c: c._replace(sigma=0.0),
-    "upper posterior variance": lambda i, c: c._replace(sigma=float(np.sqrt(AUTHORS.betas[i])) if i else 0.0),
+    "upper posterior variance": lambda i, c: c._replace(sigma=float(np.sqrt(AUTHORS.schedule.betas[i])) if i else 0.0),
     "AIF with the binary mask": lambda i, c: c._replace(mix=0.0),
     "no AIF": lambda i, c: c._replace(mix=1.0),
     "blend with the binary mask": lambda i, c: c._replace(blend=0.0),
@@ -101,7 +101,7 @@ COEFFICIENTS: dict[str, Callable[[int, StepCoefficients], StepCoefficients]] = {
         c._replace(blend=AUTHORS.ema(i)) if not aware(i) else c
     ),
     "clean background for the only branch": lambda i, c: (
-        c._replace(background_signal=float(np.sqrt(AUTHORS.abar[i - 1]))) if c.shared_noise else c
+        c._replace(background_signal=float(np.sqrt(AUTHORS.schedule.abar[i - 1]))) if c.shared_noise else c
     ),
     "image noise for the only branch": lambda i, c: c._replace(shared_noise=False),
     "mask noise for the aware branch": lambda i, c: c._replace(shared_noise=True),

@@ -13,12 +13,12 @@ AUTHORS = Recipe.authors()
 def test_tables_equal_the_authors_buffers(golden: Golden) -> None:
     stored = golden("schedule")
     tables = {
-        "betas": AUTHORS.betas,
-        "alphas_cumprod": AUTHORS.abar,
-        "alphas_cumprod_prev": np.concatenate([[1.0], AUTHORS.abar[:-1]]),
-        "posterior_variance": AUTHORS.posterior_variance,
-        "posterior_mean_coef1": AUTHORS.posterior_x0,
-        "posterior_mean_coef2": AUTHORS.posterior_xt,
+        "betas": AUTHORS.schedule.betas,
+        "alphas_cumprod": AUTHORS.schedule.abar,
+        "alphas_cumprod_prev": np.concatenate([[1.0], AUTHORS.schedule.abar[:-1]]),
+        "posterior_variance": AUTHORS.schedule.posterior_variance,
+        "posterior_mean_coef1": AUTHORS.schedule.posterior_x0,
+        "posterior_mean_coef2": AUTHORS.schedule.posterior_xt,
     }
     for name, table in tables.items():
         np.testing.assert_allclose(table, stored[name], rtol=2e-7, atol=1e-9, err_msg=name)
@@ -48,7 +48,7 @@ def test_zeta_equals_the_authors_factor(golden: Golden) -> None:
     [(0, 0.99915), (199, 0.75523836), (400, 0.42448302), (700, 0.08252087), (999, 0.00466010)],
 )
 def test_signal_variance_at_check_points(i: int, value: float) -> None:
-    assert AUTHORS.abar[i] == pytest.approx(value, abs=5e-9)
+    assert AUTHORS.schedule.abar[i] == pytest.approx(value, abs=5e-9)
 
 
 @pytest.mark.parametrize(

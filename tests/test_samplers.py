@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from stage_rt.errors import BackendError, InputError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.samplers import SAMPLERS, _walk, anomalydiffusion, repaint, sdas
+from stage_rt.samplers import SAMPLERS, find, steps_of
+from stage_rt.samplers.anomalydiffusion import anomalydiffusion
+from stage_rt.samplers.repaint import _walk, repaint
+from stage_rt.samplers.sdas import sdas
+from stage_rt.schedule import Schedule
+from stage_rt.spec import SamplerName
 
 Array = NDArray[Any]
 BOUND = 2e-5
@@ -53,6 +58,13 @@ def latents(shape: tuple[int, ...] = (3, 4, 6, 5)) -> tuple[Array, Array]:
     return draws.standard_normal(shape).astype(np.float32), mask.astype(np.float32)
 
 
+def run(name: SamplerName, *arguments: Any, recipe: Recipe, steps: int | None = None, **options: Any) -> Array:
+    """A sampler of the table over ``steps`` levels, its own number if None."""
+    return SAMPLERS[name].run(
+        *arguments, recipe=recipe, steps=SAMPLERS[name].steps(recipe) if steps is None else steps, **options
+    )
+
+
 def test_anomalydiffusion_at_every_logged_iteration(golden: Golden) -> None:
     stored = golden("ad_ddim200_plain_16x16")
     noise, states, times = Streamed(int(stored["seed"])), {}, []
@@ -67,6 +79,7 @@ def test_anomalydiffusion_at_every_logged_iteration(golden: Golden) -> None:
         stored["mask"],
         recipe=Recipe.authors(),
         noise=noise,
+        steps=200,
         callback=lambda k, state: states.__setitem__(199 - k, state),
     )
     assert times == sorted(stored["ddim_timesteps"].tolist(), reverse=True)
@@ -81,7 +94,7 @@ def test_sdas_ends_where_realnet_s_does(golden: Golden, s: str) -> None:
     stored = golden(f"sdas_ddim20_s{s}_clip")
     recipe = Recipe.authors().model_copy()
     # Theirs is linear in beta, in pixels, and learned its variance.
-    recipe.__dict__["abar"] = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    recipe.__dict__["levels"] = Schedule(np.linspace(1e-4, 0.02, 1000))
     noise, times = Streamed(int(stored["seed"])), []
 
     def denoise(x: Array, i: int, mask: Array, branch: Branch) -> Array:
@@ -95,6 +108,7 @@ def test_sdas_ends_where_realnet_s_does(golden: Golden, s: str) -> None:
         np.zeros((shape[0], 1, *shape[2:]), np.float32),
         recipe=recipe,
         noise=noise,
+        steps=20,
         strength=(float(stored["s"]), float(stored["s"])),
         clamp=1.0,
     )
@@ -120,19 +134,19 @@ def test_repaint_walks_as_the_paper_has_it() -> None:
 def test_repaint_is_the_posterior_when_it_never_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every level, without jumps and with a full mask, it is plain ancestral sampling."""
     monkeypatch.setattr(
-        "stage_rt.samplers._walk", lambda levels: [(k, True) for k in reversed(range(levels))]
+        "stage_rt.samplers.repaint._walk", lambda levels: [(k, True) for k in reversed(range(levels))]
     )
     clean, mask = latents()
     noise = PhiloxNoise([1, 2, 3])
-    found = repaint(wave, clean, np.ones_like(mask), recipe=SHORT, noise=noise)
+    found = repaint(wave, clean, np.ones_like(mask), recipe=SHORT, noise=noise, steps=SHORT.steps)
     x = noise.initial(clean.shape).astype(np.float64)
     for i in reversed(range(SHORT.steps)):
-        abar = SHORT.abar[i]
+        abar = SHORT.schedule.abar[i]
         x0 = (x - np.sqrt(1 - abar) * wave(x, i, mask, Branch.AWARE)) / np.sqrt(abar)
-        deviation = np.sqrt(SHORT.posterior_variance[i])
+        deviation = np.sqrt(SHORT.schedule.posterior_variance[i])
         x = (
-            SHORT.posterior_x0[i] * x0
-            + SHORT.posterior_xt[i] * x
+            SHORT.schedule.posterior_x0[i] * x0
+            + SHORT.schedule.posterior_xt[i] * x
             + deviation * noise.posterior(i, clean.shape)
         )
     np.testing.assert_allclose(found, x, atol=2e-5)
@@ -145,24 +159,23 @@ def test_repaint_keeps_the_level_of_the_noise() -> None:
     seen: list[tuple[int, float]] = []
 
     def oracle(x: Array, i: int, handed: Array, branch: Branch) -> Array:
-        abar = recipe.abar[i]
+        abar = recipe.schedule.abar[i]
         eps = (x - np.sqrt(abar) * clean) / np.sqrt(1 - abar)
         seen.append((i, float(eps.std())))
         return np.asarray(eps, dtype=np.float32)
 
-    final = repaint(oracle, clean, mask, recipe=recipe, noise=PhiloxNoise(range(64)))
+    final = repaint(oracle, clean, mask, recipe=recipe, noise=PhiloxNoise(range(64)), steps=30)
     assert np.abs(final - clean).max() <= 1e-4
-    assert len(seen) == SAMPLERS["repaint"].calls(recipe) == 30 + 2 * 9 * 10
+    assert len(seen) == SAMPLERS["repaint"].calls(recipe, 30) == 30 + 2 * 9 * 10
     # The first state is pure noise whatever the level.
     assert all(abs(deviation - 1) < 0.06 for _, deviation in seen[1:])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_do_not_depend_on_their_neighbours(name: str) -> None:
+def test_samples_do_not_depend_on_their_neighbours(name: SamplerName) -> None:
     clean, mask = latents()
-    run = SAMPLERS[name].run
-    together = run(wave, clean, mask, recipe=SHORT, noise=PhiloxNoise([7, 8, 9]))
-    alone = run(wave, clean[1:2], mask[1:2], recipe=SHORT, noise=PhiloxNoise([8]))
+    together = run(name, wave, clean, mask, recipe=SHORT, noise=PhiloxNoise([7, 8, 9]))
+    alone = run(name, wave, clean[1:2], mask[1:2], recipe=SHORT, noise=PhiloxNoise([8]))
     assert together.dtype == np.float32
     assert np.isfinite(together).all()
     assert np.array_equal(together[1:2], alone)
@@ -170,7 +183,7 @@ def test_samples_do_not_depend_on_their_neighbours(name: str) -> None:
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 30, 400, 1000])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_callback_counts_the_calls_down(name: str, steps: int) -> None:
+def test_callback_counts_the_calls_down(name: SamplerName, steps: int) -> None:
     recipe = Recipe(name="any", steps=steps, ema_stop=1, only_intervals=())
     clean, mask = latents((1, 1, 2, 2))
     mask[:] = 1
@@ -182,15 +195,19 @@ def test_callback_counts_the_calls_down(name: str, steps: int) -> None:
         calls.append(i)
         return np.zeros_like(x)
 
-    SAMPLERS[name].run(
-        denoise, clean, mask, recipe=recipe, noise=PhiloxNoise([1]), callback=lambda k, _: left.append(k)
+    run(
+        name, denoise, clean, mask, recipe=recipe, noise=PhiloxNoise([1]), callback=lambda k, _: left.append(k)
     )
-    assert len(calls) == SAMPLERS[name].calls(recipe)
+    sampler = SAMPLERS[name]
+    assert len(calls) == sampler.calls(recipe, sampler.steps(recipe))
     assert left == list(reversed(range(len(calls))))
 
 
 def test_calls_of_the_published_settings() -> None:
-    calls = {name: sampler.calls(Recipe.authors()) for name, sampler in SAMPLERS.items()}
+    calls = {
+        name: sampler.calls(Recipe.authors(), sampler.steps(Recipe.authors()))
+        for name, sampler in SAMPLERS.items()
+    }
     assert calls == {"stage": 1000, "repaint": 2410, "anomalydiffusion": 200, "sdas": 20}
 
 
@@ -211,6 +228,7 @@ def test_sdas_draws_its_strength_evenly() -> None:
             mask,
             recipe=recipe,
             noise=noise,
+            steps=2,
             strength=strength,
             callback=lambda k, x: states.append(x),
         )
@@ -226,25 +244,62 @@ def test_sdas_draws_its_strength_evenly() -> None:
 
 
 @pytest.mark.parametrize("name", ["repaint", "anomalydiffusion", "sdas"])
-def test_wrong_shapes_are_named(name: str) -> None:
+def test_wrong_shapes_are_named(name: SamplerName) -> None:
     clean, mask = latents()
     noise = PhiloxNoise([1, 2, 3])
     with pytest.raises(BackendError, match="the denoiser returned shape"):
-        SAMPLERS[name].run(lambda x, *_: x[:, :2], clean, mask, recipe=SHORT, noise=noise)
+        run(name, lambda x, *_: x[:, :2], clean, mask, recipe=SHORT, noise=noise)
     with pytest.raises(InputError, match="`mask` must hold only 0 and 1"):
-        SAMPLERS[name].run(wave, clean, mask / 2, recipe=SHORT, noise=noise)
+        run(name, wave, clean, mask / 2, recipe=SHORT, noise=noise)
 
 
 @pytest.mark.parametrize("name", ["repaint", "anomalydiffusion"])
-def test_the_background_reaches_the_result(name: str) -> None:
+def test_the_background_reaches_the_result(name: SamplerName) -> None:
     """Where nothing is masked the last state is near the clean latent, whatever is masked beside it."""
     clean, mask = latents()
-    abar = SHORT.abar
+    abar = SHORT.schedule.abar
 
     def denoise(x: Array, i: int, handed: Array, branch: Branch) -> Array:
         return np.asarray(
             (x - np.sqrt(abar[i]) * clean * (1 - mask)) / np.sqrt(1 - abar[i]), dtype=np.float32
         )
 
-    final = SAMPLERS[name].run(denoise, clean, mask, recipe=SHORT, noise=PhiloxNoise([1, 2, 3]))
+    final = run(name, denoise, clean, mask, recipe=SHORT, noise=PhiloxNoise([1, 2, 3]))
     assert np.abs((final - clean) * (1 - mask)).max() < 0.15
+
+
+@pytest.mark.parametrize("steps", [10, 37, 250, 999])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_any_number_of_steps_is_taken_exactly(name: SamplerName, steps: int) -> None:
+    """Every level is visited from the highest down; only RePaint goes back up in between."""
+    clean, mask = latents((1, 1, 2, 2))
+    mask[:] = 1
+    levels: list[int] = []
+
+    def denoise(x: Array, i: int, *_: object) -> Array:
+        levels.append(i)
+        return np.zeros_like(x)
+
+    run(name, denoise, clean, mask, recipe=Recipe.authors(), noise=PhiloxNoise([1]), steps=steps)
+    assert len(set(levels)) == steps
+    assert len(levels) == SAMPLERS[name].calls(Recipe.authors(), steps)
+    assert 0 <= min(levels) <= 1
+    assert max(levels) >= 1000 - 1000 // steps - 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, -5, 9, 1001, True, 10.0, "100"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_out_of_range_are_refused_with_the_range(name: str, steps: Any) -> None:
+    with pytest.raises(InputError, match=rf"give sampler `{name}` between 10 and (1000|999)$"):
+        steps_of(name, Recipe.authors(), steps)
+
+
+def test_unknown_samplers_are_refused_with_the_names() -> None:
+    with pytest.raises(InputError, match="unknown sampler 'ddim': use one of stage, repaint"):
+        find("ddim")
+
+
+def test_the_models_own_number_of_steps_is_the_default() -> None:
+    assert steps_of("stage", Recipe.authors(), None) == 1000
+    assert steps_of("stage", Recipe.authors().respaced(50), None) == 50
+    assert steps_of("sdas", Recipe.authors().respaced(50), None) == 20

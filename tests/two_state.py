@@ -30,7 +30,7 @@ def sample(
     x = aux = noise.initial(clean.shape)
     ema = np.ones_like(mask)
     for i in reversed(range(recipe.steps)):
-        before = recipe.abar[max(i - 1, 0)]
+        before = recipe.schedule.abar[max(i - 1, 0)]
         background = _noised(clean, before, noise.background(i, clean.shape))
         noisy_mask = _noised(mask, before, noise.mask(i, mask.shape))
         n3 = noise.posterior(i, clean.shape)
@@ -57,13 +57,13 @@ def _noised(u: Array, abar: float, n: Array) -> Array:
 
 
 def _estimate(x: Array, eps: Array, recipe: Recipe, i: int) -> Array:
-    abar = recipe.abar[i]
+    abar = recipe.schedule.abar[i]
     return x * _like(np.sqrt(1 / abar), x) - eps * _like(np.sqrt(1 / abar - 1), x)
 
 
 def _posterior(x: Array, x0: Array, n: Array, recipe: Recipe, i: int) -> Array:
-    deviation = np.exp(0.5 * np.log(max(recipe.posterior_variance[i], 1e-20))) if i else 0.0
-    mean = _like(recipe.posterior_x0[i], x) * x0 + _like(recipe.posterior_xt[i], x) * x
+    deviation = np.exp(0.5 * np.log(max(recipe.schedule.posterior_variance[i], 1e-20))) if i else 0.0
+    mean = _like(recipe.schedule.posterior_x0[i], x) * x0 + _like(recipe.schedule.posterior_xt[i], x) * x
     return mean + _like(deviation, x) * n
 
 

@@ -69,7 +69,7 @@ class Latents:
             [encode(vae, images, device) for images in (examples.images, examples.images.flip(3))]
         )
         self._masks = torch.stack([examples.masks, examples.masks.flip(3)])
-        self._abar = torch.tensor(recipe.abar, dtype=torch.float32)
+        self._abar = torch.tensor(recipe.levels.abar, dtype=torch.float32)
 
     def draw(
         self, count: int, generator: torch.Generator, *, prompt: int | None = None

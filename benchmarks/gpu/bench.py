@@ -226,7 +226,7 @@ def loop(options: argparse.Namespace, dtype: str, batch: int) -> Row:
     from stage_rt.backends.inductor import InductorBackend
     from stage_rt.cuda import device, graphs
     from stage_rt.cuda.loop import Loop
-    from stage_rt.engine import read_spec
+    from stage_rt.loading import read_spec
     from stage_rt.recipe import Branch
     from stage_rt.spec import PROMPTS_FILE
 
@@ -236,7 +236,7 @@ def loop(options: argparse.Namespace, dtype: str, batch: int) -> Row:
     free = torch.cuda.mem_get_info()[0]
     notices: list[str] = []
     stream = device.Stream()
-    running = Loop(InductorBackend(folder, spec), spec, ADAPTER, batch, stream, notices.append)
+    running = Loop(InductorBackend(folder, spec), spec.model, spec.model.recipe, ADAPTER, batch, stream, notices.append)
     memory = free - torch.cuda.mem_get_info()[0]
     clean, mask, noise = _inputs(spec.model, batch)
     engine_stream = torch.cuda.ExternalStream(stream.handle)

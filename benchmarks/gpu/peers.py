@@ -48,7 +48,7 @@ def two_states(denoise: Denoise, clean: Tensor, mask: Tensor, recipe: Recipe) ->
     x = torch.randn_like(clean)
     a, soft = x, torch.ones_like(mask)
     for i in reversed(range(recipe.steps)):
-        before = float(recipe.abar[max(i - 1, 0)])
+        before = float(recipe.schedule.abar[max(i - 1, 0)])
         b = before**0.5 * clean + (1 - before) ** 0.5 * torch.randn_like(clean)
         m = before**0.5 * mask + (1 - before) ** 0.5 * torch.randn_like(mask)
         only = recipe.branch(i) is Branch.ONLY
@@ -79,12 +79,12 @@ def single_state(denoise: Denoise, clean: Tensor, mask: Tensor, recipe: Recipe) 
 
 
 def _estimate(x: Tensor, eps: Tensor, recipe: Recipe, i: int) -> Tensor:
-    abar = float(recipe.abar[i])
+    abar = float(recipe.schedule.abar[i])
     return x * abar**-0.5 - eps * (1 / abar - 1) ** 0.5
 
 
 def _posterior(x: Tensor, x0: Tensor, recipe: Recipe, i: int) -> Tensor:
-    mean = float(recipe.posterior_x0[i]) * x0 + float(recipe.posterior_xt[i]) * x
+    mean = float(recipe.schedule.posterior_x0[i]) * x0 + float(recipe.schedule.posterior_xt[i]) * x
     return mean + (recipe.coefficients[i].sigma if i else 0.0) * torch.randn_like(x)
 
 

@@ -1,11 +1,13 @@
 """ONNX Runtime on the CPU: the default backend, and the oracle of the others."""
 
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,7 @@ class OnnxRuntimeBackend:
         self._sessions: dict[str, Any] = {}
         self._cores = _cores()
         self._pool = ThreadPoolExecutor(self._cores)
+        _OPEN.add(self)
         found, expected = self._library.__version__, spec.library_version
         if _minor(found) != _minor(expected):
             raise EngineError(
@@ -93,6 +96,20 @@ class OnnxRuntimeBackend:
             except Exception as error:
                 raise BackendError(f"ONNX Runtime cannot load `{path}`: {first_line(error)}") from error
         return self._sessions[graph]
+
+
+_OPEN: WeakSet[OnnxRuntimeBackend] = WeakSet()
+
+
+def _abandon() -> None:
+    """In a forked child: never destroy the parent's graphs, which would wait for threads that are not here."""
+    for backend in _OPEN:
+        for session in backend._sessions.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
 
 
 def _cores() -> int:

@@ -19,7 +19,7 @@ def inspect(
 
     Needs neither the engine's inference library nor a GPU.
     """
-    from stage_rt.engine import read_spec
+    from stage_rt.loading import read_spec
     from stage_rt.errors import EngineError
     from stage_rt.files import verify
     from stage_rt.spec import ENGINE_FILE

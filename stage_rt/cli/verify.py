@@ -33,7 +33,7 @@ def verify(
     Prints the worst of each; ends with exit code 3 if one is beyond its tolerance.
     """
     from stage_rt.cli.progress import progress_bar
-    from stage_rt.engine import read_spec
+    from stage_rt.loading import read_spec
     from stage_rt.errors import InputError
     from stage_rt.files import write_atomic
 

@@ -13,9 +13,11 @@ from stage_rt.backends import DeviceBackend, DeviceNetwork, Tensor
 from stage_rt.cuda import device, graphs, plan
 from stage_rt.cuda.dtypes import STORAGE, narrow, size
 from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.kernels.table import ROW, rows
 from stage_rt.noise import PhiloxNoise
-from stage_rt.recipe import Branch
-from stage_rt.spec import UNET, EngineSpec, adapter_graph
+from stage_rt.progress import Progress, silent
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.spec import UNET, ModelSpec, adapter_graph
 
 Float32 = NDArray[np.float32]
 Notify = Callable[[str], None]
@@ -42,7 +44,8 @@ class Loop:
 
     Args:
         backend: where the networks come from.
-        spec: of the engine.
+        model: sizes of its latents.
+        recipe: schedule and branch plan.
         adapter: which pair of adapters.
         batch: one of the engine's batch sizes.
         stream: what everything is launched in.
@@ -56,14 +59,15 @@ class Loop:
     def __init__(
         self,
         backend: DeviceBackend,
-        spec: EngineSpec,
+        model: ModelSpec,
+        recipe: Recipe,
         adapter: str,
         batch: int,
         stream: device.Stream,
         notify: Notify,
     ) -> None:
-        self._recipe, self._stream, self._batch = spec.model.recipe, stream, batch
-        self._shape = (batch, spec.model.latent_channels, spec.model.latent_size, spec.model.latent_size)
+        self._recipe, self._stream, self._batch = recipe, stream, batch
+        self._shape = (batch, model.latent_channels, model.latent_size, model.latent_size)
         self._branches = plan.branches(self._recipe)
         self._closing: list[Callable[[], None]] = []
         self._in_flight: list[NDArray[Any]] = []
@@ -82,7 +86,7 @@ class Loop:
         mask: Float32,
         context: Float32,
         noise: PhiloxNoise,
-        progress: Callable[[int], None] = lambda i: None,
+        progress: Progress = silent,
     ) -> Sampled:
         """Sample up to ``batch`` latents (`stage_rt.sampler.sample`).
 
@@ -91,7 +95,7 @@ class Loop:
             mask: float32 ``[B, 1, h, w]``, 0 or 1.
             context: float32 ``[tokens, dim]``, the same for every sample.
             noise: the streams of the B samples.
-            progress: handed the network index of a step that is done, every `plan.PROGRESS_STEPS` steps; may raise.
+            progress: told the share of the steps that are done, every `plan.PROGRESS_STEPS` steps.
 
         Raises:
             BackendError, DeviceMemoryError: the device failed.
@@ -130,9 +134,9 @@ class Loop:
         """Launch one step as `run` does."""
         self._launches[branch]()
 
-    def rewind(self, i: int) -> None:
-        """Make ``i`` the next step."""
-        self._write("counter", np.array([i], np.int32))
+    def rewind(self, row: int) -> None:
+        """Make the transition of that row of `Recipe.coefficients` the next step."""
+        self._write("counter", np.array([row], np.int32))
         self._stream.synchronize()
         self._in_flight.clear()
 
@@ -145,11 +149,11 @@ class Loop:
         self._tensors = self._buffers(next(iter(self._adapters.values())))
         sizes = {name: size(tensor) for name, tensor in self._tensors.items()}
         sizes["scratch"] = max(network.scratch for network in networks)
-        self._arena = device.Arena(sizes | {"table": self._recipe.steps * plan.COEFFICIENTS.itemsize})
+        self._arena = device.Arena(sizes | {"table": len(self._recipe.coefficients) * ROW.itemsize})
         self._closing.append(self._arena.close)
         self._bind()
         self._kernels = _own_kernels(self._arena.addresses, self._shape, self._dtype, self._stream)
-        table = plan.coefficients(self._recipe)
+        table = rows(self._recipe.coefficients)
         self._arena.write("table", table, self._stream)
         self._stream.synchronize()
 
@@ -167,7 +171,7 @@ class Loop:
             "timestep": self._unet.tensors["timestep"],
             "context": self._unet.tensors["context"],
             "eps": self._unet.tensors[self._unet.output],
-            "handed": adapter.tensors["mask"],
+            "adapter_mask": adapter.tensors["mask"],
             "guided": adapter.tensors[adapter.output],
             "state": Tensor(self._shape, "fp32"),
             "clean": Tensor(self._shape, "fp32"),
@@ -183,13 +187,13 @@ class Loop:
         inputs = {name: at[name] for name in ("sample", "timestep", "context")}
         self._unet.bind(inputs | {self._unet.output: at["eps"]}, at["scratch"])
         for adapter in self._adapters.values():
-            addresses = {"eps": at["eps"], "mask": at["handed"], adapter.output: at["guided"]}
+            addresses = {"eps": at["eps"], "mask": at["adapter_mask"], adapter.output: at["guided"]}
             adapter.bind(addresses, at["scratch"])
 
     def _record(self, notify: Notify) -> dict[Branch, Callable[[], None]]:
         """How each branch's step is launched."""
         try:
-            recorded = {branch: self._recorded(branch, i) for branch, i in self._branches.items()}
+            recorded = {branch: self._recorded(branch, row) for branch, row in self._branches.items()}
         except DeviceMemoryError:
             raise
         except BackendError as error:
@@ -204,9 +208,9 @@ class Loop:
                 return {each: partial(self.enqueue, each) for each in recorded}
         return {branch: graph.launch for branch, graph in recorded.items()}
 
-    def _recorded(self, branch: Branch, i: int) -> graphs.Graph:
+    def _recorded(self, branch: Branch, row: int) -> graphs.Graph:
         for _ in range(_WARM_UPS):
-            self._rehearse(i)
+            self._rehearse(row)
             self.enqueue(branch)
         self._stream.synchronize()
         graph = graphs.capture(self._stream.handle, partial(self.enqueue, branch))
@@ -220,14 +224,14 @@ class Loop:
         self._stream.synchronize()
         return [self._read(name).tobytes() for name in ("state", "sample", "guided", "counter", "finite")]
 
-    def _rehearse(self, i: int) -> None:
-        """Inputs like those of a run, at step ``i``."""
+    def _rehearse(self, row: int) -> None:
+        """Inputs like those of a run, at the transition of ``row``."""
         noise = PhiloxNoise(range(self._batch))
         x, clean = noise.initial(self._shape), noise.encode(self._shape)
         mask = (clean[:, :1] > 0).astype(np.float32)
         tokens, width = self._tensors["context"].shape[1:]
         context = noise.initial((self._batch, tokens, width))[0]
-        self._start(x, clean, mask, context, noise, i)
+        self._start(x, clean, mask, context, noise, row)
 
     def _start(
         self,
@@ -236,7 +240,7 @@ class Loop:
         mask: Float32,
         context: Float32,
         noise: PhiloxNoise,
-        i: int | None = None,
+        row: int | None = None,
     ) -> None:
         """Fill every buffer the first step reads; what is over in the batch is never looked at."""
         for name, array in (("state", x), ("clean", clean), ("mask", mask), ("sample", x)):
@@ -245,23 +249,21 @@ class Loop:
         self._write("seeds", plan.padded(noise.seeds, self._batch))
         self._write("samples", plan.padded(noise.samples, self._batch))
         self._write("finite", np.ones(self._batch, np.uint32))
-        self.rewind(self._recipe.steps - 1 if i is None else i)
+        self.rewind(len(self._recipe.coefficients) - 1 if row is None else row)
 
-    def _steps(self, progress: Callable[[int], None]) -> None:
+    def _steps(self, progress: Progress) -> None:
         """Launch every step; the device always has a stretch in hand while the host waits for the one before."""
-        done: tuple[device.Event, int] | None = None
+        waiting: tuple[device.Event, float] | None = None
         for number, stretch in enumerate(plan.stretches(self._recipe)):
             for branch in stretch.branches:
                 self._launches[branch]()
             event = self._events[number % 2]
             event.record(self._stream)
-            if done is not None:
-                done[0].synchronize()
-                progress(done[1])
-            done = event, stretch.last
-        assert done is not None
-        done[0].synchronize()
-        progress(done[1])
+            if waiting is not None:
+                _wait(*waiting, progress)
+            waiting = event, stretch.done
+        assert waiting is not None
+        _wait(*waiting, progress)
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
         tensor = self._tensors[name]
@@ -275,28 +277,45 @@ class Loop:
         return self._arena.read(name, tensor.shape, STORAGE[tensor.dtype], self._stream)
 
 
+def _wait(event: device.Event, done: float, progress: Progress) -> None:
+    event.synchronize()
+    progress(done)
+
+
+_ARGUMENTS = {
+    "gather": ("mask", "table", "counter", "cells", "timestep", "adapter_mask"),
+    "step": (
+        *("state", "guided", "clean", "mask", "table", "counter", "seeds", "samples"),
+        *("channels", "plane", "state", "sample", "finite"),
+    ),
+    "advance": ("counter",),
+}
+"""Arguments of the kernels of step_cuda.cu in their order: buffers by name, and counts."""
+
+
 def _own_kernels(
     at: Mapping[str, int], shape: tuple[int, ...], dtype: str, stream: device.Stream
 ) -> dict[str, Callable[[], None]]:
     """The loop's own kernels as calls without arguments: `stage_gather_*`, `stage_step_*`, `stage_advance`."""
     batch, channels, height, width = shape
     plane = height * width
-    types = {f"stage_gather_{dtype}": "PPPIPP", f"stage_step_{dtype}": "PPPPPPPPIIPPP", "stage_advance": "P"}
-    gather, step, advance = device.kernels(_fatbin(), types).values()
-    handed = [at[name] for name in ("mask", "table", "counter")]
-    inputs = [
-        at[name] for name in ("state", "guided", "clean", "mask", "table", "counter", "seeds", "samples")
-    ]
-    outputs = [at[name] for name in ("state", "sample", "finite")]
-    cells = batch * plane
+    values = {**at, "channels": channels, "plane": plane, "cells": batch * plane}
+    grids = {
+        "gather": plan.gather_grid(batch * plane),
+        "step": plan.step_grid(batch, channels * plane),
+        "advance": (1, 1),
+    }
+    functions = {name: f"stage_{name}_{dtype}" for name in ("gather", "step")} | {"advance": "stage_advance"}
+    types = {
+        functions[name]: "".join("P" if each in at else "I" for each in arguments)
+        for name, arguments in _ARGUMENTS.items()
+    }
+    compiled = device.kernels(_fatbin(), types)
     return {
-        "gather": partial(
-            gather.launch, plan.gather_grid(cells), stream, *handed, cells, at["timestep"], at["handed"]
-        ),
-        "step": partial(
-            step.launch, plan.step_grid(batch, channels * plane), stream, *inputs, channels, plane, *outputs
-        ),
-        "advance": partial(advance.launch, (1, 1), stream, at["counter"]),
+        name: partial(
+            compiled[functions[name]].launch, grids[name], stream, *(values[each] for each in arguments)
+        )
+        for name, arguments in _ARGUMENTS.items()
     }
 
 

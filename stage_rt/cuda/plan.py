@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.recipe import Branch, Recipe, StepCoefficients
+from stage_rt.recipe import Branch, Recipe
 
 ALIGNMENT = 256
 """Of every buffer, in bytes: what CUDA's own allocations have and inference libraries ask for."""
@@ -20,12 +20,6 @@ PROGRESS_STEPS = 50
 AUTOENCODER_BATCH = 8
 """The autoencoder works on at most as many images at once: it fills the GPU with less, at 64 times the cells."""
 
-COEFFICIENTS = np.dtype(
-    [(name, np.float32) for name in StepCoefficients._fields[:-1]] + [("shared", np.uint32)]
-)
-"""`stage::Coefficients` of step.h."""
-
-
 class Part(NamedTuple):
     """Samples ``start .. start + length`` in a batch of size ``bucket``; what is over is padding."""
 
@@ -35,10 +29,10 @@ class Part(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Steps launched without a look back: their branches in order, and the network index of the last."""
+    """Steps launched without a look back: their branches in order, and the share of all steps done after them."""
 
     branches: tuple[Branch, ...]
-    last: int
+    done: float
 
 
 def parts(count: int, buckets: Sequence[int]) -> list[Part]:
@@ -63,21 +57,21 @@ def autoencoder_bucket(buckets: Sequence[int]) -> int:
 
 
 def stretches(recipe: Recipe) -> list[Stretch]:
-    """All steps of the loop from ``steps - 1`` down to 0, cut after every `PROGRESS_STEPS`."""
-    indices = range(recipe.steps - 1, -1, -1)
-    cuts = [indices[start : start + PROGRESS_STEPS] for start in range(0, recipe.steps, PROGRESS_STEPS)]
-    return [Stretch(tuple(map(recipe.branch, cut)), cut[-1]) for cut in cuts]
+    """All steps of the loop from its first to its last, cut after every `PROGRESS_STEPS`."""
+    branches = [recipe.branch(row.timestep) for row in reversed(recipe.coefficients)]
+    cuts = range(0, len(branches), PROGRESS_STEPS)
+    ends = [min(cut + PROGRESS_STEPS, len(branches)) for cut in cuts]
+    return [
+        Stretch(tuple(branches[cut:end]), end / len(branches)) for cut, end in zip(cuts, ends, strict=True)
+    ]
 
 
 def branches(recipe: Recipe) -> dict[Branch, int]:
-    """Each branch the recipe uses, with a network index from the middle of its steps."""
-    steps = {branch: [i for i in range(recipe.steps) if recipe.branch(i) is branch] for branch in Branch}
-    return {branch: indices[len(indices) // 2] for branch, indices in steps.items() if indices}
-
-
-def coefficients(recipe: Recipe) -> NDArray[Any]:
-    """The kernels' table, `COEFFICIENTS` ``[steps]``, indexed by network index."""
-    return np.array([tuple(each) for each in recipe.coefficients], dtype=COEFFICIENTS)
+    """Each branch the recipe uses, with a row of `Recipe.coefficients` from the middle of its steps."""
+    rows: dict[Branch, list[int]] = {branch: [] for branch in Branch}
+    for number, row in enumerate(recipe.coefficients):
+        rows[recipe.branch(row.timestep)].append(number)
+    return {branch: numbers[len(numbers) // 2] for branch, numbers in rows.items() if numbers}
 
 
 def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from stage_rt.errors import BackendError, InputError
 from stage_rt.kernels import reference
 from stage_rt.kernels.reference import step
-
-if TYPE_CHECKING:
-    from stage_rt.recipe import StepCoefficients
+from stage_rt.kernels.table import LAYOUT, rows
+from stage_rt.recipe import StepCoefficients
 
 __all__ = ["fused_step", "normal", "philox_words", "step"]
 
@@ -32,11 +31,7 @@ def philox_words(
 ) -> NDArray[np.uint32]:
     """`reference.philox_words`, bit for bit. Raises `InputError` for arrays of another dtype or shape."""
     _check_streams(seeds, samples, len(seeds))
-    words = np.empty((len(seeds), 4 * blocks), np.uint32)
-    library().stage_words(
-        seeds.ctypes.data, samples.ctypes.data, len(seeds), step, draw, 0, blocks, words.ctypes.data
-    )
-    return words
+    return library().philox_words(seeds, samples, step, draw, blocks)
 
 
 def normal(
@@ -47,7 +42,7 @@ def normal(
     Raises `InputError` for arrays of another dtype or shape.
     """
     _check_streams(seeds, samples, len(seeds))
-    return _normal(library(), seeds, samples, step, draw, shape)
+    return library().normal(seeds, samples, step, draw, shape)
 
 
 def fused_step(
@@ -58,7 +53,6 @@ def fused_step(
     c: StepCoefficients,
     seeds: NDArray[np.uint64],
     samples: NDArray[np.uint32],
-    i: int,
     *,
     threads: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -74,127 +68,119 @@ def fused_step(
         _check(name, array, np.float32, x.shape)
     _check("mask", mask, np.float32, (len(x), 1, *x.shape[2:]))
     _check_streams(seeds, samples, len(x))
-    return _fused_step(library(), x, eps, clean, mask, c, seeds, samples, i, threads)
+    return library().fused_step(x, eps, clean, mask, c, seeds, samples, threads=threads)
+
+
+class StepLibrary:
+    """`libstage_step`, loaded; its methods are those of `reference` and check no argument, `functions` are its own.
+
+    Raises `BackendError` when it cannot be loaded, or is not what `reference` and `table` say.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BackendError(f"`{path}` cannot be loaded ({error}), install stage-rt again here") from error
+        try:
+            self._declare()
+            agrees = self.functions.stage_layout().decode() == LAYOUT and self._equals_reference()
+        except AttributeError:
+            agrees = False
+        if not agrees:
+            raise BackendError(
+                f"`{path}` was built from other sources than this version, install stage-rt again"
+            )
+
+    def philox_words(
+        self, seeds: NDArray[np.uint64], samples: NDArray[np.uint32], step: int, draw: int, blocks: int
+    ) -> NDArray[np.uint32]:
+        """See `reference.philox_words`."""
+        words = np.empty((len(seeds), 4 * blocks), np.uint32)
+        self.functions.stage_words(
+            seeds.ctypes.data, samples.ctypes.data, len(seeds), step, draw, 0, blocks, words.ctypes.data
+        )
+        return words
+
+    def normal(
+        self,
+        seeds: NDArray[np.uint64],
+        samples: NDArray[np.uint32],
+        step: int,
+        draw: int,
+        shape: tuple[int, ...],
+    ) -> NDArray[np.float32]:
+        """See `reference.normal`."""
+        numbers = np.empty((len(seeds), *shape), np.float32)
+        elements = int(np.prod(shape))
+        self.functions.stage_normal(
+            seeds.ctypes.data, samples.ctypes.data, len(seeds), step, draw, elements, numbers.ctypes.data, 0
+        )
+        return numbers
+
+    def fused_step(
+        self,
+        x: NDArray[np.float32],
+        eps: NDArray[np.float32],
+        clean: NDArray[np.float32],
+        mask: NDArray[np.float32],
+        c: StepCoefficients,
+        seeds: NDArray[np.uint64],
+        samples: NDArray[np.uint32],
+        *,
+        threads: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """See `reference.fused_step`."""
+        batch, channels, height, width = x.shape
+        row, following, finite = rows([c]), np.empty_like(x), np.empty(batch, np.bool_)
+        self.functions.stage_step(
+            *(array.ctypes.data for array in (x, eps, clean, mask, row, seeds, samples)),
+            batch,
+            channels,
+            height * width,
+            following.ctypes.data,
+            finite.ctypes.data,
+            threads,
+        )
+        return following, finite
+
+    def _declare(self) -> None:
+        pointer, word, size, count = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int
+        arguments: dict[str, list[Any]] = {
+            "stage_words": [pointer, pointer, size, word, word, word, word, pointer],
+            "stage_normal": [pointer, pointer, size, word, word, size, pointer, count],
+            "stage_step": [*[pointer] * 7, size, size, size, pointer, pointer, count],
+        }
+        for name, types in arguments.items():
+            function = getattr(self.functions, name)
+            function.argtypes, function.restype = types, None
+        self.functions.stage_layout.argtypes, self.functions.stage_layout.restype = [], ctypes.c_char_p
+
+    def _equals_reference(self) -> bool:
+        seeds, samples = np.array([1, 2**63 + 5], np.uint64), np.array([0, 7], np.uint32)
+        x, eps, clean = (np.linspace(low, 2, 54, dtype=np.float32).reshape(2, 3, 3, 3) for low in (-2, -1, 0))
+        mask = (x[:, :1] > 0).astype(np.float32)
+        equal = True
+        for shared in (False, True):
+            c = StepCoefficients(1.5, 0.7, 0.4, 0.6, 0.3, 0.2, 0.1, 0.8, 0.5, shared, 3)
+            made = self.fused_step(x, eps, clean, mask, c, seeds, samples, threads=1)[0]
+            defined = reference.fused_step(x, eps, clean, mask, c, seeds, samples)[0]
+            equal &= np.allclose(made, defined, rtol=0, atol=1e-5)
+        return equal
 
 
 @cache
-def library() -> ctypes.CDLL:
+def library() -> StepLibrary:
     """The loaded `libstage_step`. Raises `BackendError` when it is missing or not this version's."""
     # In an editable install the package spans the source folder and the one the library was built into.
     for folder in __path__:
         path = Path(folder) / LIBRARY
         if path.is_file():
-            return _open(path)
+            return StepLibrary(path)
     raise BackendError(
         f"the compiled kernels `{LIBRARY}` are missing, install again with a C++ compiler: "
         "`pip install --force-reinstall --no-deps stage-rt`"
     )
-
-
-class _Coefficients(ctypes.Structure):
-    """`stage::Coefficients` of step.h."""
-
-    _fields_ = (
-        ("sqrt_recip_abar", ctypes.c_float),
-        ("sqrt_recipm1_abar", ctypes.c_float),
-        ("posterior_x0", ctypes.c_float),
-        ("posterior_xt", ctypes.c_float),
-        ("sigma", ctypes.c_float),
-        ("mix", ctypes.c_float),
-        ("blend", ctypes.c_float),
-        ("background_signal", ctypes.c_float),
-        ("background_noise", ctypes.c_float),
-        ("shared_noise", ctypes.c_uint32),
-    )
-
-
-def _open(path: Path) -> ctypes.CDLL:
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BackendError(f"`{path}` cannot be loaded ({error}), install stage-rt again here") from error
-    try:
-        _declare(loaded)
-        agrees = _equals_reference(loaded)
-    except AttributeError:
-        agrees = False
-    if not agrees:
-        raise BackendError(f"`{path}` was built from other sources than this version, install stage-rt again")
-    return loaded
-
-
-def _declare(loaded: ctypes.CDLL) -> None:
-    pointer, word, size, count = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int64, ctypes.c_int
-    arguments: dict[str, list[Any]] = {
-        "stage_words": [pointer, pointer, size, word, word, word, word, pointer],
-        "stage_normal": [pointer, pointer, size, word, word, size, pointer, count],
-        "stage_step": [*[pointer] * 7, size, size, size, word, pointer, pointer, count],
-    }
-    for name, types in arguments.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = types, None
-
-
-def _normal(
-    loaded: ctypes.CDLL,
-    seeds: NDArray[np.uint64],
-    samples: NDArray[np.uint32],
-    step: int,
-    draw: int,
-    shape: tuple[int, ...],
-) -> NDArray[np.float32]:
-    numbers = np.empty((len(seeds), *shape), np.float32)
-    elements = int(np.prod(shape))
-    loaded.stage_normal(
-        seeds.ctypes.data, samples.ctypes.data, len(seeds), step, draw, elements, numbers.ctypes.data, 0
-    )
-    return numbers
-
-
-def _fused_step(
-    loaded: ctypes.CDLL,
-    x: NDArray[np.float32],
-    eps: NDArray[np.float32],
-    clean: NDArray[np.float32],
-    mask: NDArray[np.float32],
-    c: StepCoefficients,
-    seeds: NDArray[np.uint64],
-    samples: NDArray[np.uint32],
-    i: int,
-    threads: int,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    batch, channels, height, width = x.shape
-    coefficients = _Coefficients(*c)
-    following, finite = np.empty_like(x), np.empty(batch, np.bool_)
-    loaded.stage_step(
-        *(array.ctypes.data for array in (x, eps, clean, mask)),
-        ctypes.addressof(coefficients),
-        seeds.ctypes.data,
-        samples.ctypes.data,
-        batch,
-        channels,
-        height * width,
-        i,
-        following.ctypes.data,
-        finite.ctypes.data,
-        threads,
-    )
-    return following, finite
-
-
-def _equals_reference(loaded: ctypes.CDLL) -> bool:
-    from stage_rt.recipe import StepCoefficients
-
-    seeds, samples = np.array([1, 2**63 + 5], np.uint64), np.array([0, 7], np.uint32)
-    x, eps, clean = (np.linspace(low, 2, 54, dtype=np.float32).reshape(2, 3, 3, 3) for low in (-2, -1, 0))
-    mask = (x[:, :1] > 0).astype(np.float32)
-    equal = True
-    for shared in (False, True):
-        c = StepCoefficients(1.5, 0.7, 0.4, 0.6, 0.3, 0.2, 0.1, 0.8, 0.5, shared)
-        made = _fused_step(loaded, x, eps, clean, mask, c, seeds, samples, 3, 1)[0]
-        defined = reference.fused_step(x, eps, clean, mask, c, seeds, samples, 3)[0]
-        equal &= np.allclose(made, defined, rtol=0, atol=1e-5)
-    return equal
 
 
 def _check(name: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

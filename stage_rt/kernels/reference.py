@@ -96,7 +96,7 @@ def step(
     background_noise: NDArray[Float],
     posterior_noise: NDArray[Float],
 ) -> NDArray[Float]:
-    """One iteration of the single-state loop (Eq. 2, 6 and 7) for noise given as arrays.
+    """One transition of the single-state loop (Eq. 2, 6 and 7) for noise given as arrays.
 
     ``x``, ``eps``, ``clean`` and ``posterior_noise`` [B, C, h, w]; ``mask`` [B, 1, h, w] in {0, 1};
     ``background_noise`` [B, C, h, w], or [B, 1, h, w] when ``c.shared_noise``. Returns the next state
@@ -124,14 +124,13 @@ def fused_step(
     c: StepCoefficients,
     seeds: NDArray[np.uint64],
     samples: NDArray[np.uint32],
-    i: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """`step` with the noise of iteration ``i`` drawn here, and a flag a sample.
+    """`step` with the noise of ``c.timestep`` drawn here, and a flag a sample.
 
     Arrays as in `step`, float32; ``seeds`` uint64 [B], ``samples`` uint32 [B]. Returns the next state
     [B, C, h, w] and bool [B], True where all of that sample's next state is finite.
     """
-    shape = x.shape[1:]
+    shape, i = x.shape[1:], c.timestep
     if c.shared_noise:
         background = normal(seeds, samples, i, Draw.MASK, (1, *shape[1:]))
     else:

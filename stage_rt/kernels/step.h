@@ -22,18 +22,24 @@
 
 namespace stage {
 
-// stage_rt.recipe.StepCoefficients in float32, field by field.
+// stage_rt.recipe.StepCoefficients, field by field: one transition. Python compares the layout when it loads a library.
+#define STAGE_COEFFICIENTS(X) \
+  X(float, sqrt_recip_abar)   \
+  X(float, sqrt_recipm1_abar) \
+  X(float, posterior_x0)      \
+  X(float, posterior_xt)      \
+  X(float, sigma)             \
+  X(float, mix)               \
+  X(float, blend)             \
+  X(float, background_signal) \
+  X(float, background_noise)  \
+  X(uint32_t, shared_noise)   \
+  X(uint32_t, timestep)
+
 struct Coefficients {
-  float sqrt_recip_abar;
-  float sqrt_recipm1_abar;
-  float posterior_x0;
-  float posterior_xt;
-  float sigma;
-  float mix;
-  float blend;
-  float background_signal;
-  float background_noise;
-  uint32_t shared_noise;
+#define STAGE_FIELD(type, name) type name;
+  STAGE_COEFFICIENTS(STAGE_FIELD)
+#undef STAGE_FIELD
 };
 
 // stage_rt.noise.Draw: what a random number is for.

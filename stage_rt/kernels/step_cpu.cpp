@@ -3,8 +3,11 @@
 // Arguments are not checked here; the Python face does. Arrays are C-contiguous. `threads` 0 means all cores.
 
 #include <algorithm>
+#include <cstddef>
+#include <string>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "step.h"
@@ -36,7 +39,6 @@ struct StepJob {
   const uint64_t* seeds;
   const uint32_t* samples;
   int64_t batch, channels, plane;
-  uint32_t step;
   float* next;
 
   int64_t tiles() const { return (plane + kTile - 1) / kTile; }
@@ -117,9 +119,9 @@ void run_tiles(const StepJob& job, int64_t begin, int64_t end, uint8_t* finite) 
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t b = tile / job.tiles(), start = tile % job.tiles() * kTile;
     const int64_t count = std::min(kTile, job.plane - start);
-    const stage::Stream background{job.seeds[b], job.samples[b], job.step, stage::kBackground};
-    const stage::Stream shared{job.seeds[b], job.samples[b], job.step, stage::kMask};
-    const stage::Stream posterior{job.seeds[b], job.samples[b], job.step, stage::kPosterior};
+    const stage::Stream background{job.seeds[b], job.samples[b], job.c.timestep, stage::kBackground};
+    const stage::Stream shared{job.seeds[b], job.samples[b], job.c.timestep, stage::kMask};
+    const stage::Stream posterior{job.seeds[b], job.samples[b], job.c.timestep, stage::kPosterior};
     const float* n = job.c.shared_noise ? n_tile.draw(shared, start, count) : nullptr;
     for (int64_t channel = 0; channel < job.channels; ++channel) {
       const int64_t element = channel * job.plane + start;
@@ -182,6 +184,20 @@ void parallel(int64_t workers, int64_t tasks, const Work& work) {
 
 }  // namespace
 
+// Every field of stage::Coefficients as `name:kind and size@offset`, with spaces between them.
+STAGE_API const char* stage_layout() noexcept {
+#define STAGE_FIELD(type, name) \
+  description += std::string(description.empty() ? "" : " ") + #name ":" + (std::is_floating_point_v<type> ? "f" : "u") + \
+                 std::to_string(sizeof(type)) + "@" + std::to_string(offsetof(stage::Coefficients, name));
+  static const std::string layout = [] {
+    std::string description;
+    STAGE_COEFFICIENTS(STAGE_FIELD)
+    return description;
+  }();
+#undef STAGE_FIELD
+  return layout.c_str();
+}
+
 // Philox words of `blocks` blocks from `first` on: out[batch][4 * blocks].
 STAGE_API void stage_words(const uint64_t* seeds, const uint32_t* samples, int64_t batch, uint32_t step,
                            uint32_t draw, uint32_t first, uint32_t blocks, uint32_t* out) noexcept {
@@ -198,12 +214,12 @@ STAGE_API void stage_normal(const uint64_t* seeds, const uint32_t* samples, int6
   });
 }
 
-// One iteration: x, eps, clean, next [batch][channels][plane]; mask [batch][plane]; finite [batch] gets 0 or 1.
+// One transition: x, eps, clean, next [batch][channels][plane]; mask [batch][plane]; finite [batch] gets 0 or 1.
 STAGE_API void stage_step(const float* x, const float* eps, const float* clean, const float* mask,
                           const stage::Coefficients* c, const uint64_t* seeds, const uint32_t* samples,
-                          int64_t batch, int64_t channels, int64_t plane, uint32_t step, float* next,
-                          uint8_t* finite, int threads) noexcept {
-  const StepJob job{x, eps, clean, mask, *c, seeds, samples, batch, channels, plane, step, next};
+                          int64_t batch, int64_t channels, int64_t plane, float* next, uint8_t* finite,
+                          int threads) noexcept {
+  const StepJob job{x, eps, clean, mask, *c, seeds, samples, batch, channels, plane, next};
   const int64_t tiles = batch * job.tiles();
   const int64_t workers = worker_count(threads, batch * channels * plane, tiles);
   // Two workers may share a sample, so each keeps its own flags.

@@ -1,7 +1,7 @@
 // The fused step on an NVIDIA GPU, as a module of kernels for a loop that never leaves the device.
 //
-// An iteration is `stage_gather_*`, the networks, `stage_step_*`, `stage_advance`. The iteration number lives in
-// device memory, so one captured CUDA graph serves all steps. `stage_gather_*` writes what changes from step to step
+// A step is `stage_gather_*`, the networks, `stage_step_*`, `stage_advance`. The number of the row that is its turn lives
+// in device memory, so one captured CUDA graph serves all steps of any schedule. `stage_gather_*` writes what changes from step to step
 // for the networks: the timestep and the adapter's mask. `stage_step_*` reads the networks' estimate in their dtype,
 // draws its own noise, and writes the next state in float32 and the next network input in the networks' dtype.
 // `stage_advance` counts down. Blocks are one-dimensional and of any size; the grids are (ceil(cells / block)) for
@@ -83,7 +83,7 @@ __device__ void run_step(const float* x, const T* eps, const float* clean, const
   const size_t at = static_cast<size_t>(sample) * elements + first;
 
   const stage::Coefficients c = table[*step];
-  stage::Stream stream{seeds[sample], samples[sample], static_cast<uint32_t>(*step), stage::kPosterior};
+  stage::Stream stream{seeds[sample], samples[sample], c.timestep, stage::kPosterior};
   const Four<float> z = draw(stream, block);
   stream.draw = c.shared_noise ? stage::kMask : stage::kBackground;
   const Four<float> n = c.shared_noise ? draw_shared(stream, first, plane) : draw(stream, block);
@@ -114,17 +114,17 @@ __device__ void run_step(const float* x, const T* eps, const float* clean, const
 
 template <typename T>
 __device__ void run_gather(const float* mask, const stage::Coefficients* table, const int* step, uint32_t cells,
-                           int64_t* timestep, T* handed) {
+                           int64_t* timestep, T* adapter_mask) {
   const uint32_t cell = blockIdx.x * blockDim.x + threadIdx.x;
-  if (cell == 0) *timestep = *step;
+  if (cell == 0) *timestep = table[*step].timestep;
   // `mix` is the EMA factor for the aware branch and 0 for the only branch, which is handed the mask itself.
-  if (cell < cells) assign(handed[cell], stage::soften(mask[cell], table[*step].mix));
+  if (cell < cells) assign(adapter_mask[cell], stage::soften(mask[cell], table[*step].mix));
 }
 
 }  // namespace
 
 // x, clean, next float32 and eps, next_input in the network's dtype, all [batch][channels][plane] and 16-byte
-// aligned; mask float32 [batch][plane]; table one entry an iteration; seeds, samples, finite [batch]. next may be x
+// aligned; mask float32 [batch][plane]; table one row a transition; seeds, samples, finite [batch]. next may be x
 // and next_input may be eps. finite is set to 1 by the caller before the loop; a sample once broken stays 0.
 #define STAGE_STEP(name, T)                                                                                          \
   extern "C" __global__ void name(const float* x, const T* eps, const float* clean, const float* mask,               \
@@ -138,18 +138,18 @@ STAGE_STEP(stage_step_fp32, float)
 STAGE_STEP(stage_step_fp16, __half)
 STAGE_STEP(stage_step_bf16, __nv_bfloat16)
 
-// mask float32 [cells], table and step as above; timestep int64 [1], handed [cells] in the network's dtype.
+// mask float32 [cells], table and step as above; timestep int64 [1], adapter_mask [cells] in the network's dtype.
 #define STAGE_GATHER(name, T)                                                                                       \
   extern "C" __global__ void name(const float* mask, const stage::Coefficients* table, const int* step,              \
-                                  uint32_t cells, int64_t* timestep, T* handed) {                                    \
-    run_gather(mask, table, step, cells, timestep, handed);                                                          \
+                                  uint32_t cells, int64_t* timestep, T* adapter_mask) {                              \
+    run_gather(mask, table, step, cells, timestep, adapter_mask);                                                    \
   }
 
 STAGE_GATHER(stage_gather_fp32, float)
 STAGE_GATHER(stage_gather_fp16, __half)
 STAGE_GATHER(stage_gather_bf16, __nv_bfloat16)
 
-// Counts the iteration down once every block of a step has read it; one block of any size.
+// Counts one row down once every block of a step has read it; one block of any size.
 extern "C" __global__ void stage_advance(int* step) {
   if (threadIdx.x == 0) --*step;
 }

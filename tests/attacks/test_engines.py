@@ -9,7 +9,7 @@ import pytest
 
 import stage_rt
 from stage_rt import engine as module
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.engines.graphs import read_graphs
 from stage_rt.errors import EngineError, GraphsError, StageError

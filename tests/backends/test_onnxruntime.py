@@ -9,7 +9,7 @@ import pytest
 from stage_rt.backends import onnxruntime as module
 from stage_rt.backends import open_backend
 from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.errors import BackendError, ExitCode, MissingExtraError
 
 CONTEXT = (3, 6)

@@ -19,8 +19,8 @@ from mock_cuda import installed
 import stage_rt
 from stage_rt.backends import open_backend
 from stage_rt.backends import tensorrt as module
-from stage_rt.cuda.engine import DeviceEngine
-from stage_rt.engine import load, read_spec
+from stage_rt.cuda.executor import DeviceExecutor
+from stage_rt.loading import load, read_spec
 from stage_rt.errors import (
     BackendError,
     DeviceError,
@@ -174,7 +174,7 @@ def test_too_little_memory_is_an_error_that_leaves_nothing_behind(engine, driver
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_the_sampler_runs_on_it_as_on_onnx_runtime(engine, engine_folder, driver, dtype):
     reference, found = load(engine_folder), load(engine(dtype, batch=(4,)))
-    assert isinstance(found, DeviceEngine)
+    assert isinstance(found._executor, DeviceExecutor)
     rng = np.random.default_rng(1)
     images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
     masks = np.zeros((3, 1, 16, 16), np.float32)

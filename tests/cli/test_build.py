@@ -10,7 +10,7 @@ import time
 import pytest
 
 from stage_rt.cli import main
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 
 
 @pytest.fixture

@@ -107,8 +107,8 @@ def test_anomalydiffusion_becomes_an_engine_that_paints_with_every_sampler(comma
 def test_adapters_are_left_out_of_the_other_samplers(engine_folder):
     engine = stage_rt.load(engine_folder)
     ran = []
-    run = engine._backend.run
-    engine._backend.run = lambda graph, **inputs: ran.append(graph) or run(graph, **inputs)
+    run = engine._executor._backend.run
+    engine._executor._backend.run = lambda graph, **inputs: ran.append(graph) or run(graph, **inputs)
     image, mask = np.zeros((1, 1, 32, 32), np.float32), np.ones((1, 1, 16, 16), np.float32)
     recipe = engine.spec.model.recipe
     for name in SAMPLERS:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from stage_rt.cli import main
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.files import sha256
 
 

@@ -122,7 +122,7 @@ def test_the_fatbin_is_asked_for_where_it_is_missing(monkeypatch, tmp_path):
 
 
 def test_importing_the_package_imports_no_cuda_and_no_torch():
-    code = "import sys, stage_rt.cuda.engine; print(*sorted(sys.modules))"
+    code = "import sys, stage_rt.cuda.executor; print(*sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = run.stdout.split()
     assert "stage_rt.cuda.loop" in loaded

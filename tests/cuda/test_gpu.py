@@ -78,7 +78,7 @@ def test_the_loop_is_the_cpus_and_is_replayed(dtype, count, batch):
     context = rng.standard_normal((TOKENS, WIDTH)).astype(np.float32)
     noise = PhiloxNoise(range(100, 100 + count), range(count))
     engine, stream, notices, told = spec(SHORT, dtype=dtype), device.Stream(), [], []
-    loop = Loop(CopyingBackend(engine, stream), engine, "a", batch, stream, notices.append)
+    loop = Loop(CopyingBackend(engine, stream), engine.model, engine.model.recipe, "a", batch, stream, notices.append)
     found = loop.run(clean, mask, context, noise, told.append)
     again = loop.run(clean, mask, context, noise)
     loop.close()

@@ -33,7 +33,7 @@ def make(machine, notify):
 
     def loop(engine, batch, adapter="a", backend=None, **options):
         backend = backend or MockBackend(machine, engine, **options)
-        loops.append(Loop(backend, engine, adapter, batch, device.Stream(), notify))
+        loops.append(Loop(backend, engine.model, engine.model.recipe, adapter, batch, device.Stream(), notify))
         return loops[-1]
 
     yield loop
@@ -63,6 +63,17 @@ def test_a_thousand_steps_of_the_real_recipes(make, recipe):
     np.testing.assert_array_equal(sampled.latent, expected)
 
 
+@pytest.mark.parametrize("steps", [12, 50, 119])
+def test_a_respaced_loop_is_the_cpus_bit_for_bit_and_launches_as_many_steps(make, machine, steps):
+    clean, mask, context, noise = inputs(3)
+    recipe = SHORT.respaced(steps)
+    loop, before = make(spec(recipe), 4), len(machine.log)
+    sampled = loop.run(clean, mask, context, noise)
+    expected = sample(denoiser("a", context), clean, mask, recipe=recipe, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+    assert machine.count(before)["graph"] == steps
+
+
 def test_between_the_first_step_and_the_last_there_are_only_replays(make, machine):
     loop = make(spec(SHORT), 4)
     before = len(machine.log)
@@ -80,12 +91,13 @@ def test_between_the_first_step_and_the_last_there_are_only_replays(make, machin
 def test_progress_is_told_once_a_stretch_and_may_stop_the_loop(make, machine):
     loop, told = make(spec(SHORT), 1), []
     loop.run(*inputs(1), told.append)
-    assert told == [70, 20, 0]
+    np.testing.assert_allclose(told, [50 / 120, 100 / 120, 1])
+    assert told[-1] == 1
 
     class EnoughError(Exception):
         pass
 
-    def enough(i):
+    def enough(share):
         raise EnoughError
 
     with pytest.raises(EnoughError):
@@ -187,7 +199,7 @@ def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):
 def test_a_loop_that_does_not_fit_leaves_nothing_behind(machine, notify):
     machine.memory = 20_000
     with pytest.raises(DeviceMemoryError, match="the memory of NumPy is full"):
-        Loop(MockBackend(machine, spec(SHORT)), spec(SHORT), "a", 4, device.Stream(), notify)
+        Loop(MockBackend(machine, spec(SHORT)), spec(SHORT).model, SHORT, "a", 4, device.Stream(), notify)
     assert machine.used == 0
 
 
@@ -196,12 +208,12 @@ def test_a_step_replayed_is_a_step_run(make):
     clean, mask, context, noise = inputs(2)
     loop.run(clean, mask, context, noise)
     with device.active():
-        for branch, i in plan.branches(SHORT).items():
+        for branch, row in plan.branches(SHORT).items():
             replayed = loop._after(partial(loop.replay, branch), branch)
             assert replayed == loop._after(partial(loop.enqueue, branch), branch)
-            loop.rewind(i)
+            loop.rewind(row)
             loop.replay(branch)
-            assert loop._read("counter").tolist() == [i - 1]
+            assert loop._read("counter").tolist() == [row - 1]
     assert {Branch.AWARE, Branch.ONLY} == set(plan.branches(SHORT))
 
 
@@ -211,4 +223,4 @@ def test_a_network_that_fails_is_a_backend_error(machine, notify):
             raise BackendError(f"no `{graph}`")
 
     with pytest.raises(BackendError, match="no `unet`"):
-        Loop(Broken(machine, spec(SHORT)), spec(SHORT), "a", 1, device.Stream(), notify)
+        Loop(Broken(machine, spec(SHORT)), spec(SHORT).model, SHORT, "a", 1, device.Stream(), notify)

@@ -1,6 +1,5 @@
 """What is launched, in which order and how large."""
 
-import ctypes
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage_rt import kernels
 from stage_rt.cuda import plan
 from stage_rt.recipe import Branch, Recipe
 
@@ -43,28 +41,29 @@ def test_stretches_are_the_whole_loop_in_order(recipe):
     stretches = plan.stretches(recipe)
     launched = [branch for stretch in stretches for branch in stretch.branches]
     assert launched == [recipe.branch(i) for i in range(999, -1, -1)]
-    assert [stretch.last for stretch in stretches] == list(range(950, -1, -50))
+    assert [1000 * stretch.done for stretch in stretches] == pytest.approx(list(range(50, 1001, 50)))
+    assert stretches[-1].done == 1
     assert launched.count(Branch.ONLY) == {"authors": 202, "paper": 301}[recipe.name]
 
 
 def test_a_loop_that_is_no_multiple_of_fifty_ends_with_a_short_stretch():
     stretches = plan.stretches(Recipe(name="odd", steps=101, ema_stop=3, only_intervals=()))
-    assert [(len(stretch.branches), stretch.last) for stretch in stretches] == [(50, 51), (50, 1), (1, 0)]
+    assert [(len(stretch.branches), stretch.done) for stretch in stretches] == [
+        (50, 50 / 101),
+        (50, 100 / 101),
+        (1, 1),
+    ]
 
 
 def test_branches_come_with_a_step_of_theirs():
     recipe = Recipe.authors()
-    assert all(recipe.branch(i) is branch for branch, i in plan.branches(recipe).items())
+    for each in (recipe, recipe.respaced(20)):
+        chosen = plan.branches(each)
+        assert all(
+            each.branch(each.coefficients[row].timestep) is branch for branch, row in chosen.items()
+        )
     assert set(plan.branches(recipe)) == set(Branch)
     assert set(plan.branches(Recipe(name="none", only_intervals=()))) == {Branch.AWARE}
-
-
-def test_the_table_is_that_of_the_cpu_library_in_bytes():
-    recipe = Recipe.authors()
-    table = plan.coefficients(recipe)
-    expected = (kernels._Coefficients * 1000)(*(kernels._Coefficients(*c) for c in recipe.coefficients))
-    assert table.dtype.itemsize == ctypes.sizeof(kernels._Coefficients)
-    assert table.tobytes() == bytes(expected)
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=12))

@@ -12,7 +12,7 @@ from fake_engine import contents
 from small_model import PROMPTS
 
 import stage_rt
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.engines import onnxruntime as onnxruntime_builder
 from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, GraphsError, InputError

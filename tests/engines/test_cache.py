@@ -11,7 +11,7 @@ import onnx
 import pytest
 from descriptions import relist
 
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests

@@ -13,7 +13,7 @@ from descriptions import relist
 from mock_cuda import installed
 
 from stage_rt.cuda import device
-from stage_rt.engine import load, read_spec
+from stage_rt.loading import load, read_spec
 from stage_rt.engines import builders, tensorrt_gpu
 from stage_rt.engines.build import build
 from stage_rt.engines.builders import choose

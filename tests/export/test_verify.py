@@ -9,7 +9,7 @@ import onnx
 import pytest
 from small_model import PROMPTS, small_model, write_small_model
 
-from stage_rt.engine import read_spec
+from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, ModelError, ParityError, PromptError
 from stage_rt.export import verify as module

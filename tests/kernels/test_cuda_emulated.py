@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from stage_rt import kernels
+from stage_rt.kernels.table import rows
 from stage_rt.recipe import StepCoefficients
 
 THREADS = 32
 GUARD = 8
 
-AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.3, 0.65, 0.76, False)
-ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True)
+AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.3, 0.65, 0.76, False, 400)
+ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True, 400)
 # Whole fours of everything; planes that are no fours in states that are; nothing in fours.
 SIZES = [(2, 4, 8, 8), (3, 4, 3, 3), (2, 4, 5, 7), (2, 3, 5, 5), (2, 1, 1, 3), (1, 2, 1, 1), (2, 3, 16, 18)]
 
@@ -54,12 +55,12 @@ def launch(emulated, dtype, arrays, table, step, finite):
     batch, channels, height, width = x.shape
     state, network = guarded(x), guarded(eps)
     blocks = math.ceil(x[0].size / (4 * THREADS))
-    coefficients = (kernels._Coefficients * len(table))(*(kernels._Coefficients(*c) for c in table))
+    coefficients = rows(table)
     pointers = [state, network, clean, mask]
     getattr(emulated, f"launch_stage_step_{dtype}")(
         *(ctypes.c_uint32(count) for count in (blocks, batch, THREADS)),
         *(ctypes.c_void_p(array.ctypes.data) for array in pointers),
-        coefficients,
+        ctypes.c_void_p(coefficients.ctypes.data),
         *(ctypes.c_void_p(array.ctypes.data) for array in (step, seeds, samples)),
         ctypes.c_uint32(channels),
         ctypes.c_uint32(height * width),
@@ -78,9 +79,10 @@ def test_a_step_is_the_cpu_librarys_bit_for_bit(emulated, shape, dtype, c):
     x, eps, clean, mask, seeds, samples = arrays
     step, finite = np.array([2], np.int32), np.ones(shape[0], np.uint32)
     other = AWARE._replace(sigma=9.0)
+    c = c._replace(timestep=317)
     table = [other, other, c]
     state, network = launch(emulated, dtype, arrays, table, step, finite)
-    expected, _ = kernels.fused_step(x, widen(eps, dtype), clean, mask, c, seeds, samples, 2)
+    expected, _ = kernels.fused_step(x, widen(eps, dtype), clean, mask, c, seeds, samples)
     np.testing.assert_array_equal(state, expected)
     np.testing.assert_array_equal(network, narrow(expected, dtype))
     assert finite.all()
@@ -92,8 +94,9 @@ def test_the_counter_counts_down_and_chooses_noise_and_coefficients(emulated):
     x, eps, clean, mask, seeds, samples = arrays
     emulated.launch_stage_advance(1, 1, 1, ctypes.c_void_p(step.ctypes.data))
     assert step.tolist() == [0]
-    state, _ = launch(emulated, "fp32", arrays, [ONLY, AWARE], step, finite)
-    expected, _ = kernels.fused_step(x, eps, clean, mask, ONLY, seeds, samples, 0)
+    only = ONLY._replace(timestep=0)
+    state, _ = launch(emulated, "fp32", arrays, [only, AWARE], step, finite)
+    expected, _ = kernels.fused_step(x, eps, clean, mask, only, seeds, samples)
     np.testing.assert_array_equal(state, expected)
 
 
@@ -118,11 +121,11 @@ def test_what_the_networks_are_handed_is_gathered_by_the_counter(emulated, cells
     mask = (np.random.default_rng(2).random(cells) < 0.4).astype(np.float32)
     handed, timestep = guarded(narrow(np.full(cells, 9, np.float32), dtype)), np.full(2, 77, np.int64)
     step = np.array([1], np.int32)
-    table = (kernels._Coefficients * 2)(*(kernels._Coefficients(*each) for each in (AWARE, c)))
+    table = rows([AWARE, c._replace(timestep=777)])
     getattr(emulated, f"launch_stage_gather_{dtype}")(
         *(ctypes.c_uint32(count) for count in (math.ceil(cells / THREADS), 1, THREADS)),
         ctypes.c_void_p(mask.ctypes.data),
-        table,
+        ctypes.c_void_p(table.ctypes.data),
         ctypes.c_void_p(step.ctypes.data),
         ctypes.c_uint32(cells),
         ctypes.c_void_p(timestep.ctypes.data),
@@ -131,4 +134,4 @@ def test_what_the_networks_are_handed_is_gathered_by_the_counter(emulated, cells
     soft = mask + np.float32(c.mix) * (1 - mask)
     np.testing.assert_array_equal(handed[:-GUARD], narrow(soft, dtype))
     np.testing.assert_array_equal(handed[-GUARD:], np.full(GUARD, 77, handed.dtype)[:GUARD])
-    assert timestep.tolist() == [1, 77]
+    assert timestep.tolist() == [777, 77]

@@ -1,6 +1,5 @@
 """Finding and trusting the compiled library."""
 
-import ctypes
 import shutil
 import subprocess
 
@@ -39,7 +38,7 @@ def test_a_file_that_is_no_library_is_named(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("fresh_loader")
 def test_the_folder_that_holds_the_library_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "__path__", [str(tmp_path), compiled()])
-    assert isinstance(kernels.library(), ctypes.CDLL)
+    assert isinstance(kernels.library(), kernels.StepLibrary)
 
 
 @pytest.mark.usefixtures("fresh_loader")
@@ -52,3 +51,16 @@ def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path, functions)
     monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
     with pytest.raises(BackendError, match="was built from other sources"):
         kernels.library()
+
+
+@pytest.mark.usefixtures("fresh_loader")
+def test_a_library_with_another_table_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels, "LAYOUT", kernels.LAYOUT.replace("timestep", "step"))
+    with pytest.raises(BackendError, match="was built from other sources"):
+        kernels.library()
+
+
+def test_the_library_reads_the_table_as_python_writes_it():
+    assert kernels.library().functions.stage_layout().decode() == kernels.LAYOUT
+    assert kernels.LAYOUT.startswith("sqrt_recip_abar:f4@0 ")
+    assert kernels.LAYOUT.endswith(" shared_noise:u4@36 timestep:u4@40")

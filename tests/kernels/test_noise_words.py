@@ -38,7 +38,7 @@ def test_definition_gives_the_known_answers(counter, key, answer):
 def test_library_gives_the_known_answers(counter, key, answer):
     first_block, step, draw, sample = counter
     seed, sample, words = np.uint64([key[0] + (key[1] << 32)]), np.uint32([sample]), np.empty(4, np.uint32)
-    kernels.library().stage_words(
+    kernels.library().functions.stage_words(
         seed.ctypes.data, sample.ctypes.data, 1, step, draw, first_block, 1, words.ctypes.data
     )
     assert words.tolist() == list(answer)

@@ -16,10 +16,10 @@ from stage_rt.kernels import reference
 from stage_rt.kernels.reference import Draw
 from stage_rt.recipe import StepCoefficients
 
-AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.25, 0.65, 0.76, False)
-ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True)
-LAST = StepCoefficients(1.0004, 0.0292, 1.0, 0.0, 0.0, 0.0, 0.0, 0.99957, 0.02915, False)
-FIRST = StepCoefficients(14.65, 14.61, 0.000828, 0.993925, 0.1086, 1.0, 1.0, 0.0687, 0.9976, False)
+AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.25, 0.65, 0.76, False, 400)
+ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True, 400)
+LAST = StepCoefficients(1.0004, 0.0292, 1.0, 0.0, 0.0, 0.0, 0.0, 0.99957, 0.02915, False, 400)
+FIRST = StepCoefficients(14.65, 14.61, 0.000828, 0.993925, 0.1086, 1.0, 1.0, 0.0687, 0.9976, False, 400)
 CASES = {"aware": AWARE, "only": ONLY, "last": LAST, "first": FIRST}
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 4, 8, 8), (2, 4, 17, 19), (5, 2, 33, 9), (2, 4, 32, 32)]
 
@@ -36,7 +36,8 @@ def case(shape, seed=0):
 
 def both(arrays, c, i=400):
     x, eps, clean, mask, seeds, samples = arrays
-    return (module.fused_step(x, eps, clean, mask, c, seeds, samples, i) for module in (kernels, reference))
+    c = c._replace(timestep=i)
+    return (module.fused_step(x, eps, clean, mask, c, seeds, samples) for module in (kernels, reference))
 
 
 def assert_close(made, defined):
@@ -64,7 +65,7 @@ def test_any_size_is_the_definition_bit_for_bit_once_the_noise_is_given(shape, c
     background_shape, draw = ((1, *shape[2:]), Draw.MASK) if c.shared_noise else (shape[1:], Draw.BACKGROUND)
     n = kernels.normal(seeds, samples, i, draw, background_shape)
     z = kernels.normal(seeds, samples, i, Draw.POSTERIOR, shape[1:])
-    made, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples, i)
+    made, _ = kernels.fused_step(x, eps, clean, mask, c._replace(timestep=i), seeds, samples)
     np.testing.assert_array_equal(made, reference.step(x, eps, clean, mask, c, n, z))
 
 
@@ -72,7 +73,7 @@ def test_the_definition_keeps_its_dtype():
     x, eps, clean, mask, _, _ = case((2, 4, 4, 4))
     z = np.ones_like(x)
     # Coefficients as NumPy float64 scalars, as a recipe may hand them over.
-    c = StepCoefficients(*(np.float64(value) for value in AWARE[:9]), False)
+    c = StepCoefficients(*(np.float64(value) for value in AWARE[:9]), False, 400)
     assert reference.step(x, eps, clean, mask, c, z, z).dtype == np.float32
     wide = [array.astype(np.float64) for array in (x, eps, clean, mask)]
     assert reference.step(*wide, c, z.astype(np.float64), z.astype(np.float64)).dtype == np.float64
@@ -81,7 +82,7 @@ def test_the_definition_keeps_its_dtype():
 def test_the_definition_is_the_three_equations():
     x, eps, clean, mask = (np.float64([[[[value]]]]) for value in (0.5, -0.25, 2.0, 0.0))
     n, z = np.float64([[[[0.75]]]]), np.float64([[[[-1.5]]]])
-    c = StepCoefficients(2.0, 3.0, 0.5, 0.25, 0.1, 0.2, 0.4, 0.6, 0.8, False)
+    c = StepCoefficients(2.0, 3.0, 0.5, 0.25, 0.1, 0.2, 0.4, 0.6, 0.8, False, 400)
     x0 = 0.2 * (2.0 * 0.5 + 3.0 * 0.25) + 0.8 * 2.0
     y = 0.5 * x0 + 0.25 * 0.5 - 0.1 * 1.5
     outside = 0.4 * y + 0.6 * (0.6 * 2.0 + 0.8 * 0.75)
@@ -94,7 +95,7 @@ def test_the_definition_is_the_three_equations():
 def test_the_background_draw_is_one_channel_only_when_shared(shared):
     arrays = case((2, 4, 5, 5))
     outside = (*arrays[:3], np.zeros_like(arrays[3]), *arrays[4:])
-    silent = StepCoefficients(1, 0, 0, 0, 0, 0, 0, 0, 1, shared)
+    silent = StepCoefficients(1, 0, 0, 0, 0, 0, 0, 0, 1, shared, 400)
     made = next(both(outside, silent))[0]
     assert (made[:, :1] == made).all() == shared
 
@@ -130,13 +131,13 @@ def test_an_overflow_is_not_finite():
 @pytest.mark.parametrize("c", [AWARE, ONLY], ids=["aware", "only"])
 def test_a_sample_is_the_same_bits_alone_in_any_batch_and_on_any_number_of_threads(c):
     x, eps, clean, mask, seeds, samples = case((7, 4, 67, 71))
-    whole, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples, 9, threads=1)
+    whole, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples, threads=1)
     for threads in (2, 3, 16):
-        made, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples, 9, threads=threads)
+        made, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples, threads=threads)
         np.testing.assert_array_equal(made, whole)
     for rows in (slice(3, 4), slice(0, 2), slice(5, 7)):
         part = [array[rows] for array in (x, eps, clean, mask)]
-        made, _ = kernels.fused_step(*part, c, seeds[rows], samples[rows], 9)
+        made, _ = kernels.fused_step(*part, c, seeds[rows], samples[rows])
         np.testing.assert_array_equal(made, whole[rows])
 
 
@@ -145,7 +146,7 @@ def test_flags_of_a_sample_shared_by_two_threads_are_joined():
     arrays[0][0, 0, 0, 0] = np.nan
     x, eps, clean, mask, seeds, samples = arrays
     for threads in (1, 2, 4):
-        _, finite = kernels.fused_step(x, eps, clean, mask, AWARE, seeds, samples, 9, threads=threads)
+        _, finite = kernels.fused_step(x, eps, clean, mask, AWARE, seeds, samples, threads=threads)
         assert finite.tolist() == [False]
 
 
@@ -174,4 +175,4 @@ def test_a_wrong_array_is_refused(position, change, message):
     arrays = list(case((2, 4, 6, 6)))
     arrays[position] = change(arrays[position])
     with pytest.raises(InputError, match=message):
-        kernels.fused_step(*arrays[:4], AWARE, *arrays[4:], 3)
+        kernels.fused_step(*arrays[:4], AWARE, *arrays[4:])

@@ -57,11 +57,11 @@ def test_networks_are_those_of_the_authors(engine, golden):
     modules = golden("tiny_modules")
     for k, i in enumerate(modules["unet_t"]):
         part = slice(k, k + 1)
-        eps = engine._backend.run(
+        eps = engine._executor._backend.run(
             "unet", sample=modules["unet_x"][part], timestep=np.array([i]), context=modules["unet_ctx"][part]
         )
         assert relative(eps, modules["unet_out"][part]) <= 1e-5
-    decoded = engine._backend.run("vae_decoder", latent=modules["vae_z"])
+    decoded = engine._executor._backend.run("vae_decoder", latent=modules["vae_z"])
     assert relative(decoded, modules["vae_dec"]) <= 1e-5
 
 
@@ -75,7 +75,7 @@ def test_the_trajectory_is_the_authors(engine, golden):
     mask = recorded["mask32"].astype(np.float32)
     states: dict[int, np.ndarray] = {}
     final = sample(
-        engine.denoiser(PROMPTS[0], 2),
+        engine._executor.denoiser(engine.condition(PROMPTS[0])),
         clean,
         mask,
         recipe=Recipe.authors(),

@@ -8,9 +8,10 @@ from fake_engine import contents, labels, photographs
 from mock_cuda import OutOfMemoryError
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, decoder, denoiser, encoder, spec, unet
 
-from stage_rt.cuda.engine import DeviceEngine
+from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
-from stage_rt.errors import DeviceMemoryError, InputError
+from stage_rt.errors import DeviceMemoryError, EngineError, InputError
+from stage_rt.executor import HostExecutor
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
 from stage_rt.run import Job, fill
@@ -60,7 +61,7 @@ def make(machine, notify):
 
     def engine(**options):
         backend = MockBackend(machine, spec(SHORT, batch=options.pop("batch", (1, 2, 4))), **options)
-        engines.append(DeviceEngine(backend.spec, backend, contexts(), notify))
+        engines.append(Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts()))
         return engines[-1], backend
 
     yield engine
@@ -71,7 +72,7 @@ def make(machine, notify):
 
 
 def on_the_host():
-    return Engine(spec(SHORT), HostBackend(), contexts())
+    return Engine(spec(SHORT), HostExecutor(HostBackend()), contexts())
 
 
 @pytest.mark.parametrize("empty", [(), (1,), (0, 1, 2)])
@@ -115,11 +116,10 @@ def test_decoding_runs_on_while_the_next_batch_is_begun(make, machine):
     images, masks, noise = batch(2, seed=8)
     waiting = []
 
-    def progress(i, state):
+    def progress(share):
         waiting.append(bool(machine.queues[decoding]))
-        assert state is None
 
-    second = engine.paint(images, masks, prompt="tile+hole", noise=noise, callback=progress)
+    second = engine.paint(images, masks, prompt="tile+hole", noise=noise, progress=progress)
     assert waiting == [True, True]
     for painted, inputs in ((first, batch(2)), (second, batch(2, seed=8))):
         expected = on_the_host().paint(*inputs[:2], prompt="tile+hole", noise=inputs[2])
@@ -161,17 +161,15 @@ def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notic
     engine, backend = make(scratch=100_000)
     machine.memory = machine.used + 320_000
     images, masks, noise = batch(4)
-    told = []
-    painted = engine.paint(
-        images, masks, prompt="tile+hole", noise=noise, callback=lambda i, state: told.append(i)
-    )
+    shares = []
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise, progress=shares.append)
     expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
     np.testing.assert_array_equal(painted.images, expected.images)
     assert notices == ["the memory of NumPy is full, so a batch of 4 is done in batches of 2"] or notices == [
         "the memory of NumPy is full (cuMemAlloc failed: out of memory), so a batch of 4 is done in batches of 2"
     ]
-    assert told == sorted(told, reverse=True)
-    assert told[-1] == 0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
     assert (UNET, 2) in backend.opened
     engine.paint(images, masks, prompt="tile+hole", noise=noise)
     assert len(notices) == 1
@@ -227,7 +225,7 @@ def test_a_memory_too_small_for_the_autoencoder_is_such_an_error(machine, notify
     with pytest.raises(
         DeviceMemoryError, match=r"is full.*: end other programs on the GPU or build the engine"
     ):
-        DeviceEngine(backend.spec, backend, contexts(), notify)
+        DeviceExecutor(backend.spec, backend, notify)
     assert machine.used == 0
 
 
@@ -268,8 +266,33 @@ def test_the_denoiser_of_the_mock_is_that_of_the_engine():
     from stage_rt.recipe import Branch
 
     engine = on_the_host()
+    denoise = engine._executor.denoiser(engine.condition("tile+hole"))
     for branch in Branch:
-        np.testing.assert_array_equal(
-            engine.denoiser("tile+hole", 2)(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch)
-        )
+        np.testing.assert_array_equal(denoise(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch))
     assert issubclass(OutOfMemoryError, Exception)
+
+
+@pytest.mark.parametrize("steps", [20, 37, 100])
+def test_fewer_steps_are_the_cpus_bit_for_bit_and_make_a_loop_of_their_own(make, steps):
+    engine, backend = make()
+    images, masks, noise = batch(3)
+    for each in (100, steps):
+        painted, expected = (
+            which.paint(images, masks, prompt="tile+hole", noise=noise, steps=each)
+            for which in (engine, on_the_host())
+        )
+        np.testing.assert_array_equal(painted.images, expected.images)
+    assert backend.opened.count((UNET, 4)) == (1 if steps == 100 else 2)
+
+
+def test_an_engine_closed_twice_gives_its_memory_back_once_and_says_it_is_closed(machine, notify):
+    backend = MockBackend(machine, spec(SHORT))
+    engine = Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts())
+    images, masks, noise = batch(2)
+    engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    engine.close()
+    engine.close()
+    assert machine.used == 0
+    assert backend.closed
+    with pytest.raises(EngineError, match="the engine is closed"):
+        engine.paint(images, masks, prompt="tile+hole", noise=noise)

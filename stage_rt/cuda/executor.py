@@ -1,0 +1,153 @@
+"""An engine's networks and its loop on the GPU, where they stay."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.backends import DeviceBackend
+from stage_rt.cuda import device, plan
+from stage_rt.cuda.autoencoder import Half, Pending
+from stage_rt.cuda.loop import Loop
+from stage_rt.errors import DeviceMemoryError
+from stage_rt.executor import Condition, HostExecutor, finite
+from stage_rt.noise import PhiloxNoise
+from stage_rt.progress import Progress, portion
+from stage_rt.recipe import Recipe
+from stage_rt.spec import VAE_DECODER, VAE_ENCODER, EngineSpec, SamplerName
+
+Float32 = NDArray[np.float32]
+
+
+class Painting:
+    """A `stage_rt.executor.Painted` whose images the device may still be decoding."""
+
+    def __init__(self, pending: Pending, usable: NDArray[np.bool_]) -> None:
+        self._pending, self._usable = pending, usable
+
+    @property
+    def images(self) -> Float32:
+        """Float32 ``[B, c, S, S]``, about [-1, 1]."""
+        return self._pending.result()
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Bool ``[B]``, False for a sample with a value in its latent or its image that is not finite."""
+        return self._usable & finite(self.images)
+
+
+class DeviceExecutor:
+    """A `stage_rt.executor.Executor` that never leaves the GPU between the first step and the last.
+
+    `decode` returns while the images are decoded, in a stream beside that of the loop, so that a run can begin the
+    next batch meanwhile. When the device's memory is full, the batch is halved until it fits, which ``notify`` is
+    told. The device's loop is STAGE's own; the other samplers are driven from the host, over the same networks.
+    """
+
+    def __init__(self, spec: EngineSpec, backend: DeviceBackend, notify: Callable[[str], None]) -> None:
+        self._model, self._backend, self._notify = spec.model, backend, notify
+        self._host = HostExecutor(backend)
+        self._buckets = sorted(spec.batch)
+        self._prepared: tuple[str, Recipe] = ("", spec.model.recipe)
+        self._loops: dict[int, Loop] = {}
+        self._stream, self._beside = device.Stream(), device.Stream()
+        sizes = {"batch": plan.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
+        with ExitStack() as opened:
+            try:
+                self._encoder = Half(backend, VAE_ENCODER, "image", **sizes, stream=self._stream)
+                opened.callback(self._encoder.close)
+                self._decoder = Half(backend, VAE_DECODER, "latent", **sizes, stream=self._beside)
+            except DeviceMemoryError as full:
+                raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+            opened.pop_all()
+
+    def encode(self, images: Float32) -> Float32:
+        """See `stage_rt.executor.Executor`."""
+        return self._encoder.start(images).result()
+
+    def sample(
+        self,
+        condition: Condition,
+        clean: Float32,
+        masks: Float32,
+        *,
+        sampler: SamplerName,
+        recipe: Recipe,
+        steps: int,
+        noise: PhiloxNoise,
+        progress: Progress,
+    ) -> Float32:
+        """See `stage_rt.executor.Executor`."""
+        if sampler != "stage" or condition.adapter is None:
+            return self._host.sample(
+                condition,
+                clean,
+                masks,
+                sampler=sampler,
+                recipe=recipe,
+                steps=steps,
+                noise=noise,
+                progress=progress,
+            )
+        self._prepare(condition.adapter, recipe.respaced(steps))
+        latent, done, count = np.empty_like(clean), 0, len(clean)
+        while done < count:
+            part = plan.parts(count - done, self._buckets)[0]
+            rows = slice(done, done + part.length)
+            share = portion(progress, rows.start / count, rows.stop / count)
+            try:
+                sampled = self._loop(part.bucket).run(
+                    clean[rows], masks[rows], condition.context, noise.select(rows), share
+                )
+            except DeviceMemoryError as full:
+                self._shrink(part.bucket, full)
+                continue
+            latent[rows] = np.where(sampled.finite[:, None, None, None], sampled.latent, np.float32(np.nan))
+            done = rows.stop
+        return latent
+
+    def decode(self, latent: Float32) -> Painting:
+        """See `stage_rt.executor.Executor`."""
+        return Painting(self._decoder.start(latent), finite(latent))
+
+    def close(self) -> None:
+        """Give the device's memory back; the executor cannot be used afterwards."""
+        self._drop(self._loops)
+        self._encoder.close()
+        self._decoder.close()
+        self._stream.close()
+        self._beside.close()
+        self._backend.close()
+
+    def _prepare(self, adapter: str, recipe: Recipe) -> None:
+        """Forget the loops of another adapter or recipe."""
+        if (adapter, recipe) != self._prepared:
+            self._drop(self._loops)
+            self._prepared = (adapter, recipe)
+
+    def _loop(self, bucket: int) -> Loop:
+        if bucket not in self._loops:
+            adapter, recipe = self._prepared
+            self._loops[bucket] = Loop(
+                self._backend, self._model, recipe, adapter, bucket, self._stream, self._notify
+            )
+        return self._loops[bucket]
+
+    def _shrink(self, bucket: int, full: DeviceMemoryError) -> None:
+        """Forget every batch size above half of ``bucket``."""
+        left = plan.halved(self._buckets, bucket)
+        if not left:
+            raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+        self._drop([size for size in self._loops if size not in left])
+        self._buckets = left
+        self._notify(f"{full}, so a batch of {bucket} is done in batches of {max(left)}")
+
+    def _drop(self, buckets: Iterable[int]) -> None:
+        # The device would wait for the decoder by itself when it frees memory, but nobody promises that.
+        self._beside.synchronize()
+        for bucket in list(buckets):
+            self._loops.pop(bucket).close()
+
+
+_REMEDY = "end other programs on the GPU or build the engine again with a smaller `--batch`"

@@ -1,0 +1,141 @@
+"""What runs an engine's networks and its sampling loop; `HostExecutor` drives any backend from NumPy."""
+
+import itertools
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.backends import Backend
+from stage_rt.noise import PhiloxNoise
+from stage_rt.progress import Progress
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.sampler import Denoiser
+from stage_rt.samplers import SAMPLERS
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, SamplerName, adapter_graph
+
+Float32 = NDArray[np.float32]
+
+
+class Condition(NamedTuple):
+    """What a prompt is to the networks: its context float32 ``[tokens, dim]``, and its adapters' name or None."""
+
+    context: Float32
+    adapter: str | None
+
+
+class Painted(Protocol):
+    """What came out of the networks; a device may still be at work on it, and is then waited for."""
+
+    @property
+    def images(self) -> Float32:
+        """Float32 ``[B, c, S, S]``, about [-1, 1]."""
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Bool ``[B]``, False for a sample with a value in its latent or its image that is not finite."""
+
+
+class Executor(Protocol):
+    """Encoder, sampling loop and decoder of one engine, for batches up to the engine's largest."""
+
+    def encode(self, images: Float32) -> Float32:
+        """Mean and log variance of the latents' distribution: ``[B, c, S, S]`` to ``[B, 2 C, h, w]``."""
+
+    def sample(
+        self,
+        condition: Condition,
+        clean: Float32,
+        masks: Float32,
+        *,
+        sampler: SamplerName,
+        recipe: Recipe,
+        steps: int,
+        noise: PhiloxNoise,
+        progress: Progress,
+    ) -> Float32:
+        """Latents ``[B, C, h, w]`` with a defect under ``masks`` ``[B, 1, h, w]``, none of which is empty.
+
+        ``steps`` is in the sampler's range; ``progress`` is told the share of the sampler's calls that are done.
+
+        Raises:
+            BackendError: the inference library failed.
+        """
+
+    def decode(self, latent: Float32) -> Painted:
+        """The images of unscaled latents ``[B, C, h, w]``."""
+
+    def close(self) -> None:
+        """Give the networks' memory back; the executor cannot be used afterwards."""
+
+
+class Finished(NamedTuple):
+    """A `Painted` with nothing left to wait for."""
+
+    images: Float32
+    finite: NDArray[np.bool_]
+
+
+class HostExecutor:
+    """An `Executor` that calls the backend's graphs one by one, over any of `stage_rt.samplers`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def encode(self, images: Float32) -> Float32:
+        """See `Executor`."""
+        return self._backend.run(VAE_ENCODER, image=images)
+
+    def sample(
+        self,
+        condition: Condition,
+        clean: Float32,
+        masks: Float32,
+        *,
+        sampler: SamplerName,
+        recipe: Recipe,
+        steps: int,
+        noise: PhiloxNoise,
+        progress: Progress,
+    ) -> Float32:
+        """See `Executor`."""
+        way = SAMPLERS[sampler]
+        denoise = self.denoiser(condition if way.guided else condition._replace(adapter=None))
+        done, calls = itertools.count(1), way.calls(recipe, steps)
+        latent: Float32 = way.run(
+            denoise,
+            clean,
+            masks,
+            recipe=recipe,
+            noise=noise,
+            steps=steps,
+            callback=lambda i, state: progress(next(done) / calls),
+        )
+        return latent
+
+    def denoiser(self, condition: Condition) -> Denoiser:
+        """What a sampler calls: the UNet, then the adapter of the branch if the condition has any."""
+
+        def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
+            context = np.repeat(condition.context[None], len(x), axis=0)
+            timestep = np.array([i], dtype=np.int64)
+            eps = self._backend.run(UNET, sample=x, timestep=timestep, context=context)
+            if condition.adapter is None:
+                return eps
+            return self._backend.run(adapter_graph(condition.adapter, branch), eps=eps, mask=mask)
+
+        return denoise
+
+    def decode(self, latent: Float32) -> Finished:
+        """See `Executor`."""
+        images = self._backend.run(VAE_DECODER, latent=latent)
+        return Finished(images, finite(latent) & finite(images))
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self._backend.close()
+
+
+def finite(arrays: Float32) -> NDArray[np.bool_]:
+    """Bool ``[B]``: which of ``arrays`` ``[B, c, h, w]`` hold only finite numbers."""
+    return np.asarray(np.isfinite(arrays).all(axis=(1, 2, 3)))

@@ -1,0 +1,112 @@
+"""The ways from noise to a latent, one file a paper; `SAMPLERS` is the table of all of them.
+
+Each takes what `stage_rt.sampler.sample` takes, and ``steps``: how many of the levels it visits.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.errors import InputError
+from stage_rt.noise import NoiseSource
+from stage_rt.recipe import Recipe
+from stage_rt.sampler import Callback, Denoiser, sample
+from stage_rt.samplers import anomalydiffusion, repaint, sdas
+from stage_rt.schedule import FEWEST_CALLS
+from stage_rt.spec import SamplerName
+
+__all__ = ["SAMPLERS", "Sampler", "find", "steps_of"]
+
+Array = NDArray[Any]
+
+
+class Sampler(NamedTuple):
+    """A sampler.
+
+    ``steps`` is its own number of levels for a recipe, ``range`` the fewest and the most it can be told to visit,
+    ``calls`` how often it calls the denoiser, and ``guided`` whether it wants the adapters.
+    """
+
+    run: Callable[..., Array]
+    steps: Callable[[Recipe], int]
+    range: Callable[[Recipe], tuple[int, int]]
+    calls: Callable[[Recipe, int], int]
+    guided: bool
+
+
+def find(name: str) -> Sampler:
+    """The sampler of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known, sampler in SAMPLERS.items():
+        if known == name:
+            return sampler
+    raise InputError(f"unknown sampler {name!r}: use one of {', '.join(SAMPLERS)}")
+
+
+def steps_of(name: str, recipe: Recipe, steps: int | None) -> int:
+    """How many levels sampler ``name`` visits when it is told ``steps``, or nothing.
+
+    Raises:
+        InputError: there is no such sampler, or ``steps`` is out of its range.
+    """
+    sampler = find(name)
+    if steps is None:
+        return sampler.steps(recipe)
+    fewest, most = sampler.range(recipe)
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not fewest <= steps <= most:
+        raise InputError(f"{steps!r} steps are not to be had: give sampler `{name}` between {fewest} and {most}")
+    return int(steps)
+
+
+def _stage(
+    denoise: Denoiser,
+    clean: Array,
+    mask: Array,
+    *,
+    recipe: Recipe,
+    noise: NoiseSource,
+    steps: int,
+    callback: Callback | None = None,
+) -> Array:
+    return sample(denoise, clean, mask, recipe=recipe.respaced(steps), noise=noise, callback=callback)
+
+
+def _from_ten(most: Callable[[Recipe], int]) -> Callable[[Recipe], tuple[int, int]]:
+    return lambda recipe: (min(FEWEST_CALLS, most(recipe)), most(recipe))
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "stage": Sampler(
+        _stage,
+        steps=lambda recipe: recipe.calls or recipe.steps,
+        range=lambda recipe: (recipe.fewest_calls, recipe.steps),
+        calls=lambda recipe, steps: steps,
+        guided=True,
+    ),
+    "repaint": Sampler(
+        repaint.repaint,
+        steps=lambda recipe: min(repaint.STEPS, recipe.steps),
+        range=_from_ten(lambda recipe: recipe.steps),
+        calls=lambda recipe, steps: repaint.calls(steps),
+        guided=False,
+    ),
+    "anomalydiffusion": Sampler(
+        anomalydiffusion.anomalydiffusion,
+        steps=lambda recipe: min(anomalydiffusion.STEPS, recipe.steps // 2),
+        range=_from_ten(lambda recipe: recipe.steps - 1),
+        calls=lambda recipe, steps: steps,
+        guided=False,
+    ),
+    "sdas": Sampler(
+        sdas.sdas,
+        steps=lambda recipe: min(sdas.STEPS, recipe.steps),
+        range=_from_ten(lambda recipe: recipe.steps),
+        calls=lambda recipe, steps: steps,
+        guided=False,
+    ),
+}
