@@ -14,8 +14,10 @@ from machine import cpu_name
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from stage_rt.backends import Backend, open_backend
-from stage_rt.engine import Engine, read_spec
+from stage_rt.engine import Engine
+from stage_rt.folders import read_engine
+from stage_rt.loading import open_backend
+from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import PROMPTS_FILE
 
@@ -38,7 +40,7 @@ class Timed:
 
 
 def main(folder: Path, batch: int) -> None:
-    spec = read_spec(folder)
+    spec = read_engine(folder)
     backend = Timed(open_backend(folder, spec))
     engine = Engine(spec, backend, load_file(folder / PROMPTS_FILE))
     model = spec.model

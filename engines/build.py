@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from stage_rt.loading import up_to_date
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests, locked, staged_folder
+from stage_rt.folders import up_to_date
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, BackendName, DType, EngineSpec, GraphsSpec
 
 from .builders import Builder, Notify, Progress, choose

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from stage_rt.errors import GraphsError
-from stage_rt.files import verify
-from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec, first_fault
+from stage_rt.folders import read_description, verify
+from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
 
 REMEDY = "export the model again with `stage-rt export`"
 
@@ -18,15 +16,8 @@ def read_graphs(folder: Path) -> GraphsSpec:
         GraphsError: the folder is incomplete, changed or inconsistent.
     """
     path = folder / GRAPHS_FILE
-    try:
-        graphs = GraphsSpec.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise GraphsError(
-            f"`{folder}` is not a graphs folder (no {GRAPHS_FILE}): make one with `stage-rt export`"
-        ) from None
-    except ValidationError as error:
-        where, why = first_fault(error)
-        raise GraphsError(f"`{path}` is not valid at {where} ({why}): {REMEDY}") from None
+    absent = f"is not a graphs folder (no {GRAPHS_FILE}): make one with `stage-rt export`"
+    graphs = read_description(path, GraphsSpec, GraphsError, absent=absent, remedy=REMEDY)
     for needed in (*(f"{graph}.onnx" for graph in graphs.model.graphs), PROMPTS_FILE):
         if needed not in graphs.files:
             raise GraphsError(f"`{path}` does not list `{needed}`: {REMEDY}")

@@ -11,10 +11,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from stage_rt.backends.inductor import CPU, LIBRARY, arranged, open_package, package, release, weights
-from stage_rt.cuda.plan import autoencoder_bucket
-from stage_rt.loading import up_to_date
+from stage_rt.batches import autoencoder_bucket
 from stage_rt.errors import BackendError, DeviceError, ParityError, first_line
 from stage_rt.files import digests, staged_folder
+from stage_rt.folders import up_to_date
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec, ModelSpec
 
 from ..training.adapter import MaskGuidanceAdapter

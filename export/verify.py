@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage_rt.backends import Backend, open_backend
 from stage_rt.engine import Engine
-from stage_rt.executor import HostExecutor
-from stage_rt.loading import read_contexts, read_spec
 from stage_rt.errors import BackendError, EngineError, MissingExtraError, ParityError, PromptError
+from stage_rt.executor import HostExecutor
+from stage_rt.folders import read_engine
+from stage_rt.loading import open_backend, read_contexts
+from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch
 from stage_rt.sampler import Denoiser, sample
@@ -154,7 +155,7 @@ def verify(
         ModelError: the model folder is incomplete or inconsistent.
         PromptError: the model does not know ``prompt``.
     """
-    spec = read_spec(engine)
+    spec = read_engine(engine)
     _require_same_model(engine, spec.model, model)
     prompts = sorted(spec.model.prompts)
     if prompt is not None and prompt not in prompts:

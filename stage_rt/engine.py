@@ -223,7 +223,9 @@ class Engine:
 
 def _require(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
-        raise InputError(f"`{name}` must be a `{kind.__module__}.{kind.__name__}`, got {type(value).__name__}")
+        raise InputError(
+            f"`{name}` must be a `{kind.__module__}.{kind.__name__}`, got {type(value).__name__}"
+        )
 
 
 def _labels(images: NDArray[Any], masks: NDArray[Any], noise: PhiloxNoise) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.backends import Backend
+from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress
 from stage_rt.recipe import Branch, Recipe

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -23,31 +23,7 @@ def sha256(path: Path) -> str:
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file in a folder by its POSIX path inside it, in order of the paths."""
-    return {str(path): sha256(folder / path) for path in _inside(folder)}
-
-
-def verify(
-    folder: Path, files: Mapping[str, str], description: str, error: type[InputError], remedy: str
-) -> None:
-    """Check that ``folder`` holds exactly ``files`` (path to sha256) beside its ``description``.
-
-    Links are refused, and so is every file that is not listed: a network's graph can name either as a home
-    of its weights.
-
-    Raises:
-        InputError (as ``error``): names the first file that is not as listed and ends in ``remedy``.
-    """
-    found = _inside(folder)
-    for path in found:
-        if (folder / path).is_symlink():
-            raise error(f"`{folder / path}` is a link, which is not allowed here: {remedy}")
-        if str(path) not in files and str(path) != description:
-            raise error(f"`{folder / path}` is not listed in {description}: remove it or {remedy}")
-    if missing := sorted(set(files) - {str(path) for path in found}):
-        raise error(f"`{folder / missing[0]}` is missing: {remedy}")
-    for name, digest in files.items():
-        if sha256(folder / name) != digest:
-            raise error(f"`{folder / name}` is not the file that {description} lists: {remedy}")
+    return {str(path): sha256(folder / path) for path in inside(folder)}
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -154,7 +130,8 @@ def _move(staged: Path, folder: Path, replace: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _inside(folder: Path) -> list[PurePosixPath]:
+def inside(folder: Path) -> list[PurePosixPath]:
+    """Files and links in a folder, by their paths inside it, in order."""
     return sorted(
         PurePosixPath(path.relative_to(folder).as_posix())
         for path in folder.rglob("*")

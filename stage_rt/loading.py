@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pydantic import ValidationError
-from stage_rt.backends import DeviceBackend, open_backend
 from stage_rt.engine import Engine
-from stage_rt.files import verify
 from stage_rt.errors import EngineError
 from stage_rt.executor import Executor, HostExecutor
-from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, ModelSpec, first_fault
+from stage_rt.folders import read_engine, verify_engine
+from stage_rt.networks import Backend, DeviceBackend
+from stage_rt.spec import PROMPTS_FILE, EngineSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
 Notify = Callable[[str], None]
@@ -39,7 +38,7 @@ def load(engine_dir: str | Path, *, notify: Notify = warn) -> Engine:
         MissingExtraError: the engine's inference library is not installed.
     """
     folder = Path(engine_dir)
-    spec = read_spec(folder)
+    spec = read_engine(folder)
     backend = open_backend(folder, spec)
     contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
     executor: Executor = HostExecutor(backend)
@@ -48,6 +47,28 @@ def load(engine_dir: str | Path, *, notify: Notify = warn) -> Engine:
 
         executor = DeviceExecutor(spec, backend, notify)
     return Engine(spec, executor, contexts)
+
+
+def open_backend(folder: Path, spec: EngineSpec) -> Backend:
+    """Open the engine in ``folder``; its files and the library are checked before the library reads anything.
+
+    Raises:
+        EngineError: a file was changed, or the engine is for another version of the library or another GPU.
+        DeviceError: the engine needs a GPU and there is none.
+        MissingExtraError: the library is not installed.
+    """
+    verify_engine(folder, spec)
+    if spec.backend == "onnxruntime":
+        from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(folder, spec)
+    if spec.backend == "inductor":
+        from stage_rt.backends.inductor import InductorBackend
+
+        return InductorBackend(folder, spec)
+    from stage_rt.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(folder, spec)
 
 
 def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
@@ -66,33 +87,3 @@ def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
         if prompt not in contexts or contexts[prompt].shape != shape:
             raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {prompt!r}: {remedy}")
     return {prompt: contexts[prompt].astype(np.float32) for prompt in model.prompts}
-
-
-def read_spec(folder: Path) -> EngineSpec:
-    """``engine.json`` of an engine folder.
-
-    Raises:
-        EngineError: the file is missing or does not follow `EngineSpec`.
-    """
-    path = folder / ENGINE_FILE
-    try:
-        return EngineSpec.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise EngineError(
-            f"`{folder}` is not an engine folder (no {ENGINE_FILE}): make one with `stage-rt build`"
-        ) from None
-    except ValidationError as error:
-        where, why = first_fault(error)
-        raise EngineError(
-            f"`{path}` is not valid at {where} ({why}): build the engine again with `stage-rt build`"
-        ) from None
-
-
-def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
-    """Whether ``folder`` holds, whole, an engine of the fingerprint of ``wanted``."""
-    try:
-        found = read_spec(folder)
-        verify(folder, found.files, ENGINE_FILE, EngineError, "it is built again")
-    except EngineError:
-        return False
-    return found.fingerprint == wanted.fingerprint

@@ -40,7 +40,7 @@ class Schedule:
         if not rising or self.timesteps[-1] >= len(training_betas):
             raise InputError(f"`timesteps` must rise within 0 and {len(training_betas) - 1}")
         self._training_betas = training_betas
-        self.abar: Float64 = np.cumprod(1 - training_betas)[self.timesteps]
+        self.abar: Float64 = np.cumprod(1 - training_betas, dtype=np.float64)[self.timesteps]
 
     @classmethod
     def scaled_linear(cls, steps: int, beta_start: float, beta_end: float) -> "Schedule":
@@ -115,11 +115,15 @@ class Schedule:
 
 def _spread(fixed: Sequence[int], count: int) -> list[int]:
     """``count`` integers with ``fixed`` among them, the largest gap as small as it can be."""
-    gaps = [(low - high, low, high, 1) for low, high in pairwise(fixed)]
+    gaps = [(float(low - high), low, high, 1) for low, high in pairwise(fixed)]
     heapq.heapify(gaps)
     for _ in range(count - len(fixed)):
         _, low, high, parts = gaps[0]
         heapq.heapreplace(gaps, ((low - high) / (parts + 1), low, high, parts + 1))
     return sorted(
-        {round(low + (high - low) * part / parts) for _, low, high, parts in gaps for part in range(parts + 1)}
+        {
+            round(low + (high - low) * part / parts)
+            for _, low, high, parts in gaps
+            for part in range(parts + 1)
+        }
     )

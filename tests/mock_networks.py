@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from mock_cuda import CudaError, Machine, OutOfMemoryError
 
-from stage_rt.backends import Tensor
-from stage_rt.cuda.dtypes import STORAGE, narrow, widen
 from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.networks import STORAGE, Tensor, narrow, widen
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
 
@@ -119,7 +118,7 @@ class Network:
 
 
 class MockBackend:
-    """A `stage_rt.backends.DeviceBackend`; ``spoil`` may replace the function of a graph."""
+    """A `stage_rt.networks.DeviceBackend`; ``spoil`` may replace the function of a graph."""
 
     def __init__(self, machine: Machine, spec: EngineSpec, *, scratch=4096, spoil=None) -> None:
         self.machine, self.spec, self.scratch = machine, spec, scratch

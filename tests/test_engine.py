@@ -10,8 +10,8 @@ from small_model import PROMPTS
 
 import stage_rt
 from stage_rt.engine import Engine
-from stage_rt.executor import HostExecutor
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
+from stage_rt.executor import HostExecutor
 from stage_rt.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.outputs import FEATHER
@@ -200,7 +200,9 @@ def test_more_samples_than_the_largest_batch_are_painted_in_several(spied, plain
     shares = []
     result = engine.synthesize(images, masks, prompt=PROMPT, seeds=range(6), progress=shares.append)
     assert [size for call, size in zip(spy.calls, spy.batches, strict=True) if call == VAE_ENCODER] == [4, 2]
-    expected = [4 / 6 * step / 10 for step in range(1, 11)] + [(4 + 2 * step / 10) / 6 for step in range(1, 11)]
+    expected = [4 / 6 * step / 10 for step in range(1, 11)] + [
+        (4 + 2 * step / 10) / 6 for step in range(1, 11)
+    ]
     np.testing.assert_allclose(shares, expected, atol=1e-12)
     assert result.shape == images.shape
     assert result.dtype == np.uint8

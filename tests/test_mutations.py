@@ -88,7 +88,9 @@ COEFFICIENTS: dict[str, Callable[[int, StepCoefficients], StepCoefficients]] = {
     ),
     "noise at the last step": lambda i, c: c if i else c._replace(sigma=0.02),
     "no noise in the posterior": lambda i, c: c._replace(sigma=0.0),
-    "upper posterior variance": lambda i, c: c._replace(sigma=float(np.sqrt(AUTHORS.schedule.betas[i])) if i else 0.0),
+    "upper posterior variance": lambda i, c: c._replace(
+        sigma=float(np.sqrt(AUTHORS.schedule.betas[i])) if i else 0.0
+    ),
     "AIF with the binary mask": lambda i, c: c._replace(mix=0.0),
     "no AIF": lambda i, c: c._replace(mix=1.0),
     "blend with the binary mask": lambda i, c: c._replace(blend=0.0),

@@ -58,7 +58,9 @@ def latents(shape: tuple[int, ...] = (3, 4, 6, 5)) -> tuple[Array, Array]:
     return draws.standard_normal(shape).astype(np.float32), mask.astype(np.float32)
 
 
-def run(name: SamplerName, *arguments: Any, recipe: Recipe, steps: int | None = None, **options: Any) -> Array:
+def run(
+    name: SamplerName, *arguments: Any, recipe: Recipe, steps: int | None = None, **options: Any
+) -> Array:
     """A sampler of the table over ``steps`` levels, its own number if None."""
     return SAMPLERS[name].run(
         *arguments, recipe=recipe, steps=SAMPLERS[name].steps(recipe) if steps is None else steps, **options
@@ -196,7 +198,13 @@ def test_callback_counts_the_calls_down(name: SamplerName, steps: int) -> None:
         return np.zeros_like(x)
 
     run(
-        name, denoise, clean, mask, recipe=recipe, noise=PhiloxNoise([1]), callback=lambda k, _: left.append(k)
+        name,
+        denoise,
+        clean,
+        mask,
+        recipe=recipe,
+        noise=PhiloxNoise([1]),
+        callback=lambda k, _: left.append(k),
     )
     sampler = SAMPLERS[name]
     assert len(calls) == sampler.calls(recipe, sampler.steps(recipe))

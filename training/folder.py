@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stage_rt.errors import ModelError
 from stage_rt.files import staged_folder
+from stage_rt.folders import read_description
 from stage_rt.recipe import Branch
-from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec, first_fault
+from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
 
 from .adapter import MaskGuidanceAdapter
 
@@ -105,16 +105,9 @@ def read_spec(folder: Path) -> ModelSpec:
     Raises:
         ModelError: the file is missing or does not follow :class:`~stage_rt.spec.ModelSpec`.
     """
-    path = folder / MODEL_FILE
-    try:
-        return ModelSpec.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(
-            f"`{folder}` is not a model folder (no {MODEL_FILE}); make one with `stage-rt train`"
-        ) from None
-    except ValidationError as error:
-        where, why = first_fault(error)
-        raise ModelError(f"`{path}` is not valid at {where}: {why}") from None
+    absent = f"is not a model folder (no {MODEL_FILE}): make one with `stage-rt train`"
+    remedy = "train or import the model again"
+    return read_description(folder / MODEL_FILE, ModelSpec, ModelError, absent=absent, remedy=remedy)
 
 
 def load_description(folder: Path) -> Description:

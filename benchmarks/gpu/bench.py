@@ -226,17 +226,19 @@ def loop(options: argparse.Namespace, dtype: str, batch: int) -> Row:
     from stage_rt.backends.inductor import InductorBackend
     from stage_rt.cuda import device, graphs
     from stage_rt.cuda.loop import Loop
-    from stage_rt.loading import read_spec
+    from stage_rt.folders import read_engine
     from stage_rt.recipe import Branch
     from stage_rt.spec import PROMPTS_FILE
 
     folder = _engine(options, dtype, batch)
-    spec = _shortened(read_spec(folder), options)
+    spec = _shortened(read_engine(folder), options)
     context = load_file(folder / PROMPTS_FILE)[PROMPT]
     free = torch.cuda.mem_get_info()[0]
     notices: list[str] = []
     stream = device.Stream()
-    running = Loop(InductorBackend(folder, spec), spec.model, spec.model.recipe, ADAPTER, batch, stream, notices.append)
+    running = Loop(
+        InductorBackend(folder, spec), spec.model, spec.model.recipe, ADAPTER, batch, stream, notices.append
+    )
     memory = free - torch.cuda.mem_get_info()[0]
     clean, mask, noise = _inputs(spec.model, batch)
     engine_stream = torch.cuda.ExternalStream(stream.handle)

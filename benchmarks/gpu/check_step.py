@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from stage_rt import kernels
-from stage_rt.cuda.dtypes import STORAGE, narrow, widen
 from stage_rt.kernels import reference
 from stage_rt.kernels.table import rows
+from stage_rt.networks import STORAGE, narrow, widen
 from stage_rt.recipe import StepCoefficients
 
 # Batch, channels, height, width: the real size; planes that are no fours; states that are none either; one element.

@@ -162,7 +162,7 @@ def _checked(
 def _check_schedule(path: Path, everything: Mapping[str, StoredTensor]) -> None:
     if "betas" not in everything:
         return
-    found, expected = everything["betas"].load().double().numpy(), Recipe.authors().betas
+    found, expected = everything["betas"].load().double().numpy(), Recipe.authors().levels.betas
     if found.shape != expected.shape or not np.allclose(found, expected, rtol=_SCHEDULE_TOLERANCE, atol=0):
         raise CheckpointError(
             f"`{path}` was trained with another noise schedule ({len(found.ravel())} steps, the last beta "

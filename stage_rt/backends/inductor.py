@@ -1,7 +1,7 @@
 """PyTorch's ahead-of-time compiler, AOTInductor: an engine for any CUDA GPU that has PyTorch beside it.
 
 The only backend that needs PyTorch at run time; it is imported when such an engine is opened. A package of
-AOTInductor is native code, so its hash is checked before it is loaded (`stage_rt.backends.open_backend`).
+AOTInductor is native code, so its hash is checked before it is loaded (`stage_rt.loading.open_backend`).
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from stage_rt import extras
-from stage_rt.backends import Tensor, TensorDType, tensors
+from stage_rt.batches import padded, parts
 from stage_rt.cuda import device
-from stage_rt.cuda.dtypes import narrow
-from stage_rt.cuda.plan import padded, parts
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, first_line
+from stage_rt.networks import Tensor, TensorDType, narrow, tensors
 from stage_rt.spec import EngineSpec
 
 LIBRARY = "torch"
@@ -97,7 +96,7 @@ class InductorBackend:
         self._runners: dict[tuple[str, int], Any] = {}
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """See `stage_rt.backends.Backend`; any batch is split and padded to the sizes of the graph."""
+        """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
         described, (_, output) = tensors(self._spec, graph, 1)
         batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
         count, results = len(inputs[batched[0]]), []
@@ -115,7 +114,7 @@ class InductorBackend:
         return np.concatenate(results)
 
     def network(self, graph: str, batch: int) -> "InductorNetwork":
-        """See `stage_rt.backends.DeviceBackend`."""
+        """See `stage_rt.networks.DeviceBackend`."""
         described, output = tensors(self._spec, graph, batch)
         return InductorNetwork(self._torch, graph, self._runner(graph, batch), described, output)
 
@@ -159,7 +158,7 @@ class InductorBackend:
 
 
 class InductorNetwork:
-    """One package on device memory; see `stage_rt.backends.DeviceNetwork`.
+    """One package on device memory; see `stage_rt.networks.DeviceNetwork`.
 
     What it allocates while it runs comes from a pool of its own, which PyTorch neither hands to others nor gives
     back, so that the addresses a CUDA graph has recorded stay good.
@@ -183,14 +182,14 @@ class InductorNetwork:
         self._bound: dict[str, Any] = {}
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
-        """See `stage_rt.backends.DeviceNetwork`."""
+        """See `stage_rt.networks.DeviceNetwork`."""
         with _named(self._torch, self._graph):
             self._bound = {
                 name: _at(self._torch, addresses[name], tensor) for name, tensor in self.tensors.items()
             }
 
     def enqueue(self, stream: int) -> None:
-        """See `stage_rt.backends.DeviceNetwork`."""
+        """See `stage_rt.networks.DeviceNetwork`."""
         cuda = self._torch.cuda
         inputs = {name: self._bound[name] for name in self._names}
         with (

@@ -57,7 +57,7 @@ class OnnxRuntimeBackend:
             )
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """See `stage_rt.backends.Backend`; ``graph`` runs at any batch."""
+        """See `stage_rt.networks.Backend`; ``graph`` runs at any batch."""
         batch = max((len(array) for array in inputs.values()), default=1)
         parts = min(batch, self._cores)
         session = self._session(graph, threads=self._cores // parts)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.backends import Tensor, TensorDType
-from stage_rt.cuda import device, plan
-from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
+from stage_rt import batches
+from stage_rt.cuda import device
 from stage_rt.errors import (
     BackendError,
     DeviceMemoryError,
@@ -20,6 +19,7 @@ from stage_rt.errors import (
     InputError,
     MissingExtraError,
 )
+from stage_rt.networks import STORAGE, Tensor, TensorDType, narrow, size, widen
 from stage_rt.spec import BackendName, EngineSpec
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class TensorRTBackend:
             self._engines = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """See `stage_rt.backends.Backend`; a batch is padded to the next size the engine was built for.
+        """See `stage_rt.networks.Backend`; a batch is padded to the next size the engine was built for.
 
         Raises:
             InputError: the batch is larger than the largest of them.
@@ -143,13 +143,13 @@ class TensorRTBackend:
                 f"a batch of {count} is more than the {self._buckets[-1]} the engine was built for: split it or "
                 f"build the engine with `--batch {count}`"
             )
-        padding = {name: plan.padded(inputs[name], bucket) for name in batched}
+        padding = {name: batches.padded(inputs[name], bucket) for name in batched}
         if self._host is None:
             self._host = _Host({graph: self.network(graph, self._buckets[-1]) for graph in self._engines})
         return self._host.run(graph, bucket, partial(self.network, graph, bucket), inputs | padding)[:count]
 
     def network(self, graph: str, batch: int) -> "TensorRTNetwork":
-        """See `stage_rt.backends.DeviceBackend`."""
+        """See `stage_rt.networks.DeviceBackend`."""
         profile = self._buckets.index(batch)
         return TensorRTNetwork(
             self._trt, self._name, self._journal, graph, self._engines[graph], profile, batch
@@ -171,7 +171,7 @@ class TensorRTBackend:
 
 
 class TensorRTNetwork:
-    """A graph at one batch size, with an execution context of its own; see `stage_rt.backends.DeviceNetwork`."""
+    """A graph at one batch size, with an execution context of its own; see `stage_rt.networks.DeviceNetwork`."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class TensorRTNetwork:
         self._context: trt.IExecutionContext | None = None
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
-        """See `stage_rt.backends.DeviceNetwork`."""
+        """See `stage_rt.networks.DeviceNetwork`."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context: trt.IExecutionContext | None = self._engine.create_execution_context(strategy)
         if context is None:
@@ -214,13 +214,13 @@ class TensorRTNetwork:
         self._context = context
 
     def enqueue(self, stream: int) -> None:
-        """See `stage_rt.backends.DeviceNetwork`."""
+        """See `stage_rt.networks.DeviceNetwork`."""
         assert self._context is not None
         if not self._context.execute_async_v3(stream):
             raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
 
     def close(self) -> None:
-        """See `stage_rt.backends.DeviceNetwork`."""
+        """See `stage_rt.networks.DeviceNetwork`."""
         self._context = None
 
     def _tensor(self, name: str) -> Tensor:

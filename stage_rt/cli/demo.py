@@ -22,8 +22,8 @@ def demo(
     from stage_rt import layouts, report
     from stage_rt.cli.build import build
     from stage_rt.cli.progress import progress_bar
-    from stage_rt.loading import load
     from stage_rt.errors import DatasetError
+    from stage_rt.loading import load
     from stage_rt.outputs import defect_type
     from stage_rt.run import Job, fill
 

@@ -19,13 +19,10 @@ def inspect(
 
     Needs neither the engine's inference library nor a GPU.
     """
-    from stage_rt.loading import read_spec
-    from stage_rt.errors import EngineError
-    from stage_rt.files import verify
-    from stage_rt.spec import ENGINE_FILE
+    from stage_rt.folders import read_engine, verify_engine
 
-    spec = read_spec(engine)
-    verify(engine, spec.files, ENGINE_FILE, EngineError, "build the engine again with `stage-rt build`")
+    spec = read_engine(engine)
+    verify_engine(engine, spec)
     fields = _fields(engine, spec)
     console.result(_table(fields), fields, as_json=as_json)
 

@@ -58,8 +58,8 @@ def synth(
 
     from stage_rt import layouts
     from stage_rt.cli.progress import progress_bar
-    from stage_rt.loading import load
     from stage_rt.errors import FailedSamplesError, InputError
+    from stage_rt.loading import load
     from stage_rt.run import Job, fill
 
     photographs, labels = layouts.normals(normals), layouts.masks(masks)

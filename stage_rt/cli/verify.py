@@ -33,14 +33,14 @@ def verify(
     Prints the worst of each; ends with exit code 3 if one is beyond its tolerance.
     """
     from stage_rt.cli.progress import progress_bar
-    from stage_rt.loading import read_spec
     from stage_rt.errors import InputError
     from stage_rt.files import write_atomic
+    from stage_rt.folders import read_engine
 
     # Asked now: it is written at the end of what may be an hour.
     if output is not None and (output.suffix.lower() != ".png" or output.is_dir()):
         raise InputError(f"`{output}` is no name for a picture: choose one that ends in `.png`")
-    spec = read_spec(engine)
+    spec = read_engine(engine)
     with console.extra("export"):
         from stage_rt.export.plots import plot_errors
         from stage_rt.export.verify import require, work

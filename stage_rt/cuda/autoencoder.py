@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.backends import DeviceBackend, Tensor
-from stage_rt.cuda import device, plan
-from stage_rt.cuda.dtypes import STORAGE, narrow, size, widen
+from stage_rt import batches
+from stage_rt.cuda import device
 from stage_rt.errors import InputError
+from stage_rt.networks import STORAGE, DeviceBackend, Tensor, narrow, size, widen
 
 Float32 = NDArray[np.float32]
 
@@ -90,7 +90,7 @@ class Half:
         if self._pending is not None:
             self._pending.result()
         rows = -(-count // self._batch) * self._batch
-        self._sent[:rows] = narrow(plan.padded(samples, rows), self._input.dtype)
+        self._sent[:rows] = narrow(batches.padded(samples, rows), self._input.dtype)
         with device.active():
             for start in range(0, rows, self._batch):
                 part = slice(start, start + self._batch)

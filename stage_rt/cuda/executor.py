@@ -6,12 +6,13 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.backends import DeviceBackend
-from stage_rt.cuda import device, plan
+from stage_rt import batches
+from stage_rt.cuda import device
 from stage_rt.cuda.autoencoder import Half, Pending
 from stage_rt.cuda.loop import Loop
 from stage_rt.errors import DeviceMemoryError
 from stage_rt.executor import Condition, HostExecutor, finite
+from stage_rt.networks import DeviceBackend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion
 from stage_rt.recipe import Recipe
@@ -52,7 +53,7 @@ class DeviceExecutor:
         self._prepared: tuple[str, Recipe] = ("", spec.model.recipe)
         self._loops: dict[int, Loop] = {}
         self._stream, self._beside = device.Stream(), device.Stream()
-        sizes = {"batch": plan.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
+        sizes = {"batch": batches.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
         with ExitStack() as opened:
             try:
                 self._encoder = Half(backend, VAE_ENCODER, "image", **sizes, stream=self._stream)
@@ -93,7 +94,7 @@ class DeviceExecutor:
         self._prepare(condition.adapter, recipe.respaced(steps))
         latent, done, count = np.empty_like(clean), 0, len(clean)
         while done < count:
-            part = plan.parts(count - done, self._buckets)[0]
+            part = batches.parts(count - done, self._buckets)[0]
             rows = slice(done, done + part.length)
             share = portion(progress, rows.start / count, rows.stop / count)
             try:
@@ -136,7 +137,7 @@ class DeviceExecutor:
 
     def _shrink(self, bucket: int, full: DeviceMemoryError) -> None:
         """Forget every batch size above half of ``bucket``."""
-        left = plan.halved(self._buckets, bucket)
+        left = batches.halved(self._buckets, bucket)
         if not left:
             raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
         self._drop([size for size in self._loops if size not in left])

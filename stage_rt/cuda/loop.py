@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt import kernels
-from stage_rt.backends import DeviceBackend, DeviceNetwork, Tensor
+from stage_rt import batches, kernels
 from stage_rt.cuda import device, graphs, plan
-from stage_rt.cuda.dtypes import STORAGE, narrow, size
 from stage_rt.errors import BackendError, DeviceMemoryError
 from stage_rt.kernels.table import ROW, rows
+from stage_rt.networks import STORAGE, DeviceBackend, DeviceNetwork, Tensor, narrow, size
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, silent
 from stage_rt.recipe import Branch, Recipe
@@ -244,10 +243,10 @@ class Loop:
     ) -> None:
         """Fill every buffer the first step reads; what is over in the batch is never looked at."""
         for name, array in (("state", x), ("clean", clean), ("mask", mask), ("sample", x)):
-            self._write(name, plan.padded(array, self._batch))
+            self._write(name, batches.padded(array, self._batch))
         self._write("context", np.repeat(context[None], self._batch, axis=0))
-        self._write("seeds", plan.padded(noise.seeds, self._batch))
-        self._write("samples", plan.padded(noise.samples, self._batch))
+        self._write("seeds", batches.padded(noise.seeds, self._batch))
+        self._write("samples", batches.padded(noise.samples, self._batch))
         self._write("finite", np.ones(self._batch, np.uint32))
         self.rewind(len(self._recipe.coefficients) - 1 if row is None else row)
 

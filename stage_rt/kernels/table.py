@@ -1,7 +1,7 @@
 """The table the kernels read: `stage_rt.recipe.StepCoefficients` as C lays it out, a row a transition.
 
-The fields are those of the named tuple, in its order. ``step.h`` says the same in C, and the compiled library is asked
-for its layout when it is opened.
+The fields are those of the named tuple, in its order. ``step.h`` says the same in C, and the compiled library is
+asked for its layout when it is opened.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,9 @@ _TYPES: dict[type, type] = {float: np.float32, bool: np.uint32, int: np.uint32}
 ROW = np.dtype([(name, _TYPES[kind]) for name, kind in get_type_hints(StepCoefficients).items()])
 """`stage::Coefficients` of step.h."""
 
-LAYOUT = " ".join(f"{name}:{field.str[1:]}@{offset}" for name, (field, offset) in ROW.fields.items())  # type: ignore[union-attr]
+LAYOUT = " ".join(
+    f"{name}:{kind.str[1:]}@{offset}" for name, (kind, offset, *_) in (ROW.fields or {}).items()
+)
 """The same as the library tells it: name, kind, size and offset in bytes of every field."""
 
 

@@ -9,10 +9,10 @@ import pytest
 
 import stage_rt
 from stage_rt import engine as module
-from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.engines.graphs import read_graphs
 from stage_rt.errors import EngineError, GraphsError, StageError
+from stage_rt.folders import read_engine
 from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE, PROMPTS_FILE
 
 NAMES = ["unet.onnx", "adapters/tile.only.onnx", "vae_decoder.onnx", PROMPTS_FILE]
@@ -136,7 +136,7 @@ def test_every_number_of_engine_json_counts(engine):
         path.write_text(original.replace(old, new))
         assert "(it was changed after it was written)" in refusal(EngineError, stage_rt.load, engine)
     path.write_text(original)
-    assert read_spec(engine).model.latent_scale == 0.5
+    assert read_engine(engine).model.latent_scale == 0.5
 
 
 @pytest.mark.parametrize("outside", OUTSIDE)

@@ -11,9 +11,9 @@ from mock_cuda import Machine, installed
 from mock_networks import spec
 
 from stage_rt.backends import inductor as module
-from stage_rt.backends import tensors
-from stage_rt.loading import load
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError, MissingExtraError
+from stage_rt.loading import load
+from stage_rt.networks import tensors
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
 from stage_rt.spec import UNET

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from stage_rt.backends import onnxruntime as module
-from stage_rt.backends import open_backend
 from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
-from stage_rt.loading import read_spec
 from stage_rt.errors import BackendError, ExitCode, MissingExtraError
+from stage_rt.folders import read_engine
+from stage_rt.loading import open_backend
 
 CONTEXT = (3, 6)
 
 
 @pytest.fixture
 def backend(engine_folder):
-    return OnnxRuntimeBackend(engine_folder, read_spec(engine_folder))
+    return OnnxRuntimeBackend(engine_folder, read_engine(engine_folder))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def on_three_cores(engine_folder, monkeypatch):
         lambda path, options, **others: Watched(original(path, options, **others), options),
     )
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _process: {1, 4, 6})
-    return OnnxRuntimeBackend(engine_folder, read_spec(engine_folder))
+    return OnnxRuntimeBackend(engine_folder, read_engine(engine_folder))
 
 
 def test_a_batch_is_shared_out_among_the_cores_in_order(on_three_cores, backend):
@@ -98,7 +98,7 @@ def test_fewer_samples_than_cores_get_the_cores_all_the_same(on_three_cores):
 def test_a_missing_library_is_named_with_its_extra(engine_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"`pip install 'stage-rt\[cpu\]'`") as error:
-        open_backend(engine_folder, read_spec(engine_folder))
+        open_backend(engine_folder, read_engine(engine_folder))
     assert error.value.exit_code is ExitCode.INPUT
 
 
@@ -141,7 +141,7 @@ def test_a_broken_graph_is_an_error_that_names_it(engine_folder, tmp_path, conte
     folder = shutil.copytree(engine_folder, tmp_path / "engine")
     path = folder / "unet.onnx"
     path.write_bytes(path.read_bytes()[:1000] if content is None else content)
-    backend = OnnxRuntimeBackend(folder, read_spec(folder))
+    backend = OnnxRuntimeBackend(folder, read_engine(folder))
     with pytest.raises(BackendError) as error:
         backend.run("unet")
     assert str(error.value).startswith(f"ONNX Runtime cannot load `{path}`: ")

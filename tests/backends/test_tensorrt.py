@@ -17,10 +17,8 @@ import pytest
 from mock_cuda import installed
 
 import stage_rt
-from stage_rt.backends import open_backend
 from stage_rt.backends import tensorrt as module
 from stage_rt.cuda.executor import DeviceExecutor
-from stage_rt.loading import load, read_spec
 from stage_rt.errors import (
     BackendError,
     DeviceError,
@@ -29,6 +27,8 @@ from stage_rt.errors import (
     InputError,
     MissingExtraError,
 )
+from stage_rt.folders import read_engine
+from stage_rt.loading import load, open_backend
 from stage_rt.noise import PhiloxNoise
 
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -75,7 +75,7 @@ def engine(tmp_path, graphs, flavour):
 
 
 def opened(folder):
-    return open_backend(folder, read_spec(folder))
+    return open_backend(folder, read_engine(folder))
 
 
 def inputs(graph, batch, seed=0):
@@ -238,7 +238,7 @@ def test_a_truncated_engine_is_refused_before_the_library_sees_it(engine, flavou
 
 def test_what_the_library_does_not_accept_is_told_in_its_words(engine, driver):
     folder = engine()
-    spec = read_spec(folder)
+    spec = read_engine(folder)
     (folder / "unet.engine").write_bytes(b"no plan")
     with pytest.raises(BackendError, match=r"cannot load `.*unet.engine`: magicTag does not match$"):
         module.TensorRTBackend(folder, spec)
@@ -255,7 +255,7 @@ def test_a_failed_enqueue_names_the_graph_and_the_reason(engine, driver):
 
 def test_a_profile_the_engine_does_not_have_is_an_error(engine):
     folder = engine(batch=(1, 4))
-    backend = module.TensorRTBackend(folder, read_spec(folder).model_copy(update={"batch": [1, 2, 4]}))
+    backend = module.TensorRTBackend(folder, read_engine(folder).model_copy(update={"batch": [1, 2, 4]}))
     with pytest.raises(BackendError, match="no profile for a batch of 2"):
         backend.run("unet", **inputs("unet", 2))
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from stage_rt.cli import main
-from stage_rt.loading import read_spec
+from stage_rt.folders import read_engine
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_memory_it_will_need_is_told_on_stderr(build, tmp_path):
     assert err.startswith("notice: the engine will need about ")
     assert err.endswith(" inputs and outputs\n")
     assert err.count("\n") == 1
-    assert read_spec(tmp_path / "engine").devices == ["sm86"]
+    assert read_engine(tmp_path / "engine").devices == ["sm86"]
 
 
 BAD_INPUT = {

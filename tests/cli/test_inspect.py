@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from stage_rt.cli import main
-from stage_rt.loading import read_spec
 from stage_rt.files import sha256
+from stage_rt.folders import read_engine
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def inspect(capsys):
 def test_json_holds_everything_there_is_to_know(inspect, rtx_engine):
     code, out, err = inspect(rtx_engine, "--json")
     assert (code, err) == (0, "")
-    found, spec = json.loads(out), read_spec(rtx_engine)
+    found, spec = json.loads(out), read_engine(rtx_engine)
     assert found["targets"] == ["sm86", "sm89", "sm120"]
     assert (found["backend"], found["dtype"], found["batch"]) == ("tensorrt-rtx", "fp16", [1, 2])
     assert (found["library"], found["library_version"]) == (spec.library, spec.library_version)
@@ -41,7 +41,7 @@ def test_the_text_of_an_engine_for_the_cpu(inspect, engine_folder, monkeypatch):
     # Neither its library nor a GPU is asked.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, err = inspect(engine_folder)
-    spec = read_spec(engine_folder)
+    spec = read_engine(engine_folder)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[:10] == [

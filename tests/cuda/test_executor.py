@@ -268,7 +268,9 @@ def test_the_denoiser_of_the_mock_is_that_of_the_engine():
     engine = on_the_host()
     denoise = engine._executor.denoiser(engine.condition("tile+hole"))
     for branch in Branch:
-        np.testing.assert_array_equal(denoise(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch))
+        np.testing.assert_array_equal(
+            denoise(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch)
+        )
     assert issubclass(OutOfMemoryError, Exception)
 
 

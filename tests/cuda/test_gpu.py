@@ -5,9 +5,9 @@ import pytest
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, spec
 
 from stage_rt.cuda import device
-from stage_rt.cuda.dtypes import narrow, widen
 from stage_rt.cuda.loop import Loop, _fatbin
 from stage_rt.errors import StageError
+from stage_rt.networks import narrow, widen
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import sample
@@ -78,7 +78,9 @@ def test_the_loop_is_the_cpus_and_is_replayed(dtype, count, batch):
     context = rng.standard_normal((TOKENS, WIDTH)).astype(np.float32)
     noise = PhiloxNoise(range(100, 100 + count), range(count))
     engine, stream, notices, told = spec(SHORT, dtype=dtype), device.Stream(), [], []
-    loop = Loop(CopyingBackend(engine, stream), engine.model, engine.model.recipe, "a", batch, stream, notices.append)
+    loop = Loop(
+        CopyingBackend(engine, stream), engine.model, engine.model.recipe, "a", batch, stream, notices.append
+    )
     found = loop.run(clean, mask, context, noise, told.append)
     again = loop.run(clean, mask, context, noise)
     loop.close()

@@ -33,7 +33,9 @@ def make(machine, notify):
 
     def loop(engine, batch, adapter="a", backend=None, **options):
         backend = backend or MockBackend(machine, engine, **options)
-        loops.append(Loop(backend, engine.model, engine.model.recipe, adapter, batch, device.Stream(), notify))
+        loops.append(
+            Loop(backend, engine.model, engine.model.recipe, adapter, batch, device.Stream(), notify)
+        )
         return loops[-1]
 
     yield loop

@@ -12,10 +12,10 @@ from fake_engine import contents
 from small_model import PROMPTS
 
 import stage_rt
-from stage_rt.loading import read_spec
 from stage_rt.engines import onnxruntime as onnxruntime_builder
 from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, GraphsError, InputError
+from stage_rt.folders import read_engine
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE
 
@@ -74,7 +74,7 @@ def painted(folder):
 
 
 def test_an_engine_lists_what_it_was_made_of_and_for(source, engine):
-    spec = read_spec(engine)
+    spec = read_engine(engine)
     assert set(contents(engine)) == {*spec.files, ENGINE_FILE}
     assert set(spec.files) == {*(f"{graph}.onnx" for graph in spec.model.graphs), "prompts.safetensors"}
     assert (spec.library, spec.library_version) == ("onnxruntime", onnxruntime.__version__)
@@ -112,7 +112,7 @@ def test_a_changed_graph_of_the_same_shape_is_built_again(source, engine):
 
 def test_the_batches_are_sorted_and_each_is_kept_once(source, tmp_path):
     run(source, tmp_path / "new", batch=[8, 1, 4, 1])
-    assert read_spec(tmp_path / "new").batch == [1, 4, 8]
+    assert read_engine(tmp_path / "new").batch == [1, 4, 8]
 
 
 @pytest.mark.parametrize(("kind", "message"), DAMAGES.items())
@@ -230,13 +230,13 @@ def test_a_build_that_is_interrupted_leaves_nothing(source, engine, tmp_path, mo
 def test_large_weights_lie_in_a_file_of_their_own(source, engine, tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime_builder, "EXTERNAL_DATA_BYTES", 1000)
     run(source, tmp_path / "new")
-    assert "unet.onnx.data" in read_spec(tmp_path / "new").files
+    assert "unet.onnx.data" in read_engine(tmp_path / "new").files
     np.testing.assert_array_equal(painted(tmp_path / "new"), painted(engine))
 
 
 def test_an_fp16_engine_agrees_with_fp32(graphs, engine, tmp_path):
     run(graphs("fp16"), tmp_path / "half")
-    assert read_spec(tmp_path / "half").dtype == "fp16"
+    assert read_engine(tmp_path / "half").dtype == "fp16"
     half, single = painted(tmp_path / "half"), painted(engine)
     error = np.abs(half - single).max() / np.abs(single).max()
     assert 1e-6 < error < 1e-2

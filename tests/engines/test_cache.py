@@ -11,10 +11,10 @@ import onnx
 import pytest
 from descriptions import relist
 
-from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests
+from stage_rt.folders import read_engine
 from stage_rt.spec import ENGINE_FILE, EngineSpec
 
 
@@ -53,10 +53,10 @@ def test_the_same_build_again_is_a_hit_that_touches_nothing(own, tmp_path):
 
 def test_a_changed_graph_of_the_same_shape_is_a_miss(own, tmp_path):
     built(own, tmp_path / "engine")
-    before = read_spec(tmp_path / "engine")
+    before = read_engine(tmp_path / "engine")
     with_another_weight(own)
     assert built(own, tmp_path / "engine")
-    after = read_spec(tmp_path / "engine")
+    after = read_engine(tmp_path / "engine")
     assert after.graphs_fingerprint != before.graphs_fingerprint
     assert after.fingerprint != before.fingerprint
     assert after.files["unet.onnx"] != before.files["unet.onnx"]
@@ -87,12 +87,12 @@ def test_a_damaged_engine_is_a_miss(own, tmp_path):
     ids=lambda change: next(iter(change)),
 )
 def test_all_that_decides_an_engine_is_in_its_fingerprint(engine_folder, change):
-    spec = read_spec(engine_folder)
+    spec = read_engine(engine_folder)
     assert spec.model_copy(update=change).fingerprint != spec.fingerprint
 
 
 def test_what_follows_from_the_rest_is_not_in_the_fingerprint(engine_folder):
-    spec = read_spec(engine_folder)
+    spec = read_engine(engine_folder)
     assert spec.model_copy(update={"files": {}, "workspace": 7}).fingerprint == spec.fingerprint
     assert EngineSpec.model_validate_json(spec.model_dump_json()).fingerprint == spec.fingerprint
 

@@ -13,7 +13,6 @@ from descriptions import relist
 from mock_cuda import installed
 
 from stage_rt.cuda import device
-from stage_rt.loading import load, read_spec
 from stage_rt.engines import builders, tensorrt_gpu
 from stage_rt.engines.build import build
 from stage_rt.engines.builders import choose
@@ -27,6 +26,8 @@ from stage_rt.errors import (
     StageError,
 )
 from stage_rt.files import digests, sha256, verify
+from stage_rt.folders import read_engine
+from stage_rt.loading import load
 from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
 
 DEMO = Path(__file__).parents[2] / "models/demo"
@@ -50,7 +51,7 @@ def edited(graphs, folder, change):
 
 
 def test_engine_json_says_what_was_built(rtx_engine, graphs):
-    spec = read_spec(rtx_engine)
+    spec = read_engine(rtx_engine)
     described = GraphsSpec.model_validate_json((graphs("fp16") / GRAPHS_FILE).read_bytes())
     assert (spec.backend, spec.library) == ("tensorrt-rtx", "TensorRT-RTX")
     assert spec.library_version == sys.modules["tensorrt_rtx"].__version__
@@ -63,7 +64,7 @@ def test_engine_json_says_what_was_built(rtx_engine, graphs):
 
 def test_the_workspace_is_what_the_library_planned_for_its_largest_graph(rtx_engine, graphs):
     # Some hundred KiB of activations, and the several MiB that TensorRT-RTX adds to any graph.
-    assert 2**20 < read_spec(rtx_engine).workspace < 2**24
+    assert 2**20 < read_engine(rtx_engine).workspace < 2**24
 
 
 def test_a_second_build_gives_the_same_bytes(rtx_engine, graphs, tmp_path):
@@ -77,13 +78,16 @@ def test_the_demo_model_builds_for_three_generations(tmp_path):
 
     export(DEMO, tmp_path / "graphs", dtype="fp16")
     assert quick(tmp_path / "graphs", tmp_path / "engine", batch=[1, 8], targets=TARGETS)
-    verify(tmp_path / "engine", read_spec(tmp_path / "engine").files, ENGINE_FILE, EngineError, "")
+    verify(tmp_path / "engine", read_engine(tmp_path / "engine").files, ENGINE_FILE, EngineError, "")
 
 
 @pytest.mark.parametrize(("dtype", "target"), [("fp32", "sm80"), ("bf16", "sm121")])
 def test_other_dtypes_and_generations_build(graphs, tmp_path, dtype, target):
     quick(graphs(dtype), tmp_path / "engine", targets=[target])
-    assert (read_spec(tmp_path / "engine").devices, read_spec(tmp_path / "engine").dtype) == ([target], dtype)
+    assert (read_engine(tmp_path / "engine").devices, read_engine(tmp_path / "engine").dtype) == (
+        [target],
+        dtype,
+    )
 
 
 def test_weights_beside_the_graph_are_found(graphs, tmp_path):

@@ -19,7 +19,7 @@ from stage_rt.export.fold import FoldedAdapter
 from stage_rt.export.graphs import export
 from stage_rt.export.networks import networks
 from stage_rt.export.parity import Parity
-from stage_rt.files import verify
+from stage_rt.folders import verify
 
 DTYPES = ["fp32", "fp16", "bf16"]
 ELEMENTS = {

@@ -9,13 +9,13 @@ import onnx
 import pytest
 from small_model import PROMPTS, small_model, write_small_model
 
-from stage_rt.loading import read_spec
 from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, ModelError, ParityError, PromptError
 from stage_rt.export import verify as module
 from stage_rt.export.plots import plot_errors
 from stage_rt.export.verify import CONTEXTS, Error, Report, error_of, require, spread, verify, work
 from stage_rt.files import digests
+from stage_rt.folders import read_engine
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, UNET, VAE_DECODER, VAE_ENCODER
 from stage_rt.training.folder import save_model
 
@@ -89,7 +89,7 @@ def test_every_graph_is_compared_at_every_batch_and_timestep(report):
 def test_progress_ends_at_all_of_the_work(engine_folder, model_folder):
     told = []
     verify(engine_folder, model_folder, timesteps=4, progress=told.append)
-    assert told == list(range(1, work(read_spec(engine_folder), 4) + 1))
+    assert told == list(range(1, work(read_engine(engine_folder), 4) + 1))
 
 
 @pytest.mark.parametrize(("steps", "count", "expected"), [(1000, 3, [999, 500, 0]), (3, 16, [2, 1, 0])])

@@ -38,4 +38,6 @@ def test_a_row_carries_the_timestep_of_its_transition() -> None:
     recipe = Recipe.authors().respaced(20)
     assert rows(recipe.coefficients)["timestep"].tolist() == recipe.schedule.timesteps.tolist()
     assert ROW.names == StepCoefficients._fields
-    assert np.array_equal(rows(recipe.coefficients)["shared_noise"], [c.shared_noise for c in recipe.coefficients])
+    assert np.array_equal(
+        rows(recipe.coefficients)["shared_noise"], [c.shared_noise for c in recipe.coefficients]
+    )

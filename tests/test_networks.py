@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage_rt.cuda.dtypes import narrow, widen
+from stage_rt.networks import narrow, widen
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
