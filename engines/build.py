@@ -2,15 +2,17 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import up_to_date
-from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, BackendName, DType, EngineSpec, GraphsSpec
+from stage_rt.names import BackendName, DType
+from stage_rt.progress import Progress, portion, silent
+from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec
 
-from .builders import Builder, Notify, Progress, choose
+from .builders import Builder, Notify, choose
 from .graphs import read_graphs
 
 _COMPILE_BYTES = 2**26
@@ -26,7 +28,7 @@ def build(
     dtype: DType | None = None,
     targets: Sequence[str] | None = None,
     notify: Notify = lambda line: None,
-    progress: Progress = lambda share: None,
+    progress: Progress = silent,
 ) -> bool:
     """Compile a graphs folder for a backend; the engine appears whole or not at all.
 
@@ -108,11 +110,11 @@ def _write(
     with staged_folder(folder, replace=(folder / ENGINE_FILE).is_file()) as staged:
         builder.prepare(graphs, wanted.batch, notify)
         workspace = 0
-        for (graph, path), told in zip(graphs.items(), _parts(graphs.values(), progress), strict=True):
-            told(0.0)
+        for (graph, path), share in zip(graphs.items(), _parts(graphs.values(), progress), strict=True):
+            share(0.0)
             (staged / graph).parent.mkdir(exist_ok=True)
-            workspace = max(workspace, builder.compile(path, staged / graph, wanted.batch, told))
-            told(1.0)
+            workspace = max(workspace, builder.compile(path, staged / graph, wanted.batch, share))
+            share(1.0)
         shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
         spec = wanted.model_copy(update={"workspace": workspace, "files": digests(staged)})
         (staged / ENGINE_FILE).write_text(spec.sealed())
@@ -123,11 +125,8 @@ def _parts(graphs: Iterable[Path], progress: Progress) -> list[Progress]:
     costs = [
         _COMPILE_BYTES + sum(f.stat().st_size for f in path.parent.glob(f"{path.name}*")) for path in graphs
     ]
-    return [partial(_advance, progress, sum(costs[:n]), cost, sum(costs)) for n, cost in enumerate(costs)]
-
-
-def _advance(progress: Progress, before: int, cost: int, total: int, share: float) -> None:
-    progress((before + share * cost) / total)
+    ends = [sum(costs[:n]) / sum(costs) for n in range(len(costs) + 1)]
+    return [portion(progress, *pair) for pair in pairwise(ends)]
 
 
 def _check_dtype(source: Path, graphs: GraphsSpec, dtype: DType | None) -> None:

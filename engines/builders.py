@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from stage_rt.errors import MissingExtraError
-from stage_rt.spec import BackendName, DType
-
-Progress = Callable[[float], None]
-"""Told the share of a graph that is compiled, 0 to 1; it raises to cancel."""
+from stage_rt.names import BackendName, DType
+from stage_rt.progress import Progress
 
 Notify = Callable[[str], None]
 """Told what the user should know."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from stage_rt.backends.onnxruntime import LIBRARY, library
 from stage_rt.errors import BackendError, InputError
-from stage_rt.spec import DType
+from stage_rt.names import DType
+from stage_rt.progress import Progress
 
-from .builders import Notify, Progress
+from .builders import Notify
 
 EXTERNAL_DATA_BYTES = 2**30
 """Graphs whose files are larger get their weights in a file of their own: a protobuf holds 2 GiB at most."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from stage_rt.backends.tensorrt import FLAVOURS, SUFFIX, journal, library
 from stage_rt.errors import BackendError
-from stage_rt.spec import BackendName
+from stage_rt.names import BackendName
+from stage_rt.progress import Progress
 
 from . import memory
-from .builders import Notify, Progress
+from .builders import Notify
 
 if TYPE_CHECKING:
     import tensorrt as trt

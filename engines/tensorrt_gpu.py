@@ -5,7 +5,7 @@ from typing import Any
 
 from stage_rt.cuda import device
 from stage_rt.errors import DeviceError, InputError
-from stage_rt.spec import DType
+from stage_rt.names import DType
 
 from .tensorrt import TensorRTBuilder
 from .tensorrt_rtx import CURRENT

@@ -6,7 +6,7 @@ from typing import Any
 from stage_rt.backends.tensorrt import FLAVOURS
 from stage_rt.cuda import device
 from stage_rt.errors import DeviceError, InputError
-from stage_rt.spec import DType
+from stage_rt.names import DType
 
 from .memory import LARGEST_GPU
 from .tensorrt import TensorRTBuilder

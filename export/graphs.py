@@ -12,6 +12,7 @@ from torch import nn
 
 from stage_rt import __version__
 from stage_rt.files import digests, sha256, staged_folder
+from stage_rt.names import DType
 from stage_rt.spec import (
     GRAPHS_FILE,
     MODEL_FILE,
@@ -19,7 +20,6 @@ from stage_rt.spec import (
     UNET,
     VAE_DECODER,
     VAE_ENCODER,
-    DType,
     GraphsSpec,
     ModelSpec,
 )

@@ -15,7 +15,8 @@ from stage_rt.batches import autoencoder_bucket
 from stage_rt.errors import BackendError, DeviceError, ParityError, first_line
 from stage_rt.files import digests, staged_folder
 from stage_rt.folders import up_to_date
-from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, DType, EngineSpec, ModelSpec
+from stage_rt.names import DType
+from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model

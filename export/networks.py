@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, DType, adapter_graph
+from stage_rt.names import DType
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Description, Model, load_network

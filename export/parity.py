@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stage_rt.errors import ParityError
-from stage_rt.spec import UNET, DType
+from stage_rt.names import DType
+from stage_rt.spec import UNET
 
 from ..training.folder import Description, Model, load_description
 from .memory import collect

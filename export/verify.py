@@ -17,8 +17,10 @@ from stage_rt.errors import BackendError, EngineError, MissingExtraError, Parity
 from stage_rt.executor import HostExecutor
 from stage_rt.folders import read_engine
 from stage_rt.loading import open_backend, read_contexts
+from stage_rt.names import DType
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
+from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Branch
 from stage_rt.sampler import Denoiser, sample
 from stage_rt.spec import (
@@ -26,7 +28,6 @@ from stage_rt.spec import (
     UNET,
     VAE_DECODER,
     VAE_ENCODER,
-    DType,
     EngineSpec,
     ModelSpec,
     adapter_graph,
@@ -37,7 +38,6 @@ from ..training.folder import read_spec as read_model_spec
 from .networks import TOLERANCE, networks, random_inputs
 
 Float32 = NDArray[np.float32]
-Progress = Callable[[int], None]
 
 TRAJECTORY_TOLERANCE: dict[DType, float] = {"fp32": 5e-4, "fp16": 5e-2, "bf16": 2.5e-1}
 """Largest error allowed of any state of a trajectory and of its image, relative to the largest value.
@@ -120,7 +120,7 @@ def spread(steps: int, count: int) -> list[int]:
 
 
 def work(spec: EngineSpec, timesteps: int) -> int:
-    """What `verify` tells its ``progress`` in the end: timesteps compared and steps of both trajectories."""
+    """How much there is to `verify`: timesteps compared and steps of both trajectories."""
     steps = spec.model.recipe.steps
     return len(spread(steps, timesteps)) + 2 * steps
 
@@ -131,7 +131,7 @@ def verify(
     *,
     prompt: str | None = None,
     timesteps: int = 16,
-    progress: Progress = lambda done: None,
+    progress: Progress = silent,
 ) -> Report:
     """Run an engine and its model side by side.
 
@@ -143,7 +143,7 @@ def verify(
         model: the model folder it was built from; computed by torch in float32 on the CPU.
         prompt: of the trajectory; the first by name when None.
         timesteps: how many the graphs are compared at, evenly over those of the recipe.
-        progress: told how much of `work` is done.
+        progress: told the share of `work` that is done.
 
     Returns:
         What was measured; `require` judges it.
@@ -213,10 +213,11 @@ class _Sides:
     @torch.no_grad()
     def measure(self, prompt: str, timesteps: Sequence[int], progress: Progress) -> Report:
         points = [*self.prompts(), *self.autoencoder()]
+        total = work(self.engine.spec, len(timesteps))
         for done, timestep in enumerate(timesteps, 1):
             points += self.denoising(timestep)
-            progress(done)
-        trajectory, image = self.trajectory(prompt, lambda done: progress(len(timesteps) + done))
+            progress(done / total)
+        trajectory, image = self.trajectory(prompt, portion(progress, len(timesteps) / total, 1))
         return Report(self.engine.spec.dtype, prompt, points, trajectory, image)
 
     def prompts(self) -> Iterator[Point]:
@@ -267,11 +268,11 @@ class _Sides:
 
         def keep(i: int, state: Float32) -> None:
             states[i] = state
-            progress(steps - i)
+            progress((steps - i) / (2 * steps))
 
         def judge(i: int, state: Float32) -> None:
             errors[i] = error_of(state, states[i])
-            progress(2 * steps - i)
+            progress((2 * steps - i) / (2 * steps))
 
         expected = self.sample(self.torch_denoiser(prompt), keep)
         found = self.sample(self.executor.denoiser(self.engine.condition(prompt)), judge)
@@ -318,7 +319,7 @@ def _nothing_was_verified() -> Iterator[None]:
     try:
         yield
     except (EngineError, MissingExtraError, BackendError) as error:
-        raise type(error)(f"nothing was verified: {error}") from error
+        raise type(error)(f"nothing was verified: {error.problem}", error.remedy) from error
 
 
 def _worst(errors: Sequence[Error]) -> Error:

@@ -101,9 +101,7 @@ def _kernels() -> Iterator[Line]:
     try:
         kernels.library()
     except BackendError as error:
-        found = str(error).partition(", install")[0]
-        fix = "install again with a C++ compiler: `pip install --force-reinstall --no-deps stage-rt`"
-        yield Line(subject, Status.WRONG, found, fix, needed=True)
+        yield Line(subject, Status.WRONG, error.problem, error.remedy, needed=True)
     else:
         found = f"stage-rt {__version__}, {kernels.LIBRARY} agrees with its definition"
         yield Line(subject, Status.OK, found, needed=True)

@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
 from stage_rt.executor import Condition, Executor, Painted, finite
-from stage_rt.inputs import latent_mask, network_image
+from stage_rt.images.compose import composite as composited
+from stage_rt.images.compose import pixels
+from stage_rt.images.inputs import latent_mask, network_image
+from stage_rt.names import SamplerName
 from stage_rt.noise import PhiloxNoise
-from stage_rt.outputs import composite as composited
-from stage_rt.outputs import pixels
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import check_inputs, untouched
 from stage_rt.samplers import steps_of
-from stage_rt.spec import EngineSpec, SamplerName
+from stage_rt.spec import EngineSpec
 
 Float32 = NDArray[np.float32]
 
@@ -116,7 +117,7 @@ class Engine:
         steps: int | None = None,
         progress: Progress = silent,
     ) -> Painted:
-        """Encode, sample and decode one batch, as `stage_rt.inputs` prepares it.
+        """Encode, sample and decode one batch, as `stage_rt.images.inputs` prepares it.
 
         Samples with an empty mask take no part in STAGE's loop: no network has a say in their latent.
 

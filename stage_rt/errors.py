@@ -20,7 +20,8 @@
     ├── ParityError               exit 3, a converted network disagrees with its source
     └── FailedSamplesError        exit 4, the run finished but some samples failed
 
-A message has no full stop after its one sentence and quotes paths and commands in backticks.
+A message has no full stop after its one sentence and quotes paths and commands in backticks. Whoever says more of an
+error, or the same in another place, finds what is wrong in its ``problem`` and the way out in its ``remedy``.
 """
 
 from enum import IntEnum
@@ -38,9 +39,19 @@ class ExitCode(IntEnum):
 
 
 class StageError(Exception):
-    """Base of every error stage-rt raises on purpose."""
+    """Base of every error stage-rt raises on purpose.
+
+    ``problem`` is what is wrong and ``remedy`` what to do about it; None where the problem's sentence says it.
+    """
 
     exit_code: ClassVar[ExitCode] = ExitCode.BROKEN
+
+    def __init__(self, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return self.problem if self.remedy is None else f"{self.problem}: {self.remedy}"
 
 
 class InputError(StageError):

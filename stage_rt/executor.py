@@ -6,13 +6,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stage_rt.names import SamplerName
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.sampler import Denoiser
 from stage_rt.samplers import SAMPLERS
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, SamplerName, adapter_graph
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
 
 Float32 = NDArray[np.float32]
 

@@ -6,16 +6,14 @@ Everything is computed in float64. Equation numbers are the paper's; the indices
 
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stage_rt.errors import InputError
+from stage_rt.names import MaskRule, RecipeName
 from stage_rt.schedule import FEWEST_CALLS, Schedule
-
-MaskRule = Literal["cover", "authors"]
-RecipeName = Literal["authors", "paper"]
 
 
 class Branch(StrEnum):

@@ -17,11 +17,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from stage_rt.names import BackendName, DType, SamplerName
 from stage_rt.recipe import Recipe
-
-DType = Literal["fp32", "fp16", "bf16"]
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
-SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -178,7 +175,8 @@ class EngineSpec(_Sealed):
 class RunSpec(_Spec):
     """``run.json``: everything that decides the bytes of a run; the same job again resumes it.
 
-    ``engine`` is the fingerprint of the engine's graphs. ``normals`` and ``masks`` are digests of the names
+    ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
+    it does by itself. ``normals`` and ``masks`` are digests of the names
     and sizes of all files and of the contents of those used.
     """
 
@@ -192,6 +190,7 @@ class RunSpec(_Spec):
     seed: int = Field(ge=0, lt=2**64)
     composite: bool
     batch: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
     normals: Sha256
     masks: Sha256
 
@@ -200,7 +199,7 @@ class PairRecord(_Spec):
     """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed and why.
 
     ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
-    names of the files the pair was made from; ``recipe`` is the name of the run's. A pair whose
+    names of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. A pair whose
     ``latent_mask_cells`` is 0 shows no defect.
     """
 
@@ -217,4 +216,5 @@ class PairRecord(_Spec):
     seed: int
     sampler: SamplerName = "stage"
     recipe: str | None = None
+    steps: int | None = None
     latent_mask_cells: int

@@ -12,9 +12,9 @@ import stage_rt
 from stage_rt.engine import Engine
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
 from stage_rt.executor import HostExecutor
-from stage_rt.inputs import latent_mask, network_image
+from stage_rt.images.compose import FEATHER
+from stage_rt.images.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
-from stage_rt.outputs import FEATHER
 from stage_rt.recipe import Recipe
 from stage_rt.spec import UNET, VAE_ENCODER
 

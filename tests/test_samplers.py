@@ -9,6 +9,7 @@ from conftest import Golden
 from numpy.typing import NDArray
 
 from stage_rt.errors import BackendError, InputError
+from stage_rt.names import SamplerName
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.samplers import SAMPLERS, find, steps_of
@@ -16,7 +17,6 @@ from stage_rt.samplers.anomalydiffusion import anomalydiffusion
 from stage_rt.samplers.repaint import _walk, repaint
 from stage_rt.samplers.sdas import sdas
 from stage_rt.schedule import Schedule
-from stage_rt.spec import SamplerName
 
 Array = NDArray[Any]
 BOUND = 2e-5

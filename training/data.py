@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
-from stage_rt.inputs import fit_mask, latent_mask, network_image, read_header, read_image, read_mask
-from stage_rt.layouts import Dataset, datasets
+from stage_rt.images.inputs import fit_mask, latent_mask, network_image, read_header, read_image, read_mask
+from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
 
 GOOD = "good"

@@ -1,9 +1,8 @@
 """Sizes and lengths of the two training presets."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-PresetName = Literal["tiny", "small"]
+from stage_rt.names import PresetName
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
+from stage_rt.names import PresetName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec
 
@@ -21,7 +22,7 @@ from .adapter import MaskGuidanceAdapter
 from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
-from .presets import PRESETS, Preset, PresetName
+from .presets import PRESETS, Preset
 
 STAGES = ("autoencoder", "denoiser", "guidance")
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}

@@ -12,8 +12,8 @@ from stage_rt.spec import ModelSpec
 
 from ...training.folder import write_description
 from .adapters import read_embeddings, vectors_of
+from .assemble import DEFAULTS, Options, ldm_networks, ldm_spec, make_contexts, open_ldm, write_all
 from .folder import file_origin, origin
-from .stage import DEFAULTS, Options, ldm_networks, ldm_spec, make_contexts, open_ldm, write_all
 
 CAPTION = "a photo of a *"
 """The plainest of the texts it was trained with."""

@@ -20,22 +20,13 @@ from stage_rt.spec import ModelSpec
 
 from ...training.folder import write_description
 from .adapters import TrainingRun
+from .assemble import DEFAULTS, Options, adapter_networks, make_contexts, make_spec, write_all
 from .bert import encode
 from .checks import require_finite, sizes_of, tensors
 from .folder import Network, file_origin, origin
 from .keys import BertSizes
 from .ldm import LATENT_SCALE, TextEncoder
-from .stage import (
-    CAPTION,
-    DEFAULTS,
-    Options,
-    adapter_networks,
-    make_contexts,
-    make_spec,
-    read_runs,
-    run_origins,
-    write_all,
-)
+from .stage import CAPTION, read_runs, run_origins
 
 _LDM, _STABLE = "LDMTextToImagePipeline", "StableDiffusionPipeline"
 _VAE_FOLDER = {_LDM: "vqvae", _STABLE: "vae"}
@@ -110,7 +101,8 @@ def import_diffusers(
             "diffusers", pipeline=pipeline, **files, adapters=run_origins(trained), texts=dict(texts)
         )
         spec = _spec(source, unet, vae, {**prompts, **dict.fromkeys(texts)}, contexts, provenance, options)
-        write_all({"unet": unet, "vae": vae, **adapter_networks(trained)}, staged, options)
+        adapters = {name: run.adapters for name, run in trained.items()}
+        write_all({"unet": unet, "vae": vae, **adapter_networks(adapters)}, staged, options)
         write_description(staged, spec, contexts)
     return spec
 

@@ -4,7 +4,8 @@ The only backend that needs PyTorch at run time; it is imported when such an eng
 AOTInductor is native code, so its hash is checked before it is loaded (`stage_rt.loading.open_backend`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,17 @@ class InductorBackend:
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
         described, (_, output) = tensors(self._spec, graph, 1)
-        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
-        count, results = len(inputs[batched[0]]), []
+        batched = {name for name, tensor in described.items() if len(tensor.shape) > 1}
+        count, results = max(len(inputs[name]) for name in batched), []
         for part in parts(count, self._sizes(graph)):
             rows = slice(part.start, part.start + part.length)
-            handed = {
-                name: self._tensor(padded(array[rows], part.bucket) if name in batched else array, each.dtype)
-                for name, each in described.items()
-                for array in [inputs[name]]
+            arrays = {
+                name: padded(inputs[name][rows], part.bucket) if name in batched else inputs[name]
+                for name in described
             }
-            with _named(self._torch, graph), self._torch.inference_mode():
-                result = self._runner(graph, part.bucket)(**handed)
+            feed = {name: self._tensor(arrays[name], tensor.dtype) for name, tensor in described.items()}
+            with _running(self._torch, graph), self._torch.inference_mode():
+                result = self._runner(graph, part.bucket)(**feed)
                 results.append(result[: part.length].float().cpu().numpy())
         assert output.dtype == self._spec.dtype
         return np.concatenate(results)
@@ -134,7 +135,7 @@ class InductorBackend:
     def _runner(self, graph: str, batch: int) -> Any:
         if (graph, batch) not in self._runners:
             path = self._folder / package(graph, batch)
-            with _named(self._torch, graph):
+            with _running(self._torch, graph):
                 self._runners[graph, batch] = open_package(self._torch, path, self._constants(graph))
         return self._runners[graph, batch]
 
@@ -183,7 +184,7 @@ class InductorNetwork:
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
         """See `stage_rt.networks.DeviceNetwork`."""
-        with _named(self._torch, self._graph):
+        with _running(self._torch, self._graph):
             self._bound = {
                 name: _at(self._torch, addresses[name], tensor) for name, tensor in self.tensors.items()
             }
@@ -193,7 +194,7 @@ class InductorNetwork:
         cuda = self._torch.cuda
         inputs = {name: self._bound[name] for name in self._names}
         with (
-            _named(self._torch, self._graph),
+            _running(self._torch, self._graph),
             cuda.stream(cuda.ExternalStream(stream)),
             cuda.use_mem_pool(self._pool),
             self._torch.inference_mode(),
@@ -206,20 +207,15 @@ class InductorNetwork:
         del self._pool
 
 
-class _named:  # noqa: N801
+@contextmanager
+def _running(torch: Any, graph: str) -> Iterator[None]:
     """A block in which PyTorch's errors become ours, with the name of the graph."""
-
-    def __init__(self, torch: Any, graph: str) -> None:
-        self._torch, self._graph = torch, graph
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, self._torch.OutOfMemoryError):
-            raise DeviceMemoryError(f"the GPU's memory is full in graph `{self._graph}`") from error
-        if isinstance(error, RuntimeError):
-            raise BackendError(f"PyTorch failed in graph `{self._graph}`: {first_line(error)}") from error
+    try:
+        yield
+    except torch.OutOfMemoryError as full:
+        raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from full
+    except RuntimeError as error:
+        raise BackendError(f"PyTorch failed in graph `{graph}`: {first_line(error)}") from error
 
 
 class _Address:

@@ -19,8 +19,9 @@ from stage_rt.errors import (
     InputError,
     MissingExtraError,
 )
-from stage_rt.networks import STORAGE, Tensor, TensorDType, narrow, size, widen
-from stage_rt.spec import BackendName, EngineSpec
+from stage_rt.names import BackendName
+from stage_rt.networks import STORAGE, Tensor, TensorDType, narrow, size, tensors, widen
+from stage_rt.spec import EngineSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -114,7 +115,7 @@ class TensorRTBackend:
     """
 
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
-        self._trt = library(spec.backend)
+        self._trt, self._spec = library(spec.backend), spec
         _check_version(folder, spec, self._trt.__version__)
         device.require(folder, spec.devices, _options)
         self._name = FLAVOURS[spec.backend].name
@@ -131,11 +132,8 @@ class TensorRTBackend:
         Raises:
             InputError: the batch is larger than the largest of them.
         """
-        batched = [
-            name
-            for name, tensor in self.network(graph, self._buckets[0]).tensors.items()
-            if name in inputs and len(tensor.shape) > 1
-        ]
+        described, _ = tensors(self._spec, graph, self._buckets[0])
+        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
         count = max(len(inputs[name]) for name in batched)
         bucket = next((size for size in self._buckets if size >= count), None)
         if bucket is None:

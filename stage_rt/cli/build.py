@@ -3,23 +3,15 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
-from stage_rt.cli.export import GraphDtype
+from stage_rt.names import BackendName, DType
 
-
-class BackendOption(StrEnum):
-    """Inference libraries an engine can be built for."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-    INDUCTOR = "inductor"
+DEFAULT_BATCH = 8
 
 
 def _batches(text: str) -> list[int]:
@@ -36,9 +28,7 @@ def build(
         Path, typer.Argument(metavar="MODEL_OR_GRAPHS", help="Folder made by `stage-rt train` or `export`.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to write.")],
-    backend: Annotated[
-        BackendOption, typer.Option(help="Inference library to build for.")
-    ] = BackendOption.ONNXRUNTIME,
+    backend: Annotated[BackendName, typer.Option(help="Inference library to build for.")] = "onnxruntime",
     target: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +39,7 @@ def build(
         ),
     ] = None,
     dtype: Annotated[
-        GraphDtype | None,
+        DType | None,
         typer.Option(
             help="Of weights and arithmetic.", show_default="the graphs' own, or fp32; fp16 for inductor"
         ),
@@ -61,22 +51,22 @@ def build(
             help="Samples a call, as `8` or `1,8,32`; the largest is used by `synth`, and a GPU pads a smaller batch "
             "to the next.",
         ),
-    ] = "8",
+    ] = str(DEFAULT_BATCH),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
     sizes = _batches(batch)
     targets = target.lower().split(",") if target else None
-    if backend is BackendOption.INDUCTOR:
-        written = _compile_model(source, output, dtype or GraphDtype.FP16, sizes, targets)
+    if backend == "inductor":
+        written = compile_model(source, output, dtype or "fp16", sizes, targets)
     else:
-        written = _compile_graphs(source, output, backend, dtype, sizes, targets)
+        written = compile_graphs(source, output, backend, dtype, sizes, targets)
     text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
     console.result(text, {"engine": str(output), "written": written}, as_json=as_json)
 
 
-def _compile_model(
-    source: Path, output: Path, dtype: GraphDtype, batch: Sequence[int], targets: Sequence[str] | None
+def compile_model(
+    source: Path, output: Path, dtype: DType, batch: Sequence[int], targets: Sequence[str] | None
 ) -> bool:
     """Compile a model folder with PyTorch, which starts from the model itself and builds for the GPU here."""
     from stage_rt.errors import InputError
@@ -91,38 +81,33 @@ def _compile_model(
     with console.messages().status("reading the model") as status:
         with console.extra("export"):
             from stage_rt.export.inductor import build as run
-        return run(source, output, dtype=dtype.value, batch=batch, say=status.update)
+        return run(source, output, dtype=dtype, batch=batch, say=status.update)
 
 
-def _compile_graphs(
+def compile_graphs(
     source: Path,
     output: Path,
-    backend: BackendOption,
-    dtype: GraphDtype | None,
-    batch: Sequence[int],
-    targets: Sequence[str] | None,
+    backend: BackendName = "onnxruntime",
+    dtype: DType | None = None,
+    batch: Sequence[int] = (DEFAULT_BATCH,),
+    targets: Sequence[str] | None = None,
 ) -> bool:
+    """Compile a model folder, exported on the way, or a graphs folder; whether an engine was written."""
     from functools import partial
 
-    from stage_rt.cli.progress import share_bar
+    from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
 
     with (
         _graphs(source, output, backend, dtype, targets) as graphs,
-        console.orderly_stop() as check,
-        share_bar("building") as show,
+        watched_share("building") as progress,
     ):
-
-        def progress(share: float) -> None:
-            check()
-            show(share)
-
         return run(
             graphs,
             output,
-            backend=backend.value,
+            backend=backend,
             batch=batch,
-            dtype=dtype.value if dtype else None,
+            dtype=dtype,
             targets=targets,
             notify=partial(console.message, "notice"),
             progress=progress,
@@ -133,8 +118,8 @@ def _compile_graphs(
 def _graphs(
     source: Path,
     output: Path,
-    backend: BackendOption,
-    dtype: GraphDtype | None,
+    backend: BackendName,
+    dtype: DType | None,
     targets: Sequence[str] | None,
 ) -> Iterator[Path]:
     """The graphs of ``source``: itself, or exported into a folder beside ``output`` for as long as it takes."""
@@ -151,13 +136,13 @@ def _graphs(
         )
     from stage_rt.engines.builders import choose
 
-    wanted = dtype or GraphDtype.FP32
+    wanted = dtype or "fp32"
     # What cannot be built is not exported first.
-    choose(backend.value, wanted.value, targets)
+    choose(backend, wanted, targets)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         with console.messages().status("reading the model") as status:
             with console.extra("export"):
                 from stage_rt.export.graphs import export
-            export(source, Path(folder), dtype=wanted.value, say=status.update)
+            export(source, Path(folder), dtype=wanted, say=status.update)
         yield Path(folder)

@@ -71,20 +71,20 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
     A second signal ends the process at once, even inside a long call of an inference library: Python runs its
     own handlers only between bytecodes, so a thread listens instead.
     """
-    told: list[int] = []
+    received: list[int] = []
     inbox, outbox = os.pipe()
     os.set_blocking(outbox, False)
 
     def listen() -> None:
         while signum := os.read(inbox, 1):
-            if told:
+            if received:
                 messages().show_cursor()
                 os._exit(128 + signum[0])
-            told.append(signum[0])
+            received.append(signum[0])
 
     def check() -> None:
-        if told:
-            raise Stopped(told[0])
+        if received:
+            raise Stopped(received[0])
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -15,17 +15,26 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path(
         "stage-rt-demo"
     ),
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Network calls a pair takes, 10 to 1000; fewer are faster.", show_default="1000"
+        ),
+    ] = None,
 ) -> None:
     """Build the demo engine and paint one pair for every mask that comes with it."""
     from functools import partial
 
-    from stage_rt import layouts, report
-    from stage_rt.cli.build import build
-    from stage_rt.cli.progress import progress_bar
+    from stage_rt.cli.build import compile_graphs
+    from stage_rt.cli.progress import watched_bar
     from stage_rt.errors import DatasetError
+    from stage_rt.images import layouts
     from stage_rt.loading import load
-    from stage_rt.outputs import defect_type
-    from stage_rt.run import Job, fill
+    from stage_rt.progress import portion
+    from stage_rt.run import report
+    from stage_rt.run.fill import fill
+    from stage_rt.run.job import Job
+    from stage_rt.run.writer import defect_type
 
     inputs = model / "inputs"
     if not inputs.is_dir():
@@ -34,31 +43,32 @@ def demo(
             "with `--model`"
         )
     photographs = layouts.normals(inputs / "normals")
-    build(model, output / "engine")
+    compile_graphs(model, output / "engine")
     notify = partial(console.message, "notice")
     engine = load(output / "engine", notify=notify)
     jobs = [
-        Job(photographs, masks, prompt, count=len(masks), seed=0, composite=True, batch=len(masks))
+        Job(
+            photographs,
+            masks,
+            prompt,
+            count=len(masks),
+            seed=0,
+            composite=True,
+            batch=len(masks),
+            steps=steps,
+        )
         for prompt in engine.prompts
         if (masks := layouts.masks(inputs / "masks" / defect_type(prompt)))
     ]
-    total, sheets, pairs = sum(job.count for job in jobs), [], 0
-    with console.orderly_stop() as check, progress_bar(total, "pairs") as show:
-
-        def progress(before: int, done: float) -> None:
-            check()
-            show(before + done)
-
+    total, done, summaries = sum(job.count for job in jobs), 0, []
+    with watched_bar(total, "pairs") as progress:
         for job in jobs:
-            summary = fill(
-                engine,
-                job,
-                output / defect_type(job.prompt),
-                notify=notify,
-                progress=partial(progress, pairs),
+            share = portion(progress, done / total, (done + job.count) / total)
+            summaries.append(
+                fill(engine, job, output / defect_type(job.prompt), notify=notify, progress=share)
             )
-            sheets.append(summary.contact_sheet)
-            pairs += summary.pairs
+            done += job.count
     sheet = output / report.CONTACT_SHEET
-    report.stack(sheets, sheet)
+    report.stack([summary.contact_sheet for summary in summaries], sheet)
+    pairs = sum(summary.pairs for summary in summaries)
     typer.echo(f"{pairs} pairs in `{output}`\ncontact sheet `{sheet}`")

@@ -1,13 +1,13 @@
 """``stage-rt export``: a trained model as ONNX graphs, each held against torch."""
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stage_rt.cli import console
+from stage_rt.names import DType
 
 if TYPE_CHECKING:
     from stage_rt.export.parity import Parity
@@ -18,18 +18,10 @@ FOOTNOTES = {
 }
 
 
-class GraphDtype(StrEnum):
-    """Dtypes graphs can have."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder made by `stage-rt train`.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="GRAPHS", help="Folder to write.")],
-    dtype: Annotated[GraphDtype, typer.Option(help="Of weights, inputs and outputs.")] = GraphDtype.FP32,
+    dtype: Annotated[DType, typer.Option(help="Of weights, inputs and outputs.")] = "fp32",
     opset: Annotated[int, typer.Option(min=21, max=24, help="Version of the ONNX operators.")] = 21,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -42,13 +34,13 @@ def export(
             from stage_rt.export.graphs import export as run
         parities: list[Parity] = []
         try:
-            run(model, output, dtype=dtype.value, opset=opset, say=status.update, show=parities.extend)
+            run(model, output, dtype=dtype, opset=opset, say=status.update, show=parities.extend)
         finally:
             status.stop()
             if parities:
                 console.result(
                     _table(parities, FOOTNOTES.get(dtype)),
-                    {"graphs": str(output), "dtype": dtype.value, "opset": opset, "parity": _rows(parities)},
+                    {"graphs": str(output), "dtype": dtype, "opset": opset, "parity": _rows(parities)},
                     as_json=as_json,
                 )
 

@@ -2,30 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stage_rt.cli import console
-from stage_rt.cli.train import WeightDtype
+from stage_rt.names import MaskRule, WeightDType
 
 if TYPE_CHECKING:
     from stage_rt.export.importers.adapters import TrainingRun
-    from stage_rt.export.importers.stage import Options
+    from stage_rt.export.importers.assemble import Options
     from stage_rt.spec import ModelSpec
 
 app = typer.Typer(
     name="import", help="Make a model folder of a checkpoint another program wrote.", no_args_is_help=True
 )
-
-
-class MaskRuleOption(StrEnum):
-    """How a label becomes a latent mask."""
-
-    COVER = "cover"
-    AUTHORS = "authors"
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")]
@@ -44,11 +36,11 @@ Runs = Annotated[
 Step = Annotated[
     int | None, typer.Option(min=0, help="Training step of the adapters.", show_default="the newest")
 ]
-Dtype = Annotated[WeightDtype, typer.Option(help="Of the weights in MODEL.")]
+Dtype = Annotated[WeightDType, typer.Option(help="Of the weights in MODEL.")]
 ImageSize = Annotated[int, typer.Option(min=16, max=4096, help="Side of the images, in pixels.")]
 Heads = Annotated[int, typer.Option(min=1, help="Attention heads of the UNet.")]
-MaskRule = Annotated[
-    MaskRuleOption,
+Rule = Annotated[
+    MaskRule,
     typer.Option(help="`cover` paints under every labelled pixel, `authors` as their code does."),
 ]
 MaxGib = Annotated[float, typer.Option(min=0, help="Refuse files larger than this, in GiB.")]
@@ -61,10 +53,10 @@ def stage(
     adapters: Runs,
     output: Output,
     step: Step = None,
-    dtype: Dtype = WeightDtype.FP32,
+    dtype: Dtype = "fp32",
     image_size: ImageSize = 256,
     heads: Heads = 8,
-    mask_rule: MaskRule = MaskRuleOption.COVER,
+    mask_rule: Rule = "cover",
     max_gib: MaxGib = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -87,10 +79,10 @@ def anomalydiffusion(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name in that file; give it once for each.", show_default="all"),
     ] = None,
-    dtype: Dtype = WeightDtype.FP32,
+    dtype: Dtype = "fp32",
     image_size: ImageSize = 256,
     heads: Heads = 8,
-    mask_rule: MaskRule = MaskRuleOption.COVER,
+    mask_rule: Rule = "cover",
     max_gib: MaxGib = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -124,8 +116,8 @@ def diffusers(
         ),
     ] = None,
     step: Step = None,
-    dtype: Dtype = WeightDtype.FP32,
-    mask_rule: MaskRule = MaskRuleOption.COVER,
+    dtype: Dtype = "fp32",
+    mask_rule: Rule = "cover",
     max_gib: MaxGib = 8,
     as_json: AsJson = False,
 ) -> None:
@@ -148,7 +140,7 @@ def _prompt(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _options(
-    dtype: WeightDtype, image_size: int, heads: int, mask_rule: MaskRuleOption, max_gib: float
+    dtype: WeightDType, image_size: int, heads: int, mask_rule: MaskRule, max_gib: float
 ) -> Iterator["Options"]:
     """Options of an import, with what it does shown on stderr until it ends."""
     from functools import partial
@@ -156,13 +148,13 @@ def _options(
     with console.messages().status("reading") as status, console.extra("export"):
         import torch
 
-        from stage_rt.export.importers.stage import Options
+        from stage_rt.export.importers.assemble import Options
 
         yield Options(
             image_size=image_size,
             heads=heads,
-            mask_rule=mask_rule.value,
-            dtype=torch.float16 if dtype is WeightDtype.FP16 else torch.float32,
+            mask_rule=mask_rule,
+            dtype=torch.float16 if dtype == "fp16" else torch.float32,
             max_bytes=int(max_gib * 2**30),
             say=status.update,
             notify=partial(console.message, "notice"),

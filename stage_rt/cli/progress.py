@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from rich.progress import (
     BarColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskProgressColumn,
@@ -13,47 +12,62 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from rich.text import Text
 
-from stage_rt.cli.console import messages
+from stage_rt.cli.console import messages, orderly_stop
+from stage_rt.progress import Progress
 
 
 @contextmanager
-def progress_bar(total: float, unit: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr with ``unit``/s and the time left; nothing without a terminal.
+def watched_bar(total: float, unit: str) -> Iterator[Progress]:
+    """`counting_bar` around work that a signal ends in an orderly way."""
+    with orderly_stop() as check, counting_bar(total, unit) as show:
+        yield _checked(check, show)
 
-    The function handed out is told how much is done; what it is told first does not count for the speed.
+
+@contextmanager
+def watched_share(text: str) -> Iterator[Progress]:
+    """A bar on stderr behind ``text``, around work that a signal ends in an orderly way."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with orderly_stop() as check, _bar(*columns) as bar:
+        task = bar.add_task(text, total=1)
+        yield _checked(check, lambda share: bar.update(task, completed=share))
+
+
+@contextmanager
+def counting_bar(total: float, unit: str) -> Iterator[Progress]:
+    """A bar on stderr that shows a share as a part of ``total``, with ``unit``/s and the time left.
+
+    Nothing without a terminal. What it is told first does not count for the speed.
     """
     columns = (BarColumn(), _Done(unit), _Rate(unit), TimeRemainingColumn(compact=True))
-    with Progress(
+    with _bar(*columns) as bar:
+
+        def show(share: float) -> None:
+            if not bar.tasks:
+                bar.add_task("", total=total, completed=total * share)  # type: ignore[arg-type]  # rich shows fractions
+            bar.update(bar.task_ids[0], completed=total * share)
+
+        yield show
+
+
+def _bar(*columns: ProgressColumn) -> Bar:
+    return Bar(
         *columns,
         console=messages(),
         transient=True,
         disable=not messages().is_terminal,
         speed_estimate_period=120,
-    ) as bar:
-
-        def update(done: float) -> None:
-            if bar.tasks:
-                # An engine that takes a batch in two parts counts its steps twice.
-                bar.update(bar.task_ids[0], completed=max(done, bar.tasks[0].completed))
-            else:
-                bar.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich shows fractions
-
-        yield update
+    )
 
 
-@contextmanager
-def share_bar(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr behind ``text``, told the share that is done, 0 to 1; nothing without a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=messages(), transient=True, disable=not messages().is_terminal) as bar:
-        task = bar.add_task(text, total=1)
+def _checked(check: Callable[[], None], progress: Progress) -> Progress:
+    def checked(share: float) -> None:
+        check()
+        progress(share)
 
-        def update(share: float) -> None:
-            bar.update(task, completed=max(share, bar.tasks[0].completed))
-
-        yield update
+    return checked
 
 
 class _Done(ProgressColumn):

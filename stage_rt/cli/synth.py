@@ -1,28 +1,12 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
-
-
-class SamplerOption(StrEnum):
-    """Ways from noise to a picture."""
-
-    STAGE = "stage"
-    REPAINT = "repaint"
-    ANOMALYDIFFUSION = "anomalydiffusion"
-    SDAS = "sdas"
-
-
-class RecipeOption(StrEnum):
-    """Branch plans of STAGE."""
-
-    AUTHORS = "authors"
-    PAPER = "paper"
+from stage_rt.names import RecipeName, SamplerName
 
 
 def synth(
@@ -43,10 +27,18 @@ def synth(
         int | None, typer.Option(min=1, help="Pairs made together.", show_default="the engine's largest")
     ] = None,
     sampler: Annotated[
-        SamplerOption, typer.Option(help="How to paint; all but `stage` do without the adapters.")
-    ] = SamplerOption.STAGE,
+        SamplerName, typer.Option(help="How to paint; all but `stage` do without the adapters.")
+    ] = "stage",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Network calls a pair takes, 10 to 1000; 100 is ten times as fast and looks alike, 50 is fainter.",
+            show_default="1000; repaint 250 levels, anomalydiffusion 200, sdas 20",
+        ),
+    ] = None,
     recipe: Annotated[
-        RecipeOption | None,
+        RecipeName | None,
         typer.Option(
             help="Steps of the only branch: of the authors' code or the paper.", show_default="the model's"
         ),
@@ -56,11 +48,12 @@ def synth(
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes."""
     from functools import partial
 
-    from stage_rt import layouts
-    from stage_rt.cli.progress import progress_bar
+    from stage_rt.cli.progress import watched_bar
     from stage_rt.errors import FailedSamplesError, InputError
+    from stage_rt.images import layouts
     from stage_rt.loading import load
-    from stage_rt.run import Job, fill
+    from stage_rt.run.fill import fill
+    from stage_rt.run.job import Job
 
     photographs, labels = layouts.normals(normals), layouts.masks(masks)
     notify = partial(console.message, "notice")
@@ -79,15 +72,11 @@ def synth(
         seed=seed,
         composite=composite,
         batch=batch or largest,
-        sampler=sampler.value,
-        recipe=recipe.value if recipe else None,
+        sampler=sampler,
+        recipe=recipe,
+        steps=steps,
     )
-    with console.orderly_stop() as check, progress_bar(job.count, "pairs") as show:
-
-        def progress(done: float) -> None:
-            check()
-            show(done)
-
+    with watched_bar(job.count, "pairs") as progress:
         summary = fill(loaded, job, output, notify=notify, progress=progress)
     console.result(
         f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n"
@@ -96,6 +85,7 @@ def synth(
             "run": str(output),
             "pairs": summary.pairs,
             "written": summary.written,
+            "steps": summary.steps,
             "failed": summary.failed,
             "empty_latent_masks": summary.empty,
             "contact_sheet": str(summary.contact_sheet),

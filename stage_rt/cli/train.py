@@ -1,26 +1,12 @@
 """``stage-rt train``: a small model from a folder of photographs."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
-
-
-class PresetOption(StrEnum):
-    """Sizes a model can be trained at."""
-
-    TINY = "tiny"
-    SMALL = "small"
-
-
-class WeightDtype(StrEnum):
-    """Dtypes weights can be stored in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
+from stage_rt.names import PresetName, WeightDType
 
 
 def train(
@@ -30,10 +16,10 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")],
     preset: Annotated[
-        PresetOption, typer.Option(help="`tiny`: 128 px, a CPU, under an hour. `small`: 256 px, one GPU.")
-    ] = PresetOption.TINY,
+        PresetName, typer.Option(help="`tiny`: 128 px, a CPU, under an hour. `small`: 256 px, one GPU.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
-    dtype: Annotated[WeightDtype, typer.Option(help="Dtype of the weights on disk.")] = WeightDtype.FP32,
+    dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a small model: autoencoder, UNet, then both adapters and the contexts (Eq. 12).
@@ -70,9 +56,9 @@ def train(
         run(
             data,
             output,
-            preset=preset.value,
+            preset=preset,
             seed=seed,
-            dtype=dtype.value,
+            dtype=dtype,
             report=report,
             say=lambda line: messages.print(line),
         )

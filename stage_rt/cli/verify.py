@@ -32,7 +32,7 @@ def verify(
 
     Prints the worst of each; ends with exit code 3 if one is beyond its tolerance.
     """
-    from stage_rt.cli.progress import progress_bar
+    from stage_rt.cli.progress import counting_bar
     from stage_rt.errors import InputError
     from stage_rt.files import write_atomic
     from stage_rt.folders import read_engine
@@ -45,8 +45,8 @@ def verify(
         from stage_rt.export.plots import plot_errors
         from stage_rt.export.verify import require, work
         from stage_rt.export.verify import verify as run
-    with progress_bar(work(spec, timesteps), "steps") as show:
-        report = run(engine, model, prompt=prompt, timesteps=timesteps, progress=show)
+    with counting_bar(work(spec, timesteps), "steps") as progress:
+        report = run(engine, model, prompt=prompt, timesteps=timesteps, progress=progress)
     console.result(_table(report.rows), _fields(report), as_json=as_json)
     if output is not None:
         write_atomic(output, plot_errors(report))

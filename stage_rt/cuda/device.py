@@ -36,7 +36,7 @@ def current() -> Gpu:
     """The GPU that CUDA calls of this process go to: the first that ``CUDA_VISIBLE_DEVICES`` lets through.
 
     Raises:
-        DeviceError: there is none, or its driver does not serve this CUDA; the message has no remedy.
+        DeviceError: there is none, or its driver does not serve this CUDA.
         MissingExtraError: PyCUDA is not installed.
     """
     device, _ = _primary()
@@ -62,11 +62,13 @@ def require(folder: Path, devices: Sequence[str], options: Callable[[Gpu], str])
         gpu = current()
     except DeviceError as error:
         raise DeviceError(
-            f"{needed} but {error}: run it on such a machine or build one with `--backend onnxruntime`"
+            f"{needed} but {error.problem}",
+            "run it on such a machine or build one with `--backend onnxruntime`",
         ) from error
     if gpu.sm not in devices:
         raise EngineError(
-            f"{needed} but the GPU here is {gpu.sm} ({gpu.name}): build one with `stage-rt build {options(gpu)}`"
+            f"{needed} but the GPU here is {gpu.sm} ({gpu.name})",
+            f"build one with `stage-rt build {options(gpu)}`",
         )
 
 

@@ -12,11 +12,12 @@ from stage_rt.cuda.autoencoder import Half, Pending
 from stage_rt.cuda.loop import Loop
 from stage_rt.errors import DeviceMemoryError
 from stage_rt.executor import Condition, HostExecutor, finite
+from stage_rt.names import SamplerName
 from stage_rt.networks import DeviceBackend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion
 from stage_rt.recipe import Recipe
-from stage_rt.spec import VAE_DECODER, VAE_ENCODER, EngineSpec, SamplerName
+from stage_rt.spec import VAE_DECODER, VAE_ENCODER, EngineSpec
 
 Float32 = NDArray[np.float32]
 
@@ -60,7 +61,7 @@ class DeviceExecutor:
                 opened.callback(self._encoder.close)
                 self._decoder = Half(backend, VAE_DECODER, "latent", **sizes, stream=self._beside)
             except DeviceMemoryError as full:
-                raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+                raise DeviceMemoryError(full.problem, _REMEDY) from full
             opened.pop_all()
 
     def encode(self, images: Float32) -> Float32:
@@ -139,10 +140,10 @@ class DeviceExecutor:
         """Forget every batch size above half of ``bucket``."""
         left = batches.halved(self._buckets, bucket)
         if not left:
-            raise DeviceMemoryError(f"{full}: {_REMEDY}") from full
+            raise DeviceMemoryError(full.problem, _REMEDY) from full
         self._drop([size for size in self._loops if size not in left])
         self._buckets = left
-        self._notify(f"{full}, so a batch of {bucket} is done in batches of {max(left)}")
+        self._notify(f"{full.problem}, so a batch of {bucket} is done in batches of {max(left)}")
 
     def _drop(self, buckets: Iterable[int]) -> None:
         # The device would wait for the decoder by itself when it frees memory, but nobody promises that.

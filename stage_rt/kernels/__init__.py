@@ -25,6 +25,8 @@ __all__ = ["fused_step", "normal", "philox_words", "step"]
 
 LIBRARY = "libstage_step.so"
 
+REINSTALL = "install again with a C++ compiler: `pip install --force-reinstall --no-deps stage-rt`"
+
 
 def philox_words(
     seeds: NDArray[np.uint64], samples: NDArray[np.uint32], step: int, draw: int, blocks: int
@@ -81,16 +83,14 @@ class StepLibrary:
         try:
             self.functions = ctypes.CDLL(str(path))
         except OSError as error:
-            raise BackendError(f"`{path}` cannot be loaded ({error}), install stage-rt again here") from error
+            raise BackendError(f"`{path}` cannot be loaded ({error})", REINSTALL) from error
         try:
             self._declare()
             agrees = self.functions.stage_layout().decode() == LAYOUT and self._equals_reference()
         except AttributeError:
             agrees = False
         if not agrees:
-            raise BackendError(
-                f"`{path}` was built from other sources than this version, install stage-rt again"
-            )
+            raise BackendError(f"`{path}` was built from other sources than this version", REINSTALL)
 
     def philox_words(
         self, seeds: NDArray[np.uint64], samples: NDArray[np.uint32], step: int, draw: int, blocks: int
@@ -177,10 +177,7 @@ def library() -> StepLibrary:
         path = Path(folder) / LIBRARY
         if path.is_file():
             return StepLibrary(path)
-    raise BackendError(
-        f"the compiled kernels `{LIBRARY}` are missing, install again with a C++ compiler: "
-        "`pip install --force-reinstall --no-deps stage-rt`"
-    )
+    raise BackendError(f"the compiled kernels `{LIBRARY}` are missing", REINSTALL)
 
 
 def _check(name: str, array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

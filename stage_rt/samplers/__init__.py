@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import InputError
+from stage_rt.names import SamplerName
 from stage_rt.noise import NoiseSource
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import Callback, Denoiser, sample
 from stage_rt.samplers import anomalydiffusion, repaint, sdas
 from stage_rt.schedule import FEWEST_CALLS
-from stage_rt.spec import SamplerName
 
 __all__ = ["SAMPLERS", "Sampler", "find", "steps_of"]
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 import stage_rt
-from stage_rt import engine as module
+from stage_rt import loading as module
 from stage_rt.engines.build import build
 from stage_rt.engines.graphs import read_graphs
 from stage_rt.errors import EngineError, GraphsError, StageError

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage_rt import inputs
 from stage_rt.errors import ImageError, InputError, MaskError
-from stage_rt.inputs import read_header, read_image, read_mask
+from stage_rt.images import inputs
+from stage_rt.images.inputs import read_header, read_image, read_mask
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -26,7 +26,7 @@ def synth(here, monkeypatch, capsys):
     """Run the command; options given replace or extend those of a good call."""
 
     def run(engine=None, flags=(), **options):
-        monkeypatch.setitem(sys.modules, "stage_rt.engine", stand_in(engine or FakeEngine()))
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine or FakeEngine()))
         given = {"normals": "normals", "masks": "masks", "prompt": PROMPT, "output": "run"} | options
         arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
         with pytest.raises(SystemExit) as exited:
@@ -64,6 +64,7 @@ def test_json_is_all_there_is_on_stdout(synth):
         "run": "run",
         "pairs": 5,
         "written": 5,
+        "steps": 10,
         "failed": [],
         "empty_latent_masks": 0,
         "contact_sheet": "run/contact_sheet.png",
@@ -224,7 +225,7 @@ def test_an_engine_that_does_not_open_ends_the_command(synth, here, monkeypatch,
 
     engine = stand_in(FakeEngine())
     engine.load = load
-    monkeypatch.setitem(sys.modules, "stage_rt.engine", engine)
+    monkeypatch.setitem(sys.modules, "stage_rt.loading", engine)
     with pytest.raises(SystemExit) as exited:
         main(["synth", "e", "--normals", "normals", "--masks", "masks", "--prompt", PROMPT, "-o", "run"])
     assert exited.value.code == 1
@@ -267,3 +268,33 @@ def test_a_recipe_for_other_steps_is_refused(synth, here):
     assert (code, out) == (1, "")
     assert err == ("error: recipe `paper` is for 1000 steps, this model has 10: leave `--recipe` out\n")
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("steps", ["0", "1", "1001"])
+def test_steps_out_of_range_are_one_sentence(synth, here, steps):
+    code, out, err = synth(FakeEngine(steps=1000), steps=steps)
+    assert (code, out) == (1, "")
+    assert err == f"error: {steps} steps are not to be had: give sampler `stage` between 10 and 1000\n"
+    assert not (here / "run").exists()
+
+
+def test_steps_that_are_no_number_are_a_usage_error(synth):
+    code, _, err = synth(steps="abc")
+    assert code == 2
+    assert "Invalid value for '--steps': Input should be a valid integer" in err
+
+
+def test_steps_are_told_as_json_and_a_run_of_others_is_refused(synth):
+    engine = FakeEngine(steps=50)
+    code, out, _ = synth(engine, steps=20, flags=["--json"])
+    assert code == 0
+    assert json.loads(out)["steps"] == 20
+    code, _, err = synth(engine)
+    assert code == 1
+    assert "`run` holds another run, whose steps is 20 and not 50" in err
+
+
+def test_an_unknown_sampler_is_a_usage_error_with_the_choices(synth):
+    code, _, err = synth(sampler="ddim")
+    assert code == 2
+    assert "anomalydiffusion" in err

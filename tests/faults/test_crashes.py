@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_engine import PROMPT, contents, labels, photographs
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 COUNT = 7
 
 
@@ -63,7 +63,8 @@ CRASH_AT_EVERY_SYNC = """
 import os, shutil, sys
 from pathlib import Path
 from fake_engine import PROMPT, FakeEngine, contents
-from stage_rt.run import Job, fill
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
 
 inputs, count = Path(sys.argv[1]), int(sys.argv[2])
 normals, masks = (sorted((inputs / name).iterdir()) for name in ("normals", "masks"))

@@ -11,9 +11,10 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, contents, labels, photographs
 
 from stage_rt.errors import ExitCode, RunError, StageError
-from stage_rt.run import Job, fill
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_engine import PROMPT, contents, labels, photographs
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def compiled():
 @pytest.mark.usefixtures("fresh_loader")
 def test_a_missing_library_is_one_line_with_the_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "__path__", [str(tmp_path)])
-    with pytest.raises(BackendError, match=r"are missing, install again with a C\+\+ compiler: `pip install"):
+    with pytest.raises(BackendError, match=r"are missing: install again with a C\+\+ compiler: `pip install"):
         kernels.library()
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from stage_rt.errors import CheckpointError, InputError, MissingExtraError
 from stage_rt.export.importers.adapters import TrainingRun
 from stage_rt.export.importers.anomalydiffusion import import_anomalydiffusion
+from stage_rt.export.importers.assemble import Options
 from stage_rt.export.importers.diffusers import import_diffusers
 from stage_rt.export.importers.keys import BERT_PREFIX
-from stage_rt.export.importers.stage import Options, import_stage
+from stage_rt.export.importers.stage import import_stage
 from stage_rt.spec import PROMPTS_FILE
 from stage_rt.training.folder import load_model
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from stage_rt.errors import CheckpointError, InputError
 from stage_rt.export.importers.adapters import TrainingRun, _entries
+from stage_rt.export.importers.assemble import Options
 from stage_rt.export.importers.bert import CAPTIONS, encode
 from stage_rt.export.importers.keys import (
     BERT_PREFIX,
@@ -21,7 +22,7 @@ from stage_rt.export.importers.keys import (
     BertSizes,
     UNetSizes,
 )
-from stage_rt.export.importers.stage import Options, import_stage
+from stage_rt.export.importers.stage import import_stage
 from stage_rt.recipe import Branch
 from stage_rt.spec import PROMPTS_FILE
 from stage_rt.training.folder import load_model

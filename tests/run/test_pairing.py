@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from stage_rt.errors import DatasetError
-from stage_rt.inputs import Header
-from stage_rt.pairing import pair
+from stage_rt.images.inputs import Header
+from stage_rt.run.pairing import pair
 
 RECORDED = [("n2", "m1"), ("n0", "m0"), ("n1", "m1"), ("n0", "m0"), ("n1", "m1"), ("n2", "m0")]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from stage_rt.errors import DatasetError
-from stage_rt.layouts import UNNAMED_TYPE, datasets, masks, normals
+from stage_rt.images.layouts import UNNAMED_TYPE, datasets, masks, normals
 
 
 def lay(root: Path, *files: str) -> Path:

@@ -1,19 +1,11 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from stage_rt.errors import PromptError, RunError
-from stage_rt.outputs import (
-    FEATHER,
-    Manifest,
-    composite,
-    defect_type,
-    open_run,
-    pair_paths,
-    pixels,
-    write_pair,
-)
+from stage_rt.errors import RunError
 from stage_rt.recipe import Recipe
+from stage_rt.run.ledger import Manifest, open_run
+from stage_rt.run.writer import pair_paths, write_pair
 from stage_rt.spec import PairRecord, RunSpec
 
 RNG = np.random.default_rng(0)
@@ -52,93 +44,6 @@ def record(index: int, **changes) -> PairRecord:
         "latent_mask_cells": 1,
     }
     return PairRecord.model_validate(fields | changes)
-
-
-def grown(label, by):
-    image = Image.fromarray(label.astype(np.uint8) * 255)
-    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * by + 1))) > 0
-
-
-def test_pixels_are_clamped_and_rounded():
-    painted = np.array([-2, -1, -0.999, 0, 0.5, 1, 9], dtype=np.float32).reshape(1, 1, 7)
-    levels = pixels(np.repeat(painted, 3, axis=0))
-    assert levels.dtype == np.uint8
-    assert levels.shape == (1, 7, 3)
-    assert levels[0, :, 1].tolist() == [0, 0, 0, 128, 191, 255, 255]
-
-
-def test_channels_stay_in_order_and_one_channel_is_repeated():
-    assert pixels(np.array([-1, 0.2, 1], dtype=np.float32).reshape(3, 1, 1)).tolist() == [[[0, 153, 255]]]
-    assert pixels(np.full((1, 2, 2), 0.2, dtype=np.float32)).tolist() == [[[153] * 3] * 2] * 2
-
-
-@pytest.mark.parametrize(
-    "place", [(slice(20, 30), slice(25, 45)), (slice(0, 1), slice(0, 1)), (slice(59, 60), slice(0, 80))]
-)
-def test_the_label_is_all_paint_and_beyond_the_feather_all_photo(place):
-    photo = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    painted = np.full((32, 32, 3), 77, dtype=np.uint8)
-    label = np.zeros((60, 80), dtype=bool)
-    label[place] = True
-    result = composite(photo, painted, label)
-    assert result.dtype == np.uint8
-    assert (result[label] == 77).all()
-    beyond = ~grown(label, 2 * FEATHER)
-    np.testing.assert_array_equal(result[beyond], photo[beyond])
-    ramp = ~beyond & ~label
-    low, high = np.minimum(photo, 77)[ramp], np.maximum(photo, 77)[ramp]
-    assert ((low <= result[ramp]) & (result[ramp] <= high)).all()
-    assert (result[ramp] != photo[ramp]).any()
-    assert (result[ramp] != 77).any()
-
-
-def test_a_ramp_is_the_same_wherever_other_defects_are():
-    photo = RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    painted = np.full((32, 32, 3), 77, dtype=np.uint8)
-    label = np.zeros((60, 80), dtype=bool)
-    label[20:24, 30:35] = True
-    alone = composite(photo, painted, label)
-    label[0, 0] = label[59, 79] = True
-    np.testing.assert_array_equal(composite(photo, painted, label)[10:40, 20:60], alone[10:40, 20:60])
-
-
-def test_no_label_leaves_the_photograph():
-    photo = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    result = composite(photo, np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((6, 8), dtype=bool))
-    np.testing.assert_array_equal(result, photo)
-    assert result is not photo
-
-
-def test_the_defect_type_is_what_follows_the_last_plus():
-    assert defect_type("tile+hole") == "hole"
-    assert defect_type("a+b+large hole") == "large hole"
-    assert defect_type("damaged") == "damaged"
-    assert pair_paths("tile+hole", 7) == ("test/hole/000007.png", "ground_truth/hole/000007_mask.png")
-
-
-@pytest.mark.parametrize(
-    "prompt", ["tile+", "", "tile+../x", "tile+a/b", "tile+a\\b", "tile+..", "tile+.", "tile+.x", "a\0"]
-)
-def test_a_prompt_that_names_no_folder_is_refused(prompt):
-    with pytest.raises(PromptError, match="does not end in a name a folder can have: rename it in the model"):
-        defect_type(prompt)
-
-
-def test_a_pair_is_written_without_loss(tmp_path):
-    image = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    label = RNG.random((6, 8)) < 0.5
-    write_pair(tmp_path, ("i/0.png", "m/0.png"), Image.fromarray(image), label)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "i/0.png")), image)
-    written = Image.open(tmp_path / "m/0.png")
-    assert written.mode == "L"
-    np.testing.assert_array_equal(np.asarray(written), np.where(label, 255, 0))
-
-
-def test_a_mask_does_not_stay_without_its_image(tmp_path):
-    (tmp_path / "i").write_text("a file where a folder is needed")
-    with pytest.raises(OSError, match="i"):
-        write_pair(tmp_path, ("i/0.png", "m/0.png"), Image.new("RGB", (2, 2)), np.ones((2, 2), dtype=bool))
-    assert list((tmp_path / "m").iterdir()) == []
 
 
 def test_a_manifest_is_read_back_and_the_last_line_of_an_index_counts(tmp_path):

@@ -2,15 +2,18 @@ import json
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
 from PIL import Image, ImageFilter
 
-from stage_rt.errors import ImageError, MaskError, PromptError, RunError, StageError
-from stage_rt.outputs import FEATHER
-from stage_rt.run import NON_FINITE, Job, fill
+from stage_rt.errors import ImageError, InputError, MaskError, PromptError, RunError, StageError
+from stage_rt.images.compose import FEATHER
+from stage_rt.run import workers
+from stage_rt.run.fill import NON_FINITE, fill
+from stage_rt.run.job import Job
 
 
 @pytest.fixture
@@ -130,13 +133,13 @@ def test_progress_that_raises_ends_the_run_and_the_same_job_goes_on(job, run, tm
         pass
 
     def until(limit):
-        def progress(done):
-            if done >= limit:
+        def progress(share):
+            if share >= limit:
                 raise EnoughError
 
         return progress
 
-    for limit in (0, 2, 4, 5.5, 8.1):
+    for limit in (0, 0.2, 0.4, 0.55, 0.81):
         with pytest.raises(EnoughError):
             fill(FakeEngine(), job, run, progress=until(limit))
         assert not list(run.rglob("*.tmp"))
@@ -150,13 +153,13 @@ def test_progress_grows_from_what_was_done_to_all(job, run):
     fill(FakeEngine(), job, run, progress=told.append)
     assert told == sorted(told)
     assert told[0] == 0
-    assert told[-1] == 10
-    assert 0.4 in told
+    assert told[-1] == 1
+    assert any(abs(share - 0.04) < 1e-9 for share in told)
     (run / "test/hole/000005.png").unlink()
     again = []
     fill(FakeEngine(), job, run, progress=again.append)
-    assert again[0] == 9
-    assert again[-1] == 10
+    assert again[0] == 0.9
+    assert again[-1] == 1
 
 
 def test_a_sample_that_is_not_finite_is_marked_and_the_others_go_on(job, run, tmp_path):
@@ -310,7 +313,7 @@ def test_a_batch_that_cannot_be_written_stops_the_painting_of_the_next(job, run,
         failed.set()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stage_rt.run.write_pair", full)
+    monkeypatch.setattr("stage_rt.run.fill.write_pair", full)
     with pytest.raises(StageError, match="No space left on device"):
         fill(engine, job, run)
     assert failed.is_set()
@@ -321,10 +324,96 @@ def test_a_run_that_is_stopped_still_writes_the_batch_that_was_painted(job, run)
     class EnoughError(Exception):
         pass
 
-    def progress(done):
-        if done > 4:
+    def progress(share):
+        if share > 0.4:
             raise EnoughError
 
     with pytest.raises(EnoughError):
         fill(FakeEngine(), job, run, progress=progress)
     assert [line["index"] for line in manifest(run)] == [0, 1, 2, 3]
+
+
+def test_steps_are_recorded_where_they_are_not_the_samplers_own(job, run, tmp_path):
+    fill(FakeEngine(steps=40), job, tmp_path / "plain")
+    fill(FakeEngine(steps=40), replace(job, steps=40), tmp_path / "all")
+    assert contents(tmp_path / "plain") == contents(tmp_path / "all")
+    assert "steps" not in json.loads((tmp_path / "all" / "run.json").read_text())
+    assert all("steps" not in line for line in manifest(tmp_path / "all"))
+    told = []
+    assert fill(FakeEngine(steps=40), replace(job, steps=20), run, progress=told.append).steps == 20
+    assert json.loads((run / "run.json").read_text())["steps"] == 20
+    assert {line["steps"] for line in manifest(run)} == {20}
+    assert "<th>steps</th><td>20</td>" in (run / "report.html").read_text()
+    assert any(abs(share - 0.4 / 20) < 1e-9 for share in told)
+
+
+def test_a_run_is_not_resumed_with_other_steps(job, run):
+    fill(FakeEngine(steps=40), job, run)
+    before = contents(run)
+    with pytest.raises(
+        RunError, match="holds another run, whose steps is 40 and not 20: give the job it was"
+    ):
+        fill(FakeEngine(steps=40), replace(job, steps=20), run)
+    assert contents(run) == before
+    fill(FakeEngine(steps=40), replace(job, steps=40), run)
+
+
+def test_a_run_of_fewer_steps_is_not_resumed_with_all(job, run):
+    fill(FakeEngine(steps=40), replace(job, steps=20), run)
+    with pytest.raises(RunError, match="whose steps is 20 and not 40"):
+        fill(FakeEngine(steps=40), job, run)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 41, -3])
+def test_steps_out_of_range_are_refused_before_anything_is_written(job, run, steps):
+    with pytest.raises(InputError, match=rf"^{steps} steps are not to be had: .* between 10 and 40$"):
+        fill(FakeEngine(steps=40), replace(job, steps=steps), run)
+    assert not run.exists()
+
+
+def test_a_run_file_with_impossible_steps_is_damaged(job, run):
+    fill(FakeEngine(steps=40), job, run)
+    held = json.loads((run / "run.json").read_text())
+    for steps in (0, 5, 4000, "many"):
+        (run / "run.json").write_text(json.dumps(held | {"steps": steps}))
+        with pytest.raises(RunError, match="is damaged: start again in an empty folder"):
+            fill(FakeEngine(steps=40), job, run)
+
+
+@pytest.mark.parametrize(("normals", "most"), [(1, 2), (3, 3)])
+def test_a_photograph_is_opened_as_often_as_it_must_be(job, run, tmp_path, monkeypatch, normals, most):
+    """To be checked and to be painted; once more, first, where not all will be used; and for the contact sheet."""
+    opened_files = []
+    real, read = Image.open, Path.read_bytes
+
+    def counting(file, *arguments, **options):
+        if isinstance(file, Path):
+            opened_files.append(file)
+        return real(file, *arguments, **options)
+
+    def reading(path):
+        opened_files.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Image, "open", counting)
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr("stage_rt.run.report.write", lambda *arguments: None)
+    few = replace(job, normals=photographs(tmp_path / "few", normals), count=1)
+    fill(FakeEngine(), few, run)
+    counts = {path: opened_files.count(path) for path in few.normals}
+    assert max(counts.values()) == most
+    assert sorted(counts.values())[:-1] == [1] * (normals - 1)
+
+
+def test_who_runs_on_which_thread(job, run, monkeypatch):
+    threads = {}
+    for name in ("prepare", "paint", "finish"):
+        real = getattr(workers, name)
+
+        def noted(*arguments, real=real, name=name, **options):
+            threads.setdefault(name, set()).add(threading.current_thread().name.rpartition("_")[0])
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(f"stage_rt.run.fill.{name}", noted)
+    fill(FakeEngine(), job, run)
+    assert threads == {"prepare": {""}, "paint": {""}, "finish": {"stage-rt-writer"}}

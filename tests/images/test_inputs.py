@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from stage_rt.errors import ImageError, MaskError
-from stage_rt.inputs import (
+from stage_rt.images.inputs import (
     fit_mask,
     latent_mask,
     network_image,

@@ -4,8 +4,9 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, labels, opened, photographs
 from PIL import Image
 
-from stage_rt.report import stack
-from stage_rt.run import Job, fill
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.run.report import stack
 
 
 def filled(tmp_path, *, count=3, names="{n:03d}", **engine):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import DatasetError
-from stage_rt.inputs import Header, same_aspect
+from stage_rt.images.inputs import Header, same_aspect
 from stage_rt.kernels import philox_words
 
 # Words of the noise generator that no step draws (`stage_rt.noise.Draw` ends far below).

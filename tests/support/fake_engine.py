@@ -66,14 +66,13 @@ class FakeEngine:
         self._delay = delay
         self._mark = mark
 
-    def paint(self, images, masks, *, prompt, noise, sampler="stage", recipe=None, callback=None):
+    def paint(self, images, masks, *, prompt, noise, sampler, recipe, steps, progress):
         self.batches.append(noise.samples.tolist())
         if self._mark is not None:
             self._mark.touch()
-        for i in reversed(range(self.spec.model.recipe.steps)):
+        for step in range(steps):
             time.sleep(self._delay)
-            if callback is not None:
-                callback(i, None)
+            progress((step + 1) / steps)
         cell = self.spec.model.image_size // self.spec.model.latent_size
         mask = np.kron(masks, np.ones((1, 1, cell, cell), dtype=np.float32))
         texture = np.clip(noise.initial(images.shape) * 0.1 - 0.8, -1, 1)
@@ -117,15 +116,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stand_in(engine: FakeEngine) -> ModuleType:
-    """A `stage_rt.engine` that loads ``engine`` whatever the folder."""
-    module = ModuleType("stage_rt.engine")
+    """A `stage_rt.loading` that loads ``engine`` whatever the folder."""
+    module = ModuleType("stage_rt.loading")
     module.load = lambda folder, **options: engine  # type: ignore[attr-defined]
     return module
 
 
 if __name__ == "__main__":
     engine = FakeEngine(delay=float(sys.argv[1]), mark=Path(sys.argv[2]), batch=2)
-    sys.modules["stage_rt.engine"] = stand_in(engine)
+    sys.modules["stage_rt.loading"] = stand_in(engine)
     from stage_rt.cli import main
 
     main(sys.argv[3:])

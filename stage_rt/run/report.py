@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from stage_rt.files import write_atomic
+from stage_rt.images.inputs import read_image
 from stage_rt.spec import PairRecord, RunSpec
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -80,8 +81,6 @@ def _sheet(folder: Path, title: str, shown: Sequence[tuple[PairRecord, Path]]) -
 def _draw_pair(
     sheet: Image.Image, corner: tuple[int, int], folder: Path, record: PairRecord, normal: Path
 ) -> None:
-    from stage_rt.inputs import read_image
-
     draw = ImageDraw.Draw(sheet)
     assert record.image is not None
     assert record.mask is not None

@@ -1,107 +1,24 @@
-"""Finished pairs on disk: compositing, atomic writing, and the manifest a run resumes from.
+"""What of a run is done: the manifest it resumes from, and the lock and description of its folder.
 
-A run's folder has the MVTec layout, ``test/<type>/000000.png`` and ``ground_truth/<type>/000000_mask.png``.
 A pair is in place before its line is appended to ``manifest.jsonl``; the line is what makes it done.
 """
 
 import fcntl
-import hashlib
-import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 from pydantic import ValidationError
 
-from stage_rt.errors import PromptError, RunError, StageError
+from stage_rt.errors import InputError, RunError, StageError
 from stage_rt.files import sha256, write_atomic
+from stage_rt.run.writer import pair_paths
+from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 _LOCK_FILE = ".lock"
 _DIGESTS = ("engine", "normals", "masks")
-
-FEATHER = 2
-"""Half the width of the ramp around a label in which photo and paint are mixed, in pixels of the photo."""
-
-
-def pixels(painted: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The decoder's float32 ``[c, S, S]`` in [-1, 1] as uint8 ``[S, S, 3]``; one channel is repeated."""
-    levels = np.rint(np.clip((painted + 1) / 2, 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(levels.transpose(1, 2, 0), (*levels.shape[1:], 3)))
-
-
-def composite(
-    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
-
-    All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the
-    bytes of the photograph.
-    """
-    result = photo.copy()
-    if not label.any():
-        return result
-    near = _surroundings(label, 2 * FEATHER)
-    enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
-    mask = Image.fromarray(label[near].astype(np.uint8) * 255)
-    # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
-    grown = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1))
-    alpha = np.asarray(grown.filter(ImageFilter.BoxBlur(FEATHER)), dtype=np.float32)[..., None] / 255
-    result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
-    return result
-
-
-def _surroundings(label: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
-    rows, columns = (np.flatnonzero(label.any(axis=axis)) for axis in (1, 0))
-    return (
-        slice(max(rows[0] - margin, 0), rows[-1] + margin + 1),
-        slice(max(columns[0] - margin, 0), columns[-1] + margin + 1),
-    )
-
-
-def defect_type(prompt: str) -> str:
-    """The folder name of a prompt's pairs: what follows its last ``+``.
-
-    Raises:
-        PromptError: that is not a plain folder name.
-    """
-    name = prompt.rpartition("+")[2]
-    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise PromptError(
-            f"prompt {prompt!r} does not end in a name a folder can have: rename it in the model"
-        )
-    return name
-
-
-def pair_paths(prompt: str, index: int) -> tuple[str, str]:
-    """Paths of sample ``index``'s image and mask, relative to the run's folder."""
-    kind = defect_type(prompt)
-    return f"test/{kind}/{index:06d}.png", f"ground_truth/{kind}/{index:06d}_mask.png"
-
-
-def write_pair(
-    folder: Path, paths: tuple[str, str], image: Image.Image, label: NDArray[np.bool_]
-) -> tuple[str, str]:
-    """Write image and mask (0 and 255) as PNG, each atomically, the mask first; returns their sha256.
-
-    When either cannot be written neither stays.
-    """
-    image_path, mask_path = (folder / path for path in paths)
-    image_bytes, mask_bytes = _png(image), _png(Image.fromarray(label.astype(np.uint8) * 255))
-    try:
-        write_atomic(mask_path, mask_bytes)
-        write_atomic(image_path, image_bytes)
-    except BaseException:
-        # A file can be in place all the same, when the sync of its folder was what failed.
-        for path in (image_path, mask_path):
-            with suppress(OSError):
-                path.unlink()
-        raise
-    return hashlib.sha256(image_bytes).hexdigest(), hashlib.sha256(mask_bytes).hexdigest()
 
 
 class Manifest:
@@ -213,21 +130,22 @@ def _same_job(path: Path, spec: RunSpec) -> None:
         write_atomic(path, spec.model_dump_json(indent=2).encode() + b"\n")
         return
     try:
-        held = RunSpec.model_validate_json(path.read_bytes())
-    except ValidationError as damage:
+        there = _flat(RunSpec.model_validate_json(path.read_bytes()))
+    except (ValidationError, InputError) as damage:
         raise RunError(f"`{path}` is damaged: start again in an empty folder") from damage
-    there, here = _flat(held), _flat(spec)
+    here = _flat(spec)
     for field, value in here.items():
-        if there[field] != value:
+        if there.get(field) != value:
             raise RunError(
-                f"`{path.parent}` holds another run, whose {field} is {_shown(field, there[field])} and not "
+                f"`{path.parent}` holds another run, whose {field} is {_shown(field, there.get(field))} and not "
                 f"{_shown(field, value)}: give the job it was started with or another `-o`"
             )
 
 
 def _flat(spec: RunSpec) -> dict[str, object]:
     recipe = {f"recipe.{name}": value for name, value in spec.recipe.model_dump().items()}
-    return spec.model_dump(exclude={"recipe"}) | recipe
+    steps = steps_of(spec.sampler, spec.recipe, spec.steps)
+    return spec.model_dump(exclude={"recipe", "steps"}) | {"steps": steps} | recipe
 
 
 def _shown(field: str, value: object) -> str:
@@ -236,9 +154,3 @@ def _shown(field: str, value: object) -> str:
 
 def _line(record: PairRecord) -> bytes:
     return record.model_dump_json(exclude_none=True).encode() + b"\n"
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -5,6 +5,8 @@ refused before a pixel is decoded. 16-bit grey becomes 8-bit by ``round(v / 257)
 applied. Opaque alpha is dropped; a transparent pixel has no defined colour, so it is refused.
 """
 
+import hashlib
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,10 +56,20 @@ def read_header(path: Path, error: type[InputError] = ImageError) -> Header:
         ImageError (or ``error``): the file is missing, no image, too large or of a refused kind.
     """
     with _opened(path, error) as image:
-        width, height = image.size
-        if _orientation(image) in _QUARTER_TURNS:
-            width, height = height, width
-        return Header(width, height, image.mode in _GREY)
+        return _header(image)
+
+
+def check_image(path: Path) -> tuple[Header, str]:
+    """The header of a photograph and the sha256 of its file, which was opened once and found to decode.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    content = _content(path, ImageError)
+    with _opened(path, ImageError, io.BytesIO(content)) as image:
+        header = _header(image)
+        _photograph(image, path)
+    return header, hashlib.sha256(content).hexdigest()
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -67,9 +79,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         ImageError: the file is missing, no image, damaged, too large or of a refused kind.
     """
     with _opened(path, ImageError) as image:
-        orientation = _orientation(image)
-        flat = _opaque(_eight_bit(image, path, ImageError), path, ImageError).convert("RGB")
-        return np.asarray(_upright(flat, orientation)).copy()
+        return np.asarray(_photograph(image, path)).copy()
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -172,19 +182,50 @@ def _centres(label: NDArray[np.bool_], cell: int) -> NDArray[np.bool_]:
     return np.asarray((rows[:, low::cell] + rows[:, high::cell]) / 4 >= 0.5)
 
 
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    if _orientation(image) in _QUARTER_TURNS:
+        width, height = height, width
+    return Header(width, height, image.mode in _GREY)
+
+
+def _photograph(image: Image.Image, path: Path) -> Image.Image:
+    orientation = _orientation(image)
+    flat = _opaque(_eight_bit(image, path, ImageError), path, ImageError).convert("RGB")
+    return _upright(flat, orientation)
+
+
+def _content(path: Path, error: type[InputError]) -> bytes:
+    _check_file(path, error)
+    with _refusing(path, error):
+        return path.read_bytes()
+
+
 @contextmanager
-def _opened(path: Path, error: type[InputError]) -> Iterator[Image.Image]:
+def _opened(path: Path, error: type[InputError], content: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """An image that was checked and not decoded yet, from ``content`` if the file was read already."""
+    if content is None:
+        _check_file(path, error)
+    with _refusing(path, error), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path if content is None else content, formats=_FORMATS) as image:
+            _check(image, path, error)
+            yield image
+
+
+def _check_file(path: Path, error: type[InputError]) -> None:
     if not path.is_file():
         raise error(f"`{path}` is missing or not a file: check the path")
     if path.stat().st_size > MAX_BYTES:
         raise error(f"`{path}` is larger than {MAX_BYTES // 2**20} MiB: save it smaller")
+
+
+@contextmanager
+def _refusing(path: Path, error: type[InputError]) -> Iterator[None]:
+    """A block in which whatever a file's bytes provoke becomes one sentence about that file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                _check(image, path, error)
-                yield image
+        yield
     except (InputError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:

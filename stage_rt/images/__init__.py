@@ -1,0 +1,1 @@
+"""Photographs and masks: read, prepared for the networks, and put together again with what was painted."""

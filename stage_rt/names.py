@@ -1,0 +1,11 @@
+"""What a user may choose by name, on the command line, in Python and in the files on disk."""
+
+from typing import Literal
+
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
+DType = Literal["fp32", "fp16", "bf16"]
+MaskRule = Literal["cover", "authors"]
+PresetName = Literal["tiny", "small"]
+RecipeName = Literal["authors", "paper"]
+SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
+WeightDType = Literal["fp32", "fp16"]

@@ -1,0 +1,138 @@
+"""One run: a folder being filled with pairs, which the same job again resumes."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from stage_rt.executor import Painted
+from stage_rt.progress import Progress, portion, silent
+from stage_rt.run import report
+from stage_rt.run.job import Job
+from stage_rt.run.ledger import Manifest, open_run
+from stage_rt.run.plan import Notify, Plan, make_plan, readable
+from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
+from stage_rt.run.writer import WriterThread, pair_paths, write_pair
+from stage_rt.spec import ModelSpec, PairRecord, RunSpec
+
+NON_FINITE = "the sampler's result is not finite"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to: ``written`` pairs by this call, ``failed`` indices, ``empty`` latent masks.
+
+    ``steps`` is how many levels the sampler visited for each.
+    """
+
+    pairs: int
+    written: int
+    failed: list[int]
+    empty: int
+    steps: int
+    contact_sheet: Path
+    report: Path
+
+
+def fill(
+    engine: Painter,
+    job: Job,
+    folder: Path,
+    *,
+    notify: Notify = lambda notice: None,
+    progress: Progress = silent,
+) -> Summary:
+    """Make every pair of ``job`` that ``folder`` does not hold yet, then the report.
+
+    Every file is checked before anything is written. Batches are fixed by index and a batch with a missing
+    pair is painted whole, so the finished folder has the same bytes however often the run was cut off.
+    ``notify`` gets one sentence per thing the user should know. ``progress`` gets the share of the run that is
+    done; what it raises ends the run, which leaves no half pair.
+
+    Raises:
+        InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
+        RunError: ``folder`` holds something else, is damaged or in use.
+    """
+    plan = make_plan(engine.spec, job, notify)
+    with open_run(folder, plan.spec) as manifest:
+        written = _fill(engine, plan, folder, manifest, progress)
+        manifest.tidy()
+        records = [manifest.records[sample.index] for sample in plan.samples]
+        report.write(folder, plan.spec, records, [sample.normal for sample in plan.samples])
+    return Summary(
+        pairs=sum(record.status == "ok" for record in records),
+        written=written,
+        failed=[record.index for record in records if record.status == "failed"],
+        empty=sum(record.latent_mask_cells == 0 for record in records),
+        steps=plan.method.steps,
+        contact_sheet=folder / report.CONTACT_SHEET,
+        report=folder / report.PAGE,
+    )
+
+
+def _fill(engine: Painter, plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> int:
+    """Paint on this thread, finish and write on another; returns how many pairs are new."""
+    model, samples, size = engine.spec.model, plan.samples, plan.spec.batch
+    missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
+    done, count = len(samples) - len(missing), len(samples)
+    progress(done / count)
+    with WriterThread() as writer:
+        for start in range(0, count, size):
+            part = samples[start : start + size]
+            wanted = {sample.index for sample in part} & missing
+            if not wanted:
+                continue
+            share = portion(progress, done / count, (done + len(wanted)) / count)
+            batch = prepare(part, model)
+            painted = paint(engine, batch, plan.method, plan.spec.seed, _watched(writer.check, share))
+            writer.start(partial(_write, plan.spec, batch, painted, wanted, model, folder, manifest))
+            done += len(wanted)
+        progress(done / count)
+    return sum(manifest.records[index].status == "ok" for index in missing)
+
+
+def _watched(check: Callable[[], None], progress: Progress) -> Progress:
+    """A `Progress` that also raises what the writer thread did."""
+
+    def watched(share: float) -> None:
+        check()
+        progress(share)
+
+    return watched
+
+
+def _write(
+    spec: RunSpec,
+    batch: Batch,
+    painted: Painted,
+    wanted: Collection[int],
+    model: ModelSpec,
+    folder: Path,
+    manifest: Manifest,
+) -> None:
+    for result in finish(batch, painted, model, composited=spec.composite):
+        if result.sample.index in wanted:
+            manifest.append(_keep(spec, result, folder))
+
+
+def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
+    sample = result.sample
+    record = PairRecord(
+        index=sample.index,
+        status="failed",
+        reason=NON_FINITE,
+        normal=readable(sample.normal),
+        label=readable(sample.mask),
+        prompt=spec.prompt,
+        seed=spec.seed,
+        sampler=spec.sampler,
+        recipe=spec.recipe.name,
+        steps=spec.steps,
+        latent_mask_cells=result.latent_mask_cells,
+    )
+    if result.image is None:
+        return record
+    image, mask = pair_paths(spec.prompt, sample.index)
+    image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
+    written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
+    return record.model_copy(update={"status": "ok", "reason": None, **written})

@@ -1,0 +1,95 @@
+"""Pairs on their way to the disk: their names, their bytes, and the thread that writes them.
+
+A run's folder has the MVTec layout, ``test/<type>/000000.png`` and ``ground_truth/<type>/000000_mask.png``.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt.errors import PromptError
+from stage_rt.files import write_atomic
+
+
+def defect_type(prompt: str) -> str:
+    """The folder name of a prompt's pairs: what follows its last ``+``.
+
+    Raises:
+        PromptError: that is not a plain folder name.
+    """
+    name = prompt.rpartition("+")[2]
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise PromptError(
+            f"prompt {prompt!r} does not end in a name a folder can have: rename it in the model"
+        )
+    return name
+
+
+def pair_paths(prompt: str, index: int) -> tuple[str, str]:
+    """Paths of sample ``index``'s image and mask, relative to the run's folder."""
+    kind = defect_type(prompt)
+    return f"test/{kind}/{index:06d}.png", f"ground_truth/{kind}/{index:06d}_mask.png"
+
+
+def write_pair(
+    folder: Path, paths: tuple[str, str], image: Image.Image, label: NDArray[np.bool_]
+) -> tuple[str, str]:
+    """Write image and mask (0 and 255) as PNG, each atomically, the mask first; returns their sha256.
+
+    When either cannot be written neither stays.
+    """
+    image_path, mask_path = (folder / path for path in paths)
+    image_bytes, mask_bytes = _png(image), _png(Image.fromarray(label.astype(np.uint8) * 255))
+    try:
+        write_atomic(mask_path, mask_bytes)
+        write_atomic(image_path, image_bytes)
+    except BaseException:
+        # A file can be in place all the same, when the sync of its folder was what failed.
+        for path in (image_path, mask_path):
+            with suppress(OSError):
+                path.unlink()
+        raise
+    return hashlib.sha256(image_bytes).hexdigest(), hashlib.sha256(mask_bytes).hexdigest()
+
+
+class WriterThread:
+    """Finishes and writes a batch while the next one is painted; what it was given is always finished."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "stage-rt-writer")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "WriterThread":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._wait()
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Hand over a batch; waits for the one before and raises what it raised."""
+        self._wait()
+        self._writing = self._pool.submit(write)
+
+    def check(self) -> None:
+        """Raise what the batch in hand raised, if it did, so that nothing more is painted for a full disk."""
+        if self._writing is not None and self._writing.done():
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
