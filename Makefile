@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard stage_rt/kernels/*.h stage_rt/kernels/*.cpp stage_rt/kernels/*.cu)
 # One process a core; threads of their own would only take turns.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
-# import-linter and mypy read packages from disk, where training, export and engines lie beside stage_rt.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=15 --durations-min=5
+# import-linter and mypy read packages from disk, where training, export and engines lie beside stage_rt. The finder of
+# the editable install would show import-linter the whole checkout instead, so it runs without site (-S).
 TREE := build/tree
 
 .PHONY: demo test check lint bench clean
@@ -23,7 +24,9 @@ lint: $(VENV)/.dev $(TREE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p stage_rt
-	cd $(TREE) && PYTHONPATH=. $(CURDIR)/$(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+	cd $(TREE) && PYTHONPATH=.:$$($(CURDIR)/$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  $(CURDIR)/$(BIN)/python -S -c 'from importlinter.cli import lint_imports_command as run; run()' \
+	  $(CURDIR)/pyproject.toml --no-cache
 
 bench: $(VENV)/.dev build/demo/engine/engine.json
 	$(BIN)/python benchmarks/step_cpu.py
