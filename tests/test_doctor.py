@@ -77,9 +77,7 @@ def test_an_old_python_is_named_with_the_one_to_install(monkeypatch: pytest.Monk
 
 def test_kernels_that_cannot_be_loaded_are_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
-        raise BackendError(
-            "`libstage_step.so` cannot be loaded (wrong ELF class), install stage-rt again here"
-        )
+        raise BackendError("`libstage_step.so` cannot be loaded (wrong ELF class)", kernels.REINSTALL)
 
     monkeypatch.setattr(kernels, "library", broken)
     (line,) = doctor._kernels()

@@ -99,8 +99,8 @@ class InductorBackend:
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
         described, (_, output) = tensors(self._spec, graph, 1)
-        batched = {name for name, tensor in described.items() if len(tensor.shape) > 1}
-        count, results = max(len(inputs[name]) for name in batched), []
+        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
+        count, results = len(inputs[batched[0]]), []
         for part in parts(count, self._sizes(graph)):
             rows = slice(part.start, part.start + part.length)
             arrays = {

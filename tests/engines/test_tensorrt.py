@@ -25,8 +25,8 @@ from stage_rt.errors import (
     MissingExtraError,
     StageError,
 )
-from stage_rt.files import digests, sha256, verify
-from stage_rt.folders import read_engine
+from stage_rt.files import digests, sha256
+from stage_rt.folders import read_engine, verify
 from stage_rt.loading import load
 from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
 

@@ -89,7 +89,9 @@ def test_every_graph_is_compared_at_every_batch_and_timestep(report):
 def test_progress_ends_at_all_of_the_work(engine_folder, model_folder):
     told = []
     verify(engine_folder, model_folder, timesteps=4, progress=told.append)
-    assert told == list(range(1, work(read_engine(engine_folder), 4) + 1))
+    total = work(read_engine(engine_folder), 4)
+    np.testing.assert_allclose(told, np.arange(1, total + 1) / total, atol=1e-12)
+    assert told[-1] == 1
 
 
 @pytest.mark.parametrize(("steps", "count", "expected"), [(1000, 3, [999, 500, 0]), (3, 16, [2, 1, 0])])

@@ -52,7 +52,7 @@ FULL = Sizes(
 
 def state_dict(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
     """All tensors of a ``model.ckpt``: schedule, UNet, autoencoder, text encoder."""
-    betas = torch.from_numpy(Recipe.authors().betas)
+    betas = torch.from_numpy(Recipe.authors().levels.betas)
     state = {"betas": betas.float(), "alphas_cumprod": torch.cumprod(1 - betas, 0).float()}
     parts = ((UNET_PREFIX, sizes.unet), (VAE_PREFIX, sizes.vae), (BERT_PREFIX, sizes.bert))
     for prefix, part in parts:
