@@ -72,9 +72,16 @@ def trajectory(denoise: Any) -> dict[str, Any]:
 
 def steps(engine: Path) -> None:
     """Three steps on the engine, saved beside it."""
-    import stage_rt
+    from stage_rt.executor import Condition, HostExecutor
+    from stage_rt.folders import read_engine
+    from stage_rt.loading import open_backend, read_contexts
+    from stage_rt.spec import PROMPTS_FILE
 
-    np.savez(engine.parent / "steps.npz", **trajectory(stage_rt.load(engine).denoiser(PROMPT, 1)))
+    spec = read_engine(engine)
+    context = read_contexts(engine / PROMPTS_FILE, spec.model)[PROMPT]
+    executor = HostExecutor(open_backend(engine, spec))
+    denoise = executor.denoiser(Condition(context, spec.model.prompts[PROMPT]))
+    np.savez(engine.parent / "steps.npz", **trajectory(denoise))
 
 
 def reference(model: Path) -> None:

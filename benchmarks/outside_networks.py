@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from machine import cpu_name
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from stage_rt.engine import Engine
+from stage_rt.executor import HostExecutor
 from stage_rt.folders import read_engine
-from stage_rt.loading import open_backend
+from stage_rt.loading import open_backend, read_contexts
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import PROMPTS_FILE
@@ -42,7 +42,8 @@ class Timed:
 def main(folder: Path, batch: int) -> None:
     spec = read_engine(folder)
     backend = Timed(open_backend(folder, spec))
-    engine = Engine(spec, backend, load_file(folder / PROMPTS_FILE))
+    contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
+    engine = Engine(spec, HostExecutor(backend), contexts)
     model = spec.model
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch, model.image_channels, model.image_size, model.image_size))
