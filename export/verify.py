@@ -16,6 +16,7 @@ from stage_rt.engine import Engine
 from stage_rt.errors import BackendError, EngineError, MissingExtraError, ParityError, PromptError
 from stage_rt.executor import HostExecutor
 from stage_rt.folders import read_engine
+from stage_rt.kernels.reference import guide
 from stage_rt.loading import open_backend, read_contexts
 from stage_rt.names import DType
 from stage_rt.networks import Backend
@@ -275,7 +276,10 @@ class _Sides:
             progress((2 * steps - i) / (2 * steps))
 
         expected = self.sample(self.torch_denoiser(prompt), keep)
-        found = self.sample(self.executor.denoiser(self.engine.condition(prompt)), judge)
+        found = self.sample(
+            self.executor.denoiser(self.engine.condition(prompt), guidance=self.model.spec.recipe.guidance),
+            judge,
+        )
         image = self.networks[VAE_DECODER](latent=torch.from_numpy(expected) / scale).numpy()
         return [errors[i] for i in range(steps)], error_of(self.engine.decode(found), image)
 
@@ -297,7 +301,8 @@ class _Sides:
             sample = torch.from_numpy(x)
             eps = self.networks[UNET](sample=sample, timestep=torch.tensor([i]), context=context)
             if adapter is not None:
-                eps = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
+                adapted = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
+                eps = guide(eps, adapted, self.model.spec.recipe.guidance)
             return np.asarray(eps.numpy())
 
         return denoise

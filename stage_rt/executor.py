@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stage_rt.kernels.reference import guide
 from stage_rt.names import SamplerName
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
@@ -101,7 +102,9 @@ class HostExecutor:
     ) -> Float32:
         """See `Executor`."""
         way = SAMPLERS[sampler]
-        denoise = self.denoiser(condition if way.guided else condition._replace(adapter=None))
+        denoise = self.denoiser(
+            condition if way.guided else condition._replace(adapter=None), guidance=recipe.guidance
+        )
         done, calls = itertools.count(1), way.calls(recipe, steps)
         latent: Float32 = way.run(
             denoise,
@@ -114,8 +117,11 @@ class HostExecutor:
         )
         return latent
 
-    def denoiser(self, condition: Condition) -> Denoiser:
-        """What a sampler calls: the UNet, then the adapter of the branch if the condition has any."""
+    def denoiser(self, condition: Condition, *, guidance: float = 1.0) -> Denoiser:
+        """What a sampler calls: the UNet, then the adapter of the branch if the condition has any.
+
+        ``guidance`` is the weight of the adapter's estimate against the UNet's.
+        """
 
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             context = np.repeat(condition.context[None], len(x), axis=0)
@@ -123,7 +129,8 @@ class HostExecutor:
             eps = self._backend.run(UNET, sample=x, timestep=timestep, context=context)
             if condition.adapter is None:
                 return eps
-            return self._backend.run(adapter_graph(condition.adapter, branch), eps=eps, mask=mask)
+            adapted = self._backend.run(adapter_graph(condition.adapter, branch), eps=eps, mask=mask)
+            return guide(eps, adapted, guidance)
 
         return denoise
 

@@ -360,3 +360,16 @@ def test_fewer_steps_are_fewer_calls(spied):
     assert spy.calls.count(UNET) == 20
     np.testing.assert_allclose(shares, np.arange(1, 21) / 20)
     assert painted.finite.all()
+
+
+def test_guidance_moves_the_estimate_and_1_is_the_adapters_own(plain):
+    images, masks = prepared(plain, 1)
+    recipe = plain.spec.model.recipe
+    results = {
+        weight: plain.paint(
+            images, masks, prompt=PROMPT, noise=PhiloxNoise([1]), recipe=recipe.guided(weight)
+        ).images
+        for weight in (1, 2)
+    }
+    assert np.array_equal(results[1], paint(plain, images, masks, [1]).images)
+    assert np.abs(results[2] - results[1]).max() > 1e-4

@@ -104,3 +104,15 @@ def test_json_round_trip_and_equality_ignore_the_tables() -> None:
 def test_impossible_recipes_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Recipe.model_validate(AUTHORS.model_dump() | change)
+
+
+def test_the_masked_preset_fills_its_mask_with_the_only_branch() -> None:
+    masked = Recipe.masked()
+    assert sum(masked.branch(i) is Branch.ONLY for i in range(1000)) == 700
+    assert {c.guidance for c in masked.coefficients} == {2.0}
+    assert masked == AUTHORS.named("masked")
+    assert masked.named("authors") == AUTHORS
+    assert masked.guided(1) != AUTHORS
+    assert "guidance" not in AUTHORS.model_dump_json()
+    assert Recipe.model_validate_json(masked.model_dump_json()) == masked
+    assert len(masked.respaced(100).coefficients) == 100

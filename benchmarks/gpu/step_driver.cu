@@ -66,7 +66,7 @@ void run(const Header& h, std::FILE* in, std::FILE* out, StepKernel step, Gather
   for (uint32_t k = 0; k < h.iterations; ++k) {
     LAUNCH(gather, gathers, h.threads, mask.device, table.device, counter.device, static_cast<uint32_t>(cells),
            timestep.device, handed.device);
-    LAUNCH(step, steps, h.threads, state.device, estimate.device, clean.device, mask.device, table.device,
+    LAUNCH(step, steps, h.threads, state.device, estimate.device, estimate.device, clean.device, mask.device, table.device,
            counter.device, seeds.device, samples.device, h.channels, h.plane, state.device, input.device,
            finite.device);
     LAUNCH(stage_advance, dim3(1), h.threads, counter.device);

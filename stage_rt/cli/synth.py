@@ -40,7 +40,16 @@ def synth(
     recipe: Annotated[
         RecipeName | None,
         typer.Option(
-            help="Steps of the only branch: of the authors' code or the paper.", show_default="the model's"
+            help="Steps of the only branch: of the authors' code, the paper, or those that fill the mask.",
+            show_default="the model's",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="W",
+            help="Weight of the adapters' estimate, 0 to 20: 1 as trained, 2 fills the mask more, 4 can overdo it.",
+            show_default="the recipe's",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -75,6 +84,7 @@ def synth(
         sampler=sampler,
         recipe=recipe,
         steps=steps,
+        guidance=guidance,
     )
     with watched_bar(job.count, "pairs") as progress:
         summary = fill(loaded, job, output, notify=notify, progress=progress)

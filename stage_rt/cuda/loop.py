@@ -284,7 +284,7 @@ def _wait(event: device.Event, done: float, progress: Progress) -> None:
 _ARGUMENTS = {
     "gather": ("mask", "table", "counter", "cells", "timestep", "adapter_mask"),
     "step": (
-        *("state", "guided", "clean", "mask", "table", "counter", "seeds", "samples"),
+        *("state", "eps", "guided", "clean", "mask", "table", "counter", "seeds", "samples"),
         *("channels", "plane", "state", "sample", "finite"),
     ),
     "advance": ("counter",),

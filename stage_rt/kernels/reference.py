@@ -87,6 +87,19 @@ def normal(
     return flat.astype(np.float32).reshape(len(seeds), *shape)
 
 
+def guide(unet: NDArray[Float], adapter: NDArray[Float], weight: float) -> NDArray[Float]:
+    """Adapter guidance: the UNet's estimate moved ``weight`` times as far as the adapter moves it.
+
+    As classifier-free guidance (Ho and Salimans, 2022) with the UNet's own estimate for the unconditional one, so that
+    it costs no further call. Estimates ``[B, C, h, w]`` of one dtype; ``weight`` 1 is the adapter's, bit for bit.
+    """
+    if weight == 1:
+        return adapter
+    with np.errstate(invalid="ignore", over="ignore"):
+        moved: NDArray[Float] = unet + unet.dtype.type(weight) * (adapter - unet)
+    return moved
+
+
 def step(
     x: NDArray[Float],
     eps: NDArray[Float],

@@ -34,7 +34,8 @@ namespace stage {
   X(float, background_signal) \
   X(float, background_noise)  \
   X(uint32_t, shared_noise)   \
-  X(uint32_t, timestep)
+  X(uint32_t, timestep)       \
+  X(float, guidance)
 
 struct Coefficients {
 #define STAGE_FIELD(type, name) type name;
@@ -146,6 +147,11 @@ STAGE_FN Normals normals(const Stream& stream, uint32_t block) {
 
 // A mask cell with `factor` of the background let in (Eq. 8); what an adapter is handed and what x0 is mixed by.
 STAGE_FN float soften(float mask, float factor) { return mask + factor * (1.0f - mask); }
+
+// The UNet's estimate moved `weight` times as far as the adapter moves it; 1 is the adapter's, bit for bit.
+STAGE_FN float guide(float unet, float adapter, float weight) {
+  return weight == 1.0f ? adapter : unet + weight * (adapter - unet);
+}
 
 // One element of the state: the equations in the docstring of stage_rt.recipe.StepCoefficients, in their order.
 STAGE_FN float update(const Coefficients& c, float x, float eps, float clean, float mask, float n, float z) {

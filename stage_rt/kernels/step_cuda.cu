@@ -71,7 +71,7 @@ __device__ Four<float> draw_shared(const stage::Stream& stream, uint32_t first, 
 }
 
 template <typename T>
-__device__ void run_step(const float* x, const T* eps, const float* clean, const float* mask,
+__device__ void run_step(const float* x, const T* unet, const T* adapter, const float* clean, const float* mask,
                          const stage::Coefficients* table, const int* step, const uint64_t* seeds,
                          const uint32_t* samples, uint32_t channels, uint32_t plane, float* next, T* next_input,
                          uint32_t* finite) {
@@ -89,7 +89,7 @@ __device__ void run_step(const float* x, const T* eps, const float* clean, const
   const Four<float> n = c.shared_noise ? draw_shared(stream, first, plane) : draw(stream, block);
 
   const Four<float> state = load(x + at, count, aligned), kept = load(clean + at, count, aligned);
-  const Four<T> estimate = load(eps + at, count, aligned);
+  const Four<T> plain = load(unet + at, count, aligned), guided = load(adapter + at, count, aligned);
   const float* sample_mask = mask + static_cast<size_t>(sample) * plane;
   Four<float> m;
   if (aligned_mask)
@@ -101,7 +101,8 @@ __device__ void run_step(const float* x, const T* eps, const float* clean, const
   Four<T> input;
   bool whole = true;
   for (int k = 0; k < 4; ++k) {
-    following.v[k] = stage::update(c, state.v[k], to_float(estimate.v[k]), kept.v[k], m.v[k], n.v[k], z.v[k]);
+    const float eps = stage::guide(to_float(plain.v[k]), to_float(guided.v[k]), c.guidance);
+    following.v[k] = stage::update(c, state.v[k], eps, kept.v[k], m.v[k], n.v[k], z.v[k]);
     assign(input.v[k], following.v[k]);
     // Lanes past the end are zeros and finite.
     whole &= stage::is_finite(following.v[k]);
@@ -123,15 +124,15 @@ __device__ void run_gather(const float* mask, const stage::Coefficients* table, 
 
 }  // namespace
 
-// x, clean, next float32 and eps, next_input in the network's dtype, all [batch][channels][plane] and 16-byte
+// x, clean, next float32 and unet, adapter, next_input in the networks' dtype, all [batch][channels][plane] and 16-byte
 // aligned; mask float32 [batch][plane]; table one row a transition; seeds, samples, finite [batch]. next may be x
-// and next_input may be eps. finite is set to 1 by the caller before the loop; a sample once broken stays 0.
+// and next_input may be unet or adapter. finite is set to 1 by the caller before the loop; a sample once broken stays 0.
 #define STAGE_STEP(name, T)                                                                                          \
-  extern "C" __global__ void name(const float* x, const T* eps, const float* clean, const float* mask,               \
-                                  const stage::Coefficients* table, const int* step, const uint64_t* seeds,          \
-                                  const uint32_t* samples, uint32_t channels, uint32_t plane, float* next,           \
-                                  T* next_input, uint32_t* finite) {                                                 \
-    run_step(x, eps, clean, mask, table, step, seeds, samples, channels, plane, next, next_input, finite);           \
+  extern "C" __global__ void name(const float* x, const T* unet, const T* adapter, const float* clean,               \
+                                  const float* mask, const stage::Coefficients* table, const int* step,              \
+                                  const uint64_t* seeds, const uint32_t* samples, uint32_t channels, uint32_t plane, \
+                                  float* next, T* next_input, uint32_t* finite) {                                    \
+    run_step(x, unet, adapter, clean, mask, table, step, seeds, samples, channels, plane, next, next_input, finite); \
   }
 
 STAGE_STEP(stage_step_fp32, float)

@@ -135,17 +135,18 @@ def _same_job(path: Path, spec: RunSpec) -> None:
         raise RunError(f"`{path}` is damaged: start again in an empty folder") from damage
     here = _flat(spec)
     for field, value in here.items():
-        if there.get(field) != value:
+        if field != "recipe" and there[field] != value:
             raise RunError(
-                f"`{path.parent}` holds another run, whose {field} is {_shown(field, there.get(field))} and not "
+                f"`{path.parent}` holds another run, whose {field} is {_shown(field, there[field])} and not "
                 f"{_shown(field, value)}: give the job it was started with or another `-o`"
             )
 
 
 def _flat(spec: RunSpec) -> dict[str, object]:
-    recipe = {f"recipe.{name}": value for name, value in spec.recipe.model_dump().items()}
+    # Not as JSON, which leaves out what says nothing.
+    recipe = {f"recipe.{name}": value for name, value in spec.recipe}
     steps = steps_of(spec.sampler, spec.recipe, spec.steps)
-    return spec.model_dump(exclude={"recipe", "steps"}) | {"steps": steps} | recipe
+    return dict(spec) | {"steps": steps} | recipe
 
 
 def _shown(field: str, value: object) -> str:

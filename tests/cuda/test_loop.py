@@ -65,6 +65,16 @@ def test_a_thousand_steps_of_the_real_recipes(make, recipe):
     np.testing.assert_array_equal(sampled.latent, expected)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("weight", [1.0, 2.0, 3.5])
+def test_guidance_is_the_hosts_bit_for_bit(make, weight, dtype):
+    clean, mask, context, noise = inputs(3)
+    recipe = SHORT.guided(weight)
+    sampled = make(spec(recipe, dtype=dtype), 4).run(clean, mask, context, noise)
+    expected = sample(denoiser("a", context, dtype, weight), clean, mask, recipe=recipe, noise=noise)
+    np.testing.assert_array_equal(sampled.latent, expected)
+
+
 @pytest.mark.parametrize("steps", [12, 50, 119])
 def test_a_respaced_loop_is_the_cpus_bit_for_bit_and_launches_as_many_steps(make, machine, steps):
     clean, mask, context, noise = inputs(3)

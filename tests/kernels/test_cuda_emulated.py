@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stage_rt import kernels
+from stage_rt.kernels.reference import guide
 from stage_rt.kernels.table import rows
 from stage_rt.recipe import StepCoefficients
 
@@ -49,14 +50,18 @@ def case(shape, dtype):
     return x, narrow(eps, dtype), clean, mask, seeds, np.arange(shape[0], dtype=np.uint32)
 
 
-def launch(emulated, dtype, arrays, table, step, finite):
-    """Run one step in place; returns the state and the next network input, both as the kernel left them."""
+def launch(emulated, dtype, arrays, table, step, finite, unet=None):
+    """Run one step in place; returns the state and the next network input, both as the kernel left them.
+
+    ``unet`` is the estimate before the adapter, the adapter's own if None.
+    """
     x, eps, clean, mask, seeds, samples = arrays
     batch, channels, height, width = x.shape
     state, network = guarded(x), guarded(eps)
     blocks = math.ceil(x[0].size / (4 * THREADS))
     coefficients = rows(table)
-    pointers = [state, network, clean, mask]
+    plain = eps if unet is None else unet
+    pointers = [state, plain, network, clean, mask]
     getattr(emulated, f"launch_stage_step_{dtype}")(
         *(ctypes.c_uint32(count) for count in (blocks, batch, THREADS)),
         *(ctypes.c_void_p(array.ctypes.data) for array in pointers),
@@ -86,6 +91,33 @@ def test_a_step_is_the_cpu_librarys_bit_for_bit(emulated, shape, dtype, c):
     np.testing.assert_array_equal(state, expected)
     np.testing.assert_array_equal(network, narrow(expected, dtype))
     assert finite.all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.0, 4.5])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_the_kernel_guides_as_the_definition_does_bit_for_bit(emulated, shape, dtype, weight):
+    arrays = case(shape, dtype)
+    x, eps, clean, mask, seeds, samples = arrays
+    unet = narrow(np.random.default_rng(9).standard_normal(shape).astype(np.float32), dtype)
+    c = AWARE._replace(guidance=weight)
+    state, _ = launch(
+        emulated, dtype, arrays, [c], np.array([0], np.int32), np.ones(shape[0], np.uint32), unet
+    )
+    guided = guide(widen(unet, dtype), widen(eps, dtype), weight)
+    expected, _ = kernels.fused_step(x, guided, clean, mask, c, seeds, samples)
+    np.testing.assert_array_equal(state, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_estimate_of_the_unet_counts_only_where_it_is_used(emulated, value):
+    arrays = case((2, 4, 5, 7), "fp32")
+    unet = np.full_like(arrays[1], value)
+    for weight, whole in ((1.0, 1), (2.0, 0)):
+        finite = np.ones(2, np.uint32)
+        row = AWARE._replace(guidance=weight)
+        launch(emulated, "fp32", arrays, [row], np.array([0], np.int32), finite, unet)
+        assert finite.tolist() == [whole, whole]
 
 
 def test_the_counter_counts_down_and_chooses_noise_and_coefficients(emulated):

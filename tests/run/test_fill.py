@@ -417,3 +417,27 @@ def test_who_runs_on_which_thread(job, run, monkeypatch):
         monkeypatch.setattr(f"stage_rt.run.fill.{name}", noted)
     fill(FakeEngine(), job, run)
     assert threads == {"prepare": {""}, "paint": {""}, "finish": {"stage-rt-writer"}}
+
+
+def test_guidance_is_part_of_the_recipe_and_of_what_a_run_was_started_with(job, run):
+    fill(FakeEngine(), replace(job, guidance=2.5), run)
+    assert json.loads((run / "run.json").read_text())["recipe"]["guidance"] == 2.5
+    with pytest.raises(RunError, match=r"whose recipe.guidance is 2.5 and not 1.0: give the job"):
+        fill(FakeEngine(), job, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": -1}, "`guidance` must be between 0 and 20, not -1"),
+        ({"guidance": float("nan")}, "`guidance` must be between 0 and 20, not nan"),
+        (
+            {"guidance": 2, "sampler": "sdas"},
+            "`guidance` weighs adapters, of which sampler `sdas` .* leave it out",
+        ),
+    ],
+)
+def test_guidance_that_cannot_be_is_refused(job, run, change, message):
+    with pytest.raises(InputError, match=message):
+        fill(FakeEngine(), replace(job, **change), run)
+    assert not run.exists()

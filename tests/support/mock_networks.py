@@ -6,6 +6,7 @@ import numpy as np
 from mock_cuda import CudaError, Machine, OutOfMemoryError
 
 from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.kernels.reference import guide
 from stage_rt.networks import STORAGE, Tensor, narrow, widen
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
@@ -62,7 +63,7 @@ def decoder(latent):
     return np.repeat(np.repeat(np.tanh(latent[:, :3]), 2, axis=2), 2, axis=3)
 
 
-def denoiser(name, context, dtype="fp32"):
+def denoiser(name, context, dtype="fp32", guidance=1.0):
     """The networks one after the other on the host, every tensor between them in ``dtype``."""
 
     def rounded(array):
@@ -71,7 +72,7 @@ def denoiser(name, context, dtype="fp32"):
     def denoise(x, i, mask, branch):
         text = rounded(np.repeat(context[None], len(x), axis=0))
         eps = rounded(unet(rounded(x), i, text))
-        return rounded(adapter(name, branch, eps, rounded(mask)))
+        return guide(eps, rounded(adapter(name, branch, eps, rounded(mask))), guidance)
 
     return denoise
 

@@ -4,13 +4,14 @@
 #include "step_cuda.cu"
 
 #define LAUNCH(name, T)                                                                                          \
-  extern "C" void launch_##name(unsigned blocks, unsigned batch, unsigned threads, const float* x, const T* eps, \
-                                const float* clean, const float* mask, const stage::Coefficients* table,         \
-                                const int* step, const uint64_t* seeds, const uint32_t* samples,                 \
+  extern "C" void launch_##name(unsigned blocks, unsigned batch, unsigned threads, const float* x,               \
+                                const T* unet, const T* adapter, const float* clean, const float* mask,          \
+                                const stage::Coefficients* table, const int* step, const uint64_t* seeds,        \
+                                const uint32_t* samples,                                                         \
                                 uint32_t channels, uint32_t plane, float* next, T* next_input,                   \
                                 uint32_t* finite) {                                                              \
-    launch(name, {blocks, batch}, threads, x, eps, clean, mask, table, step, seeds, samples, channels, plane,    \
-           next, next_input, finite);                                                                            \
+    launch(name, {blocks, batch}, threads, x, unet, adapter, clean, mask, table, step, seeds, samples, channels, \
+           plane, next, next_input, finite);                                                                     \
   }
 
 LAUNCH(stage_step_fp32, float)
