@@ -200,7 +200,8 @@ class PairRecord(_Spec):
 
     ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
     names of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. A pair whose
-    ``latent_mask_cells`` is 0 shows no defect.
+    ``latent_mask_cells`` is 0 shows no defect. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of
+    `stage_rt.images.labels.Figures`; pairs of older releases lack them.
     """
 
     index: int = Field(ge=0)
@@ -217,4 +218,8 @@ class PairRecord(_Spec):
     sampler: SamplerName = "stage"
     recipe: str | None = None
     steps: int | None = None
+    fill: float | None = None
+    leak: float | None = None
+    contrast: float | None = None
+    label_pixels: int | None = None
     latent_mask_cells: int

@@ -1,5 +1,6 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -89,13 +90,14 @@ def synth(
     with watched_bar(job.count, "pairs") as progress:
         summary = fill(loaded, job, output, notify=notify, progress=progress)
     console.result(
-        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n"
+        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary.fill)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
         {
             "run": str(output),
             "pairs": summary.pairs,
             "written": summary.written,
             "steps": summary.steps,
+            "fill": _median_and_tenth(summary.fill),
             "failed": summary.failed,
             "empty_latent_masks": summary.empty,
             "contact_sheet": str(summary.contact_sheet),
@@ -109,3 +111,17 @@ def synth(
             f"({', '.join(map(str, summary.failed[:10]))}): run the same command again, or build the engine "
             "with `--dtype fp32`"
         )
+
+
+def _labels(fill: Sequence[float]) -> str:
+    if not fill:
+        return ""
+    median, tenth = _median_and_tenth(fill).values()
+    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth\n"
+
+
+def _median_and_tenth(fill: Sequence[float]) -> dict[str, float | None]:
+    """Of shares in ascending order; None where there are none."""
+    if not fill:
+        return {"median": None, "weakest_tenth": None}
+    return {"median": fill[len(fill) // 2], "weakest_tenth": fill[len(fill) // 10]}

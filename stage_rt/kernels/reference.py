@@ -90,8 +90,8 @@ def normal(
 def guide(unet: NDArray[Float], adapter: NDArray[Float], weight: float) -> NDArray[Float]:
     """Adapter guidance: the UNet's estimate moved ``weight`` times as far as the adapter moves it.
 
-    As classifier-free guidance (Ho and Salimans, 2022) with the UNet's own estimate for the unconditional one, so that
-    it costs no further call. Estimates ``[B, C, h, w]`` of one dtype; ``weight`` 1 is the adapter's, bit for bit.
+    As classifier-free guidance (Ho and Salimans, 2022) with the UNet's own estimate for the unconditional one, so it
+    costs no further call. Estimates ``[B, C, h, w]`` of one dtype; ``weight`` 1 is the adapter's, bit for bit.
     """
     if weight == 1:
         return adapter

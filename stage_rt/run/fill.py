@@ -22,7 +22,8 @@ NON_FINITE = "the sampler's result is not finite"
 class Summary:
     """What a run came to: ``written`` pairs by this call, ``failed`` indices, ``empty`` latent masks.
 
-    ``steps`` is how many levels the sampler visited for each.
+    ``steps`` is how many levels the sampler visited for each. ``fill`` are the shares of their labels that were
+    painted, ascending.
     """
 
     pairs: int
@@ -30,6 +31,7 @@ class Summary:
     failed: list[int]
     empty: int
     steps: int
+    fill: list[float]
     contact_sheet: Path
     report: Path
 
@@ -65,6 +67,7 @@ def fill(
         failed=[record.index for record in records if record.status == "failed"],
         empty=sum(record.latent_mask_cells == 0 for record in records),
         steps=plan.method.steps,
+        fill=sorted(record.fill for record in records if record.fill is not None),
         contact_sheet=folder / report.CONTACT_SHEET,
         report=folder / report.PAGE,
     )
@@ -130,9 +133,15 @@ def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
         steps=spec.steps,
         latent_mask_cells=result.latent_mask_cells,
     )
-    if result.image is None:
+    if result.image is None or result.figures is None:
         return record
     image, mask = pair_paths(spec.prompt, sample.index)
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
     written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
-    return record.model_copy(update={"status": "ok", "reason": None, **written})
+    measured = {
+        "fill": round(result.figures.fill, 4),
+        "leak": round(result.figures.leak, 4),
+        "contrast": round(result.figures.contrast, 2),
+        "label_pixels": result.figures.label_pixels,
+    }
+    return record.model_copy(update={"status": "ok", "reason": None, **written, **measured})

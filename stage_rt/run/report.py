@@ -8,9 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stage_rt.files import write_atomic
 from stage_rt.images.inputs import read_image
+from stage_rt.run.label_sheet import label_sheet
 from stage_rt.spec import PairRecord, RunSpec
 
 CONTACT_SHEET = "contact_sheet.png"
+LABELS = "labels.png"
 PAGE = "report.html"
 MAX_SHOWN = 12
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -33,7 +35,14 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
     )
     sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
     _write_png(folder / CONTACT_SHEET, sheet)
-    write_atomic(folder / PAGE, _page(spec, records, sheet.size).encode())
+    measured = sorted(
+        (n for n, record in enumerate(records) if record.fill is not None),
+        key=lambda n: records[n].fill or 0.0,
+    )
+    labels = label_sheet(folder, [(records[n], normals[n]) for n in measured[:MAX_SHOWN]])
+    if measured:
+        _write_png(folder / LABELS, labels)
+    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels.size if measured else None).encode())
 
 
 def stack(sheets: Sequence[Path], path: Path) -> None:
@@ -107,7 +116,12 @@ def _shortened(caption: str, longest: int = 28) -> str:
     )
 
 
-def _page(spec: RunSpec, records: Sequence[PairRecord], sheet_size: tuple[int, int]) -> str:
+def _page(
+    spec: RunSpec,
+    records: Sequence[PairRecord],
+    sheet_size: tuple[int, int],
+    labels_size: tuple[int, int] | None,
+) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -120,10 +134,17 @@ def _page(spec: RunSpec, records: Sequence[PairRecord], sheet_size: tuple[int, i
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         spec=spec,
         recipe=spec.recipe.model_dump(),
-        written=[record for record in records if record.status == "ok"],
+        written=sorted((record for record in records if record.status == "ok"), key=_weakest_first),
+        fill=sorted(record.fill for record in records if record.fill is not None),
         failed=[record for record in records if record.status == "failed"],
         empty=[record for record in records if record.latent_mask_cells == 0],
         sheet=CONTACT_SHEET,
         sheet_width=sheet_size[0],
         sheet_height=sheet_size[1],
+        labels=LABELS,
+        labels_size=labels_size,
     )
+
+
+def _weakest_first(record: PairRecord) -> tuple[float, int]:
+    return (2.0 if record.fill is None else record.fill, record.index)

@@ -15,6 +15,7 @@ from PIL import Image
 from stage_rt.executor import Painted
 from stage_rt.images.compose import composite, pixels
 from stage_rt.images.inputs import latent_mask, network_image, network_mask, read_image
+from stage_rt.images.labels import Figures, measure
 from stage_rt.names import SamplerName
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress
@@ -58,10 +59,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Result:
-    """A painted sample, ready to be written; ``image`` is None when it is not finite."""
+    """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite."""
 
     sample: Sample
     image: Image.Image | None
+    figures: Figures | None
     label: NDArray[np.bool_]
     latent_mask_cells: int
 
@@ -102,9 +104,11 @@ def finish(batch: Batch, painted: Painted, model: ModelSpec, *, composited: bool
     """
     images, finite = painted.images, painted.finite
     for n, sample in enumerate(batch.samples):
-        image, label = None, batch.labels[n] if composited else network_mask(batch.labels[n], model)
+        image, figures = None, None
+        label = batch.labels[n] if composited else network_mask(batch.labels[n], model)
         if finite[n]:
             levels = pixels(images[n])
+            figures = measure(batch.photos[n], levels, batch.labels[n], model.latent_size)
             image = Image.fromarray(composite(batch.photos[n], levels, label) if composited else levels)
             image = image.convert("L") if sample.grey else image
-        yield Result(sample, image, label, int(batch.masks[n].sum()))
+        yield Result(sample, image, figures, label, int(batch.masks[n].sum()))

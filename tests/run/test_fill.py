@@ -51,6 +51,7 @@ def test_every_sample_is_written_and_the_last_smaller_batch_is_not_lost(job, run
         [
             ".lock",
             "contact_sheet.png",
+            "labels.png",
             "manifest.jsonl",
             "report.html",
             "run.json",
@@ -441,3 +442,39 @@ def test_guidance_that_cannot_be_is_refused(job, run, change, message):
     with pytest.raises(InputError, match=message):
         fill(FakeEngine(), replace(job, **change), run)
     assert not run.exists()
+
+
+def test_how_much_of_a_label_was_painted_is_recorded_and_the_weakest_are_told_first(job, run):
+    summary = fill(FakeEngine(), job, run)
+    lines = manifest(run)
+    assert all(0 < line["fill"] <= 1 and line["label_pixels"] > 0 and line["contrast"] < 0 for line in lines)
+    assert summary.fill == sorted(line["fill"] for line in lines)
+    page = (run / "report.html").read_text()
+    weakest = min(lines, key=lambda line: (line["fill"], line["index"]))
+    assert page.index(f"{weakest['index']:06d}.png") == min(page.index(f"{n:06d}.png") for n in range(10))
+
+
+def test_an_engine_that_paints_nothing_fills_no_label(job, run):
+    class Idle(FakeEngine):
+        def paint(self, images, masks, **options):
+            painted = super().paint(images, masks, **options)
+            return painted._replace(images=images)
+
+    assert fill(Idle(), job, run).fill[-1] < 0.2
+
+
+def test_a_run_of_the_last_release_has_no_figures_and_a_report_all_the_same(job, run):
+    fill(FakeEngine(), job, run)
+    lines = [
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("fill", "leak", "contrast", "label_pixels")
+        }
+        for line in manifest(run)
+    ]
+    (run / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "labels.png").unlink()
+    summary = fill(FakeEngine(), job, run)
+    assert (summary.written, summary.fill) == (0, [])
+    assert "Weakest labels" not in (run / "report.html").read_text()

@@ -32,7 +32,8 @@ def test_the_page_links_only_to_files_of_the_run(tmp_path):
     run = filled(tmp_path)
     page = Page((run / "report.html").read_text())
     assert "contact_sheet.png" in page.links
-    assert len(page.links) == 1 + 2 * 3
+    assert "labels.png" in page.links
+    assert len(page.links) == 2 + 2 * 3
     for link in page.links:
         assert (run / link).is_file()
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -90,3 +91,9 @@ def test_a_run_in_which_all_failed_has_a_report(tmp_path):
     run = filled(tmp_path, poisoned=[0, 1, 2])
     assert "0 of 3 pairs written" in (run / "report.html").read_text()
     assert opened(run / "contact_sheet.png").size == (596, 110)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (5, 3), (20, 6)])
+def test_the_label_sheet_shows_up_to_twelve_of_the_weakest(tmp_path, count, rows):
+    sheet = opened(filled(tmp_path, count=count) / "labels.png")
+    assert sheet.height == 2 * 28 + rows * (176 + 20 + 12)

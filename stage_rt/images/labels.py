@@ -1,0 +1,71 @@
+"""Whether a label tells the truth: how much of it was painted, and how far paint went beyond it.
+
+A pixel counts as painted when it changed more than the rest of the picture explains. Far from the label the decoded
+picture differs from its photograph by the photograph's own noise, which the autoencoder does not keep, and by the
+autoencoder's round trip; the 99th percentile of that change is what is to be exceeded, and `LEAST_CHANGE` where it
+is less.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+LEAST_CHANGE = 8.0
+"""Grey levels below which nobody sees a change, however quiet the picture is."""
+EXPLAINED = 0.99
+"""Quantile of the change far from the label that the picture itself explains."""
+
+
+class Figures(NamedTuple):
+    """What was measured of one pair, before compositing.
+
+    ``fill``: share of the label's pixels that were painted. ``leak``: share of the pixels one to three latent cells
+    from the label that were painted too, beyond the share that any picture shows. ``contrast``: mean change under
+    the label in grey levels, negative where it became darker. ``threshold``: the change that counts, in grey levels.
+    ``label_pixels``: size of the label.
+    """
+
+    fill: float
+    leak: float
+    contrast: float
+    threshold: float
+    label_pixels: int
+
+
+def measure(
+    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], latent_size: int
+) -> Figures:
+    """The `Figures` of a pair.
+
+    Args:
+        photo: uint8 ``[H, W, 3]``.
+        painted: uint8 ``[S, S, 3]``, the decoded picture, before compositing.
+        label: bool ``[H, W]``.
+        latent_size: cells of a side of the latent.
+    """
+    enlarged = Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC)
+    difference = _grey(np.asarray(enlarged)) - _grey(photo)
+    change = np.abs(difference)
+    cell = max(label.shape) / latent_size
+    distance = ndimage.distance_transform_edt(~label) if label.any() else np.full(label.shape, np.inf)
+    far, ring = distance > 4 * cell, (distance > cell) & (distance <= 3 * cell)
+    explained = float(np.quantile(change[far], EXPLAINED)) if far.any() else 0.0
+    threshold = max(explained, LEAST_CHANGE)
+    return Figures(
+        fill=_share(change[label] > threshold),
+        leak=max(_share(change[ring] > threshold) - (1 - EXPLAINED), 0.0),
+        contrast=float(difference[label].mean()) if label.any() else 0.0,
+        threshold=threshold,
+        label_pixels=int(label.sum()),
+    )
+
+
+def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(image.mean(axis=2, dtype=np.float32))
+
+
+def _share(true: NDArray[np.bool_]) -> float:
+    return float(true.mean()) if true.size else 0.0

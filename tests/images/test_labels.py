@@ -1,0 +1,86 @@
+"""The figures of a label on constructed pictures, whose answers are known."""
+
+import numpy as np
+import pytest
+
+from stage_rt.images.labels import LEAST_CHANGE, measure
+
+SIDE, CELLS = 96, 24
+
+
+def picture(noise: float = 0.0, seed: int = 0):
+    grey = 120 + noise * np.random.default_rng(seed).standard_normal((SIDE, SIDE))
+    return np.repeat(np.clip(np.rint(grey), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def square(low=40, high=56):
+    label = np.zeros((SIDE, SIDE), bool)
+    label[low:high, low:high] = True
+    return label
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 6.0])
+def test_fill_is_the_painted_share_of_the_label(share, noise):
+    photo, label = picture(noise), square()
+    painted = picture(0.0)
+    rows = round(16 * share)
+    painted[40 : 40 + rows, 40:56] = 20
+    found = measure(photo, painted, label, CELLS)
+    assert found.fill == pytest.approx(share, abs=0.03)
+    assert found.contrast == pytest.approx(-100 * share, abs=3)
+    assert found.label_pixels == 256
+    assert found.leak == pytest.approx(0, abs=0.02)
+
+
+def test_a_quiet_picture_asks_for_what_can_be_seen_and_a_noisy_one_for_more_than_its_noise():
+    label = square()
+    quiet = measure(picture(), picture(), label, CELLS)
+    noisy = measure(picture(10.0), picture(), label, CELLS)
+    assert quiet.threshold == LEAST_CHANGE
+    assert noisy.threshold == pytest.approx(2.58 * 10, rel=0.1)
+    assert noisy.fill == pytest.approx(0.01, abs=0.02)
+
+
+def test_what_the_autoencoder_loses_everywhere_is_no_paint():
+    """A round trip that shifts every pixel by 20 paints nothing."""
+    photo, label = picture(), square()
+    shifted = photo - 20
+    assert measure(photo, shifted, label, CELLS).fill == 0
+    shifted[40:56, 40:48] = 40
+    assert measure(photo, shifted, label, CELLS).fill == 0.5
+
+
+def test_paint_beyond_the_label_is_leak():
+    photo, label = picture(), square()
+    painted = photo.copy()
+    painted[30:66, 30:66] = 200
+    found = measure(photo, painted, label, CELLS)
+    assert found.fill == 1
+    assert found.leak > 0.3
+    assert found.contrast == pytest.approx(80)
+
+
+def test_a_decoded_picture_of_another_size_is_enlarged_first():
+    photo, label = picture(), square()
+    painted = np.full((SIDE // 2, SIDE // 2, 3), 120, np.uint8)
+    painted[20:28, 20:28] = 10
+    assert measure(photo, painted, label, CELLS).fill > 0.95
+
+
+@pytest.mark.parametrize(
+    "label", [np.zeros((SIDE, SIDE), bool), np.ones((SIDE, SIDE), bool)], ids=["none", "all"]
+)
+def test_labels_of_nothing_and_of_everything_have_figures(label):
+    found = measure(picture(), picture() - 50, label, CELLS)
+    assert found.fill == (1.0 if label.any() else 0.0)
+    assert found.leak == 0
+    assert np.isfinite(found).all()
+
+
+def test_one_pixel_is_a_label():
+    label = np.zeros((SIDE, SIDE), bool)
+    label[0, 0] = True
+    painted = picture()
+    painted[0, 0] = 0
+    assert measure(picture(), painted, label, CELLS).fill == 1
