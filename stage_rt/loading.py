@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from stage_rt.engine import Engine
 from stage_rt.errors import EngineError
 from stage_rt.executor import Executor, HostExecutor
-from stage_rt.folders import read_engine, verify_engine
+from stage_rt.folders import REBUILD, read_engine, verify_engine
 from stage_rt.networks import Backend, DeviceBackend
 from stage_rt.spec import PROMPTS_FILE, EngineSpec, ModelSpec
 
@@ -77,13 +77,12 @@ def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
     Raises:
         EngineError: the file cannot be read, or one is missing or of another shape.
     """
-    remedy = "build the engine again with `stage-rt build`"
     try:
         contexts = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise EngineError(f"`{path}` cannot be read ({error}): {remedy}") from error
+        raise EngineError(f"`{path}` cannot be read ({error})", REBUILD) from error
     shape = (model.tokens, model.context_dim)
     for prompt in model.prompts:
         if prompt not in contexts or contexts[prompt].shape != shape:
-            raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {prompt!r}: {remedy}")
+            raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {prompt!r}", REBUILD)
     return {prompt: contexts[prompt].astype(np.float32) for prompt in model.prompts}

@@ -34,7 +34,7 @@ def synth(
         int | None,
         typer.Option(
             metavar="N",
-            help="Network calls a pair takes, 10 to 1000; 100 is ten times as fast and looks alike, 50 is fainter.",
+            help="Network calls a pair takes, 10 to 1000; 100 is nearly ten times as fast and a little fainter.",
             show_default="1000; repaint 250 levels, anomalydiffusion 200, sdas 20",
         ),
     ] = None,

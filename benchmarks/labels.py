@@ -1,0 +1,112 @@
+"""How much of their labels the levers of the recipe paint: ``python benchmarks/labels.py ENGINE [--json PATH]``.
+
+ENGINE is that of ``models/demo``. Photographs and labels are made as the demo's data are, from the part of the
+surface that training never saw; the defects rendered under the same labels say what there is to reach. Measured are
+the share of a label's pixels that changed by more than 15 grey levels, the mean change under it, the same share of a
+ring around it, and the mean difference between two seeds.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import cpu_name
+from scipy import ndimage
+from skimage import data
+
+import stage_rt
+from stage_rt.recipe import Recipe
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from make_demo_data import DEFECTS, SEEN_COLUMNS, crop
+
+VISIBLE, SEED = 15, 20261124
+AUTHORS, PAPER, MASKED = Recipe.authors(), Recipe.paper(), Recipe.masked()
+LEVERS = {
+    "authors": AUTHORS,
+    "authors, guidance 2": AUTHORS.guided(2),
+    "authors, guidance 4": AUTHORS.guided(4),
+    "paper": PAPER,
+    "paper, guidance 2": PAPER.guided(2),
+    "masked, guidance 1": MASKED.guided(1),
+    "masked (guidance 2)": MASKED,
+    "masked, guidance 3": MASKED.guided(3),
+}
+
+
+def figures(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    difference = after.astype(np.float64) - before
+    ring = np.stack([ndimage.binary_dilation(label, iterations=8) for label in labels])
+    ring &= ~np.stack([ndimage.binary_dilation(label, iterations=3) for label in labels])
+    each = [float((np.abs(d[m]) > VISIBLE).mean()) for d, m in zip(difference, labels, strict=True)]
+    return {
+        "fill": round(float(np.mean(each)), 3),
+        "weakest_tenth": round(float(np.quantile(each, 0.1)), 3),
+        "change": round(float(np.mean([d[m].mean() for d, m in zip(difference, labels, strict=True)])), 1),
+        "leak": round(float((np.abs(difference[ring]) > VISIBLE).mean()), 3),
+    }
+
+
+def variety(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> float:
+    """Mean difference under the label between two seeds, in grey levels."""
+    return round(float(np.abs(first.astype(np.float64) - second)[labels].mean()), 1)
+
+
+def scenes(kind: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Good crops, the same with a rendered defect, and its labels."""
+    rng = np.random.default_rng(SEED)
+    unseen = data.brick()[:, SEEN_COLUMNS:]
+    good = [np.rint(crop(unseen, rng) * 255) / 255 for _ in range(count)]
+    rendered = [DEFECTS[kind](grey, rng) for grey in good]
+    to_levels = [
+        np.rint(255 * np.stack(greys)).astype(np.uint8) for greys in (good, [grey for grey, _ in rendered])
+    ]
+    return to_levels[0], to_levels[1], np.stack([mask for _, mask in rendered])
+
+
+def main(options: argparse.Namespace) -> None:
+    engine = stage_rt.load(options.engine)
+    result: dict[str, Any] = {"machine": cpu_name(), "steps": options.steps, "pairs_a_type": options.count}
+    result["rows"] = rows = []
+    for kind in DEFECTS:
+        good, rendered, labels = scenes(kind, options.count)
+        images = np.repeat(good[..., None], 3, axis=3)
+        rows.append({"type": kind, "lever": "rendered", **figures(good, rendered, labels)})
+        for name, recipe in LEVERS.items():
+            start, painted = time.perf_counter(), []
+            for offset in (0, 1000):
+                seeds = range(offset, offset + options.count)
+                painted.append(
+                    engine.synthesize(
+                        images,
+                        labels,
+                        prompt=f"brick+{kind}",
+                        seeds=seeds,
+                        recipe=recipe,
+                        steps=options.steps,
+                        composite=False,
+                    )[..., 0]
+                )
+            seconds = round((time.perf_counter() - start) / (2 * options.count), 2)
+            row = {"type": kind, "lever": name, **figures(good, painted[0], labels)}
+            rows.append(row | {"variety": variety(*painted, labels), "seconds": seconds})
+            print(rows[-1], flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("engine")
+    parser.add_argument(
+        "--count", type=int, default=8, help="pairs a type and lever, each painted with two seeds"
+    )
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    main(parser.parse_args())

@@ -1,0 +1,103 @@
+"""Described folders: what is wrong with one is named before anything in it is used."""
+
+from pathlib import Path
+
+import pytest
+
+from stage_rt.errors import EngineError, GraphsError
+from stage_rt.files import digests
+from stage_rt.folders import read_description, up_to_date, verify
+from stage_rt.recipe import Recipe
+from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
+
+
+def engine_spec(**changes: object) -> EngineSpec:
+    model = ModelSpec(
+        image_size=32,
+        latent_size=8,
+        latent_scale=1.0,
+        tokens=1,
+        context_dim=1,
+        recipe=Recipe.authors(),
+        prompts={"tile+hole": None},
+    )
+    fields = {
+        "model": model,
+        "backend": "onnxruntime",
+        "library": "onnxruntime",
+        "library_version": "1.0",
+        "devices": ["cpu"],
+        "dtype": "fp32",
+        "batch": [1],
+        "graphs_fingerprint": "a" * 64,
+        "files": {},
+    }
+    return EngineSpec.model_validate(fields | changes)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    folder = tmp_path / "engine"
+    (folder / "adapters").mkdir(parents=True)
+    (folder / "unet.onnx").write_bytes(b"unet")
+    (folder / "adapters/a.onnx").write_bytes(b"adapter")
+    (folder / ENGINE_FILE).write_text(engine_spec(files=digests(folder)).sealed())
+    return folder
+
+
+def read(path: Path) -> EngineSpec:
+    return read_description(path, EngineSpec, GraphsError, absent="is none", remedy="mend it")
+
+
+def test_a_folder_without_its_description_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, tmp_path / "file", tmp_path / "nowhere"):
+        with pytest.raises(GraphsError, match=f"^`{folder}` is none$"):
+            read(folder / ENGINE_FILE)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "\x00"])
+def test_a_description_that_is_none_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
+    path = tmp_path / ENGINE_FILE
+    path.write_text(content)
+    with pytest.raises(GraphsError, match=rf"^`{path}` is not valid at .*: mend it$") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def _link(folder: Path) -> None:
+    (folder / "unet.onnx").unlink()
+    (folder / "unet.onnx").symlink_to(folder / "adapters/a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: (folder / "more.onnx").write_bytes(b""),
+            "more.onnx` is not listed in engine.json: remove it",
+        ),
+        (lambda folder: (folder / "unet.onnx").unlink(), "unet.onnx` is missing: mend it"),
+        (
+            lambda folder: (folder / "adapters/a.onnx").write_bytes(b"x"),
+            "a.onnx` is not the file that engine.json lists",
+        ),
+        (_link, "unet.onnx` is a link, which is not allowed here"),
+    ],
+    ids=["unlisted", "missing", "changed", "link"],
+)
+def test_a_file_that_is_not_as_listed_is_named_and_the_engine_not_up_to_date(
+    engine: Path, damage, message
+) -> None:
+    spec = read(engine / ENGINE_FILE)
+    verify(engine, spec.files, ENGINE_FILE, EngineError, "mend it")
+    assert up_to_date(engine, spec)
+    damage(engine)
+    with pytest.raises(EngineError, match=message):
+        verify(engine, spec.files, ENGINE_FILE, EngineError, "mend it")
+    assert not up_to_date(engine, spec)
+
+
+def test_another_fingerprint_or_no_engine_is_not_up_to_date(engine: Path, tmp_path: Path) -> None:
+    assert not up_to_date(engine, engine_spec(batch=[1, 8]))
+    assert not up_to_date(tmp_path, engine_spec())
