@@ -99,7 +99,7 @@ def _spec(preset: Preset, channels: Literal[1, 3], names: list[str]) -> ModelSpe
         latent_scale=1.0,
         tokens=preset.tokens,
         context_dim=preset.context_dim,
-        recipe=Recipe.authors(),
+        recipe=Recipe.masked(),
         prompts=dict(zip(names, _adapter_names(names), strict=True)),
     )
 

@@ -12,7 +12,7 @@ from stage_rt.images.inputs import read_image
 from stage_rt.spec import PairRecord
 
 MAX_SHOWN = 12
-CONTEXT = 0.6
+CONTEXT = 0.35
 """How much of the surroundings is shown on each side of a label, in sides of its square."""
 LEAST_SIDE = 24
 
@@ -55,15 +55,19 @@ def _draw(
 def square_around(label: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the square that shows a label bool ``[H, W]`` with some of its surroundings.
 
-    It may reach beyond the picture; all of the picture if nothing is labelled.
+    It is moved into the picture and reaches beyond only where the label is longer than the picture's short side; all
+    of the picture if nothing is labelled.
     """
     height, width = label.shape
     if not label.any():
         return 0, 0, width, height
     rows, columns = (np.flatnonzero(label.any(axis=axis)) for axis in (1, 0))
     side = max(int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
-    side = max(round(side * (1 + 2 * CONTEXT)), LEAST_SIDE)
-    top, left = ((int(span[0]) + int(span[-1]) + 1 - side) // 2 for span in (rows, columns))
+    side = min(max(round(side * (1 + 2 * CONTEXT)), LEAST_SIDE), max(height, width))
+    top, left = (
+        max(min((int(span[0]) + int(span[-1]) + 1 - side) // 2, length - side), 0)
+        for span, length in ((rows, height), (columns, width))
+    )
     return left, top, left + side, top + side
 
 
