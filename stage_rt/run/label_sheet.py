@@ -11,7 +11,6 @@ from scipy import ndimage
 from stage_rt.images.inputs import read_image
 from stage_rt.spec import PairRecord
 
-MAX_SHOWN = 12
 CONTEXT = 0.35
 """How much of the surroundings is shown on each side of a label, in sides of its square."""
 LEAST_SIDE = 24

@@ -35,14 +35,21 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
     )
     sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
     _write_png(folder / CONTACT_SHEET, sheet)
-    measured = sorted(
-        (n for n, record in enumerate(records) if record.fill is not None),
-        key=lambda n: records[n].fill or 0.0,
-    )
-    labels = label_sheet(folder, [(records[n], normals[n]) for n in measured[:MAX_SHOWN]])
-    if measured:
-        _write_png(folder / LABELS, labels)
-    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels.size if measured else None).encode())
+    labels_size = _write_labels(folder, records, normals)
+    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels_size).encode())
+
+
+def _write_labels(
+    folder: Path, records: Sequence[PairRecord], normals: Sequence[Path]
+) -> tuple[int, int] | None:
+    """Write the sheet of the weakest labels, if any were measured; returns its size."""
+    measured = [pair for pair in zip(records, normals, strict=True) if pair[0].fill is not None]
+    if not measured:
+        return None
+    measured.sort(key=lambda pair: _weakest_first(pair[0]))
+    sheet = label_sheet(folder, measured[:MAX_SHOWN])
+    _write_png(folder / LABELS, sheet)
+    return sheet.size
 
 
 def stack(sheets: Sequence[Path], path: Path) -> None:
