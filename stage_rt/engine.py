@@ -12,8 +12,9 @@ from stage_rt.executor import Condition, Executor, Painted, finite
 from stage_rt.images.compose import composite as composited
 from stage_rt.images.compose import pixels
 from stage_rt.images.inputs import latent_mask, network_image
-from stage_rt.names import SamplerName
-from stage_rt.noise import PhiloxNoise
+from stage_rt.images.regions import regions
+from stage_rt.names import SamplerName, ViewName
+from stage_rt.noise import PhiloxNoise, stream
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import check_inputs, untouched
@@ -52,6 +53,7 @@ class Engine:
         sampler: SamplerName = "stage",
         recipe: Recipe | None = None,
         steps: int | None = None,
+        view: ViewName | None = None,
         progress: Progress = silent,
     ) -> NDArray[np.uint8]:
         """Paint a defect into photographs, under their masks.
@@ -65,24 +67,32 @@ class Engine:
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
             composite: keep the photograph's own pixels and size beyond a narrow ramp around the mask.
             sampler, recipe, steps: as `paint`.
+            view: paint whole photographs, or squares around the defects; as the model was trained if None.
             progress: told the share of all sampling that is done.
 
         Returns:
             uint8 ``[B, H, W, 3]``; without ``composite`` the decoded images, ``[B, S, S, 3]``.
 
         Raises:
-            InputError: shapes, dtypes, the sampler's name or its steps are wrong.
+            InputError: shapes, dtypes, the sampler's name or its steps are wrong, or squares are not composited.
             PromptError: the model does not know ``prompt``.
             EngineError: the engine is closed or of another process.
             BackendError: the inference library failed.
             FailedSamplesError: a sample came out non-finite; `paint` says which and keeps the others.
         """
         noise = PhiloxNoise(seeds)
-        labels = _labels(images, masks, noise)
-        photos = np.stack([network_image(image, self.spec.model) for image in images])
-        cells = np.stack([latent_mask(label, self.spec.model) for label in labels])
-        result = []
-        size, count = max(self.spec.batch), len(images)
+        labels, model = _labels(images, masks, noise), self.spec.model
+        seen = model.seen(view)
+        if seen and not composite:
+            raise InputError('squares around defects cannot be had without compositing: use `view="whole"`')
+        cut = [
+            (n, k, region) for n, label in enumerate(labels) for k, region in enumerate(regions(label, seen))
+        ]
+        noise = PhiloxNoise(noise.seeds[[n for n, *_ in cut]].tolist(), [stream(0, k) for _, k, _ in cut])
+        photos = np.stack([network_image(images[n][region.window], model) for n, _, region in cut])
+        cells = np.stack([latent_mask(region.label, model) for *_, region in cut])
+        decoded: list[NDArray[np.uint8]] = []
+        size, count = max(self.spec.batch), len(cut)
         for start in range(0, count, size):
             part = slice(start, min(start + size, count))
             painted = self.paint(
@@ -96,14 +106,18 @@ class Engine:
                 progress=portion(progress, part.start / count, part.stop / count),
             )
             if not painted.finite.all():
-                failed = (start + np.flatnonzero(~painted.finite)).tolist()
+                failed = sorted({cut[start + k][0] for k in np.flatnonzero(~painted.finite)})
                 raise FailedSamplesError(
                     f"samples {failed} came out non-finite: use another seed or an fp32 engine"
                 )
-            result += [pixels(image) for image in painted.images]
-        if composite:
-            result = [composited(*sample) for sample in zip(images, result, labels, strict=True)]
-        return np.stack(result)
+            decoded += [pixels(image) for image in painted.images]
+        if not composite:
+            return np.stack(decoded)
+        result = images.copy()
+        for (n, _, region), levels in zip(cut, decoded, strict=True):
+            part = result[n][region.window]
+            part[:] = composited(part, levels, region.label, grain=seen is not None)
+        return result
 
     def paint(
         self,

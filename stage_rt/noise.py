@@ -17,9 +17,32 @@ from stage_rt import kernels
 from stage_rt.errors import InputError
 from stage_rt.kernels.reference import Draw
 
-__all__ = ["Draw", "NoiseSource", "PhiloxNoise"]
+__all__ = ["ATTEMPT_BITS", "REGION_BITS", "Draw", "NoiseSource", "PhiloxNoise", "stream"]
 
 Shape = tuple[int, ...]
+
+REGION_BITS, ATTEMPT_BITS = 8, 4
+"""Of a stream's number; a photograph has at most ``2**REGION_BITS`` regions."""
+
+
+def stream(sample: int, region: int = 0, attempt: int = 0) -> int:
+    """The number of a region's stream under a run's seed: 20 bits of sample, 8 of region, 4 of attempt.
+
+    Region and attempt 0 are the sample itself, so that what is painted whole and once has the noise it always had.
+
+    Raises:
+        InputError: one of them is out of its range.
+    """
+    number = 0
+    for name, value, bits, shift in (
+        ("sample", sample, 20, 0),
+        ("region", region, REGION_BITS, 20),
+        ("attempt", attempt, ATTEMPT_BITS, 28),
+    ):
+        if not 0 <= value < 1 << bits:
+            raise InputError(f"`{name}` must be from 0 to {(1 << bits) - 1}, not {value}")
+        number |= value << shift
+    return number
 
 
 class NoiseSource(Protocol):

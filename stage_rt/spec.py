@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from stage_rt.names import BackendName, DType, SamplerName
+from stage_rt.names import BackendName, DType, SamplerName, ViewName
 from stage_rt.recipe import Recipe
 
 MODEL_FILE = "stage.json"
@@ -64,11 +64,30 @@ class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class RegionView(_Spec):
+    """How a model sees a photograph that was trained on crops around defects (`stage_rt.images.regions`).
+
+    ``context`` is how much of the surroundings it is shown on each side of a label, in sides of the label's square;
+    ``least`` the smallest side of a crop, in pixels of the photograph.
+    """
+
+    context: float = Field(default=0.5, ge=0, le=8, allow_inf_nan=False)
+    least: int = Field(ge=8, le=8192)
+
+
+class PromptDefaults(_Spec):
+    """What the training measured for a prompt: the guidance its defects look most real with, and the least share of a
+    label that a pair is expected to fill; None where it was not measured."""
+
+    guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
+    min_fill: float | None = Field(default=None, ge=0, le=1)
+
+
 class ModelSpec(_Spec):
     """``stage.json``: what the runtime must know of a trained model besides its weights.
 
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
-    with the UNet's own estimate.
+    with the UNet's own estimate. A model without a ``region`` was trained on whole photographs.
     """
 
     format: Literal[1] = 1
@@ -81,6 +100,11 @@ class ModelSpec(_Spec):
     context_dim: int = Field(ge=1)
     recipe: Recipe
     prompts: dict[PromptName, AdapterName | None] = Field(min_length=1)
+    # Left out of the JSON where they say nothing, so that digests of older descriptions stay what they are.
+    region: RegionView | None = Field(default=None, exclude_if=lambda region: region is None)
+    defaults: dict[PromptName, PromptDefaults] = Field(
+        default_factory=dict, exclude_if=lambda defaults: not defaults
+    )
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -90,6 +114,14 @@ class ModelSpec(_Spec):
                 f"image_size {self.image_size} is not a multiple of latent_size {self.latent_size}"
             )
         return self
+
+    def seen(self, view: ViewName | None) -> RegionView | None:
+        """How a photograph is to be seen: as the model was trained, or as ``view`` says; None for whole."""
+        if view == "whole":
+            return None
+        if view == "region" and self.region is None:
+            return RegionView(least=max(self.image_size // 2, 8))
+        return self.region
 
     @property
     def adapters(self) -> list[str]:
@@ -176,8 +208,9 @@ class RunSpec(_Spec):
     """``run.json``: everything that decides the bytes of a run; the same job again resumes it.
 
     ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
-    it does by itself. ``normals`` and ``masks`` are digests of the names
-    and sizes of all files and of the contents of those used.
+    it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
+    label looks like, ``objects`` where nothing was told of the object. ``normals``, ``masks`` and ``objects`` are
+    digests of the names and sizes of all files and of the contents of those used.
     """
 
     format: Literal[1] = 1
@@ -191,21 +224,28 @@ class RunSpec(_Spec):
     composite: bool
     batch: int = Field(ge=1)
     steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
+    region: RegionView | None = Field(default=None, exclude_if=lambda region: region is None)
+    min_fill: float | None = Field(default=None, ge=0, le=1, exclude_if=lambda fill: fill is None)
+    retries: int = Field(default=0, ge=0, exclude_if=lambda retries: retries == 0)
+    strict: bool = Field(default=False, exclude_if=lambda strict: not strict)
+    augment: bool = Field(default=False, exclude_if=lambda augment: not augment)
+    objects: Sha256 | None = Field(default=None, exclude_if=lambda objects: objects is None)
     normals: Sha256
     masks: Sha256
 
 
 class PairRecord(_Spec):
-    """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed and why.
+    """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed or was left out, and why.
 
-    ``index`` is the sample word of the noise, beside the run's ``seed``. ``normal`` and ``label`` are the
-    names of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. A pair whose
-    ``latent_mask_cells`` is 0 shows no defect. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of
-    `stage_rt.images.labels.Figures`; pairs of older releases lack them.
+    ``index`` is the sample in the noise's streams, beside the run's ``seed``. ``normal`` and ``label`` are the names
+    of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. ``regions`` is how
+    many squares it was painted in and ``attempts`` how often the one of them that took most, where more than once;
+    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast`` and
+    ``label_pixels`` are those of `stage_rt.images.labels.Figures`; pairs of older releases lack them.
     """
 
     index: int = Field(ge=0)
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "failed", "left out"]
     reason: str | None = None
     image: RelativePath | None = None
     mask: RelativePath | None = None
@@ -222,4 +262,7 @@ class PairRecord(_Spec):
     leak: float | None = None
     contrast: float | None = None
     label_pixels: int | None = None
+    regions: int | None = None
+    attempts: int | None = None
+    weak: bool | None = None
     latent_mask_cells: int

@@ -1,6 +1,7 @@
-"""Photographs, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
+"""Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor
 from stage_rt.errors import DatasetError
 from stage_rt.images.inputs import fit_mask, latent_mask, network_image, read_header, read_image, read_mask
 from stage_rt.images.layouts import Dataset, datasets
-from stage_rt.spec import ModelSpec
+from stage_rt.spec import ModelSpec, RegionView
+
+from . import crops
 
 GOOD = "good"
 
@@ -57,38 +60,116 @@ def _without_colour(pixels: NDArray[np.uint8]) -> bool:
     return bool((pixels[..., :1] == pixels).all())
 
 
-def load(found: list[Dataset], spec: ModelSpec) -> Examples:
-    """Read and preprocess every photograph exactly as the runtime does.
+def load(found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool) -> Examples:
+    """Read and preprocess every photograph as the runtime does: whole, or as crops if the model has a region view.
+
+    ``seed`` decides where the crops are; ``turn``: they may be turned by quarters.
 
     Raises:
-        DatasetError: an object has no good photograph or no labelled defect.
         ImageError, MaskError: a file is unusable.
     """
-    images: list[NDArray[np.float32]] = []
-    masks: list[NDArray[np.float32]] = []
+    images: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.bool_]] = []
     prompt: list[int] = []
     names = [GOOD]
-    empty = np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.float32)
     for dataset in found:
-        for path in dataset.normals:
-            images.append(network_image(read_image(path), spec))
-            masks.append(empty)
-            prompt.append(0)
-        for kind, pairs in dataset.defects.items():
+        views = _Crops(dataset, spec.region, seed, turn=turn) if spec.region else _Whole(dataset)
+        for kind in dataset.defects:
             names.append(f"{dataset.name}+{kind}")
-            for image, mask in pairs:
-                photo = read_image(image)
-                label = fit_mask(read_mask(mask), (photo.shape[1], photo.shape[0]), mask)
-                images.append(network_image(photo, spec))
-                masks.append(latent_mask(label, spec))
+            for photo, label in views.defects(kind):
+                images.append(_levels(photo, spec))
+                masks.append(latent_mask(label, spec) > 0)
                 prompt.append(len(names) - 1)
-    pixels = np.stack(images)
+        for photo in views.good():
+            images.append(_levels(photo, spec))
+            masks.append(np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.bool_))
+            prompt.append(0)
     return Examples(
-        images=torch.from_numpy(np.rint((pixels + 1) * 127.5).clip(0, 255).astype(np.uint8)),
-        masks=torch.from_numpy(np.stack(masks) > 0),
+        images=torch.from_numpy(np.stack(images)),
+        masks=torch.from_numpy(np.stack(masks)),
         prompt=torch.tensor(prompt),
         names=names,
     )
+
+
+def _levels(photo: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
+    levels: NDArray[np.uint8] = (
+        np.rint((network_image(photo, spec) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    )
+    return levels
+
+
+class _Whole:
+    """Every photograph as it is."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def defects(self, kind: str) -> Iterator[crops.Crop]:
+        for image, mask in self._dataset.defects[kind]:
+            yield labelled(image, mask)
+
+    def good(self) -> Iterator[NDArray[np.uint8]]:
+        return (read_image(path) for path in self._dataset.normals)
+
+
+class _Crops:
+    """Crops around the defects, and of the good photographs at the same sizes."""
+
+    def __init__(self, dataset: Dataset, view: RegionView, seed: int, *, turn: bool) -> None:
+        self._dataset, self._view, self._turn = dataset, view, turn
+        self._rng = np.random.default_rng(seed)
+        self._sides: list[int] = []
+
+    def defects(self, kind: str) -> Iterator[crops.Crop]:
+        pairs = self._dataset.defects[kind]
+        count = crops.crops_a_region(len(pairs))
+        for image, mask in pairs:
+            for photo, label in crops.around_defects(
+                *labelled(image, mask), self._view, count, self._rng, turn=self._turn
+            ):
+                self._sides.append(max(label.shape))
+                yield photo, label
+
+    def good(self) -> Iterator[NDArray[np.uint8]]:
+        count = crops.crops_a_region(len(self._dataset.normals))
+        for path in self._dataset.normals:
+            side = int(self._rng.choice(self._sides))
+            for photo, _ in crops.of_surface(read_image(path), side, count, self._rng, turn=self._turn):
+                yield photo
+
+
+def labelled(image: Path, mask: Path) -> crops.Crop:
+    """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``."""
+    photo = read_image(image)
+    return photo, fit_mask(read_mask(mask), (photo.shape[1], photo.shape[0]), mask)
+
+
+def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:
+    """The data sets without ``share`` of the labelled defects of every type, and the names of those kept out.
+
+    At least one of each type stays on either side.
+
+    Raises:
+        DatasetError: a type has a single defect.
+    """
+    if not share:
+        return found, []
+    rng, kept, out = np.random.default_rng(seed), [], []
+    for dataset in found:
+        defects = {}
+        for kind, pairs in dataset.defects.items():
+            if len(pairs) < 2:
+                raise DatasetError(
+                    f"{dataset.name}: type {kind!r} has a single labelled defect, so that none can be held out: "
+                    "leave `--hold-out` out or add another"
+                )
+            count = min(max(round(share * len(pairs)), 1), len(pairs) - 1)
+            chosen = set(rng.choice(len(pairs), count, replace=False).tolist())
+            defects[kind] = [pair for n, pair in enumerate(pairs) if n not in chosen]
+            out += [f"{dataset.name}/{kind}/{pairs[n][0].name}" for n in sorted(chosen)]
+        kept.append(replace(dataset, defects=defects))
+    return kept, out
 
 
 def find(root: Path) -> list[Dataset]:

@@ -21,6 +21,10 @@ It tells the network where the mask is at every noise level, so that it need not
 independent channels, as the adapters are trained on (Eq. 12).
 """
 
+LABEL_SHARE = 1 / 4
+"""How much all cells under a label count together against all others, so that a small defect is not overlooked."""
+LARGEST_WEIGHT = 64.0
+
 EMPHASIS_LIMIT = 25.0
 """Largest weight of a timestep in the loss."""
 
@@ -109,7 +113,7 @@ def loss(
 ) -> Tensor:
     """Mean squared error of the predicted noise, weighted.
 
-    Cells under a label count ``DEFECT_WEIGHT`` times. A timestep counts ``1/abar`` times, up to a limit: at high
+    Cells under a label count `label_weight` times. A timestep counts ``1/abar`` times, up to a limit: at high
     noise, where it is decided whether a mask holds a defect, a wrong clean image hardly shows in the noise. A
     share of the defect samples keeps only what lies under the mask, so that the frozen network knows both
     inputs the two branches will hand it.
@@ -122,10 +126,17 @@ def loss(
     clean = torch.where(only, clean * masks, clean)
     with device.precision():
         predicted = unet(latents.noised(clean, timesteps, noise), timesteps, contexts(prompt)).sample
-    weight = 1 + (DEFECT_WEIGHT - 1) * masks
+    weight = 1 + (label_weight(masks) - 1) * masks
     emphasis = latents.abar(timesteps).reciprocal().clamp(max=EMPHASIS_LIMIT)
     error: Tensor = (predicted.float() - noise).square() * weight * emphasis
     return error.sum() / (weight.sum() * clean.shape[1])
+
+
+def label_weight(masks: Tensor) -> Tensor:
+    """How many times a labelled cell of masks ``[B, 1, h, w]`` counts, ``[B, 1, 1, 1]``: more in a small label."""
+    cells = masks.shape[2] * masks.shape[3]
+    area = masks.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    return (LABEL_SHARE * cells / area).clamp(DEFECT_WEIGHT, LARGEST_WEIGHT)
 
 
 def _chance(share: float, like: Tensor, generator: torch.Generator) -> Tensor:

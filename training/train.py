@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.names import PresetName
+from stage_rt.names import PresetName, ViewName
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.spec import ModelSpec
+from stage_rt.spec import ModelSpec, RegionView
 
 from . import autoencoder, data, denoiser, guidance
 from .adapter import MaskGuidanceAdapter
@@ -33,6 +34,9 @@ def train(
     folder: Path,
     *,
     preset: PresetName = "tiny",
+    view: ViewName = "region",
+    turn: bool = True,
+    hold_out: float = 0.0,
     seed: int = 0,
     dtype: Literal["fp32", "fp16"] = "fp32",
     report: Report,
@@ -47,28 +51,36 @@ def train(
         root: one object's folder, or a folder of such folders.
         folder: model folder to write; must not exist.
         preset: size of the networks and length of the stages.
+        view: train on crops around defects at their own scale, or on whole photographs.
+        turn: crops may be turned by quarters; not where up and down matter.
+        hold_out: share of the labelled defects of every type that training does not see, from 0 to below 1; the
+            model's provenance lists them.
         seed: seed of every random draw.
         dtype: dtype of the weights on disk.
         report: called after every step.
         say: called with one line a stage.
 
     Raises:
-        InputError: ``folder`` exists, or the training state beside it belongs to another training.
+        InputError: ``folder`` exists, ``hold_out`` is out of range, or the training state beside ``folder`` belongs
+            to another training.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
     """
     if folder.exists():
         raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+    if not 0 <= hold_out < 1:
+        raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
     sizes = PRESETS[preset]
     device = Device.best()
-    found = data.find(root)
+    found, held_out = data.hold_out(data.find(root), hold_out, seed)
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
-    spec = _spec(sizes, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
-    examples = data.load(found, spec)
+    spec = _spec(sizes, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
+    examples = data.load(found, spec, seed=seed, turn=turn)
     digest = int(examples.images.long().sum()) ^ len(examples.images)
     work = _open_work(folder, {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest})
     say(
-        f"{len(examples.images)} photographs ({int((examples.prompt > 0).sum())} with defects), "
+        f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
+        f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
         f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
     )
     torch.manual_seed(seed)
@@ -82,7 +94,7 @@ def train(
         vae=vae.cpu().eval(),
         adapters=adapters,
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
-        spec=spec.model_copy(update={"provenance": _provenance(root, examples, preset, seed)}),
+        spec=spec.model_copy(update={"provenance": _provenance(root, examples, held_out, preset, seed)}),
     )
     plot_losses({stage: work / f"{stage}.csv" for stage in STAGES}, work / "losses.png")
     pictures = [work / "losses.png", work / "reconstructions.png"]
@@ -90,8 +102,9 @@ def train(
     shutil.rmtree(work)
 
 
-def _spec(preset: Preset, channels: Literal[1, 3], names: list[str]) -> ModelSpec:
+def _spec(preset: Preset, view: ViewName, channels: Literal[1, 3], names: list[str]) -> ModelSpec:
     return ModelSpec(
+        region=RegionView(least=preset.image_size // 2) if view == "region" else None,
         image_size=preset.image_size,
         image_channels=channels,
         latent_channels=autoencoder.LATENT_CHANNELS,
@@ -112,10 +125,13 @@ def _adapter_names(prompts: Sequence[str]) -> list[str]:
     return [f"{k}_{name}" for k, name in enumerate(names)]
 
 
-def _provenance(root: Path, examples: data.Examples, preset: str, seed: int) -> dict[str, str | int]:
+def _provenance(
+    root: Path, examples: data.Examples, held_out: list[str], preset: str, seed: int
+) -> dict[str, JsonValue]:
     return {
         "trained_on": root.resolve().name,
-        "photographs": len(examples.images),
+        "held_out": list(held_out),
+        "images": len(examples.images),
         "preset": preset,
         "seed": seed,
         "torch": torch.__version__,

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stage_rt.cli import console
-from stage_rt.names import RecipeName, SamplerName
+from stage_rt.names import RecipeName, SamplerName, ViewName
+
+if TYPE_CHECKING:
+    from stage_rt.run.fill import Summary
 
 
 def synth(
@@ -53,6 +56,46 @@ def synth(
             show_default="the recipe's",
         ),
     ] = None,
+    view: Annotated[
+        ViewName | None,
+        typer.Option(
+            help="Paint squares around the defects at their own scale, or whole photographs.",
+            show_default="as the model was trained",
+        ),
+    ] = None,
+    min_fill: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Paint a label again of which less than this was painted; 0 takes every pair as it comes.",
+            show_default="the model's for the prompt",
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(metavar="N", min=0, max=15, help="How often a weak label is painted again.")
+    ] = 5,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Leave out pairs whose label stays weak, instead of marking them."),
+    ] = False,
+    augment_masks: Annotated[
+        bool,
+        typer.Option(
+            "--augment-masks",
+            help="Move, turn, scale and join the masks, inside the object: hundreds of labels from a few masks.",
+        ),
+    ] = False,
+    object_masks: Annotated[
+        Path | None,
+        typer.Option(
+            "--object",
+            metavar="DIR",
+            help="Masks of the object in the photographs, under their names, or one for all.",
+            show_default="found where it stands before a plain background",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes."""
@@ -86,11 +129,17 @@ def synth(
         recipe=recipe,
         steps=steps,
         guidance=guidance,
+        view=view,
+        min_fill=min_fill,
+        retries=retries,
+        strict=strict,
+        augment=augment_masks,
+        objects=layouts.masks(object_masks) if object_masks else (),
     )
     with watched_bar(job.count, "pairs") as progress:
         summary = fill(loaded, job, output, notify=notify, progress=progress)
     console.result(
-        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary.fill)}"
+        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
         {
             "run": str(output),
@@ -99,7 +148,9 @@ def synth(
             "steps": summary.steps,
             "fill": _median_and_tenth(summary.fill),
             "failed": summary.failed,
-            "empty_latent_masks": summary.empty,
+            "left_out": summary.left_out,
+            "weak": summary.weak,
+            "refilled": summary.refilled,
             "contact_sheet": str(summary.contact_sheet),
             "report": str(summary.report),
         },
@@ -113,11 +164,13 @@ def synth(
         )
 
 
-def _labels(fill: Sequence[float]) -> str:
-    if not fill:
+def _labels(summary: "Summary") -> str:
+    if not summary.fill:
         return ""
-    median, tenth = _median_and_tenth(fill).values()
-    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth\n"
+    median, tenth = _median_and_tenth(summary.fill).values()
+    counts = {"painted again": summary.refilled, "weak": len(summary.weak), "left out": len(summary.left_out)}
+    told = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth{told}\n"
 
 
 def _median_and_tenth(fill: Sequence[float]) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from stage_rt.cli import console
-from stage_rt.names import PresetName, WeightDType
+from stage_rt.names import PresetName, ViewName, WeightDType
 
 
 def train(
@@ -18,6 +18,24 @@ def train(
     preset: Annotated[
         PresetName, typer.Option(help="`tiny`: 128 px, a CPU, under an hour. `small`: 256 px, one GPU.")
     ] = "tiny",
+    view: Annotated[
+        ViewName,
+        typer.Option(
+            help="`region`: crops around defects, so that small ones count. `whole`: whole photographs."
+        ),
+    ] = "region",
+    turn: Annotated[
+        bool, typer.Option(help="Turn crops by quarters; not where up and down matter on the part.")
+    ] = True,
+    hold_out: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=0.9,
+            help="Share of each type's labelled defects that training must not see; the model lists them.",
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
     dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -57,6 +75,9 @@ def train(
             data,
             output,
             preset=preset,
+            view=view,
+            turn=turn,
+            hold_out=hold_out,
             seed=seed,
             dtype=dtype,
             report=report,

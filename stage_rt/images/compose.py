@@ -3,9 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 FEATHER = 2
 """Half the width of the ramp around a label in which photo and paint are mixed, in pixels of the photo."""
+GRAIN = 1.5
+"""Deviation of the blur that parts a picture's grain from what it shows, in pixels of the photo."""
+_SHIFTS = 8
 
 
 def pixels(painted: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -15,24 +19,55 @@ def pixels(painted: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def composite(
-    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_]
+    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], *, grain: bool = False
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
 
     All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the
-    bytes of the photograph.
+    bytes of the photograph. ``grain`` gives the paint the photograph's own (`grain_of`): without it a defect can be
+    told from its surroundings by being smooth.
     """
     result = photo.copy()
     if not label.any():
         return result
     near = _surroundings(label, 2 * FEATHER)
     enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
+    if grain:
+        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label), 0, 255)
     mask = Image.fromarray(label[near].astype(np.uint8) * 255)
     # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
     grown = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1))
     alpha = np.asarray(grown.filter(ImageFilter.BoxBlur(FEATHER)), dtype=np.float32)[..., None] / 255
     result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
     return result
+
+
+def grain_of(
+    photo: NDArray[np.uint8], enlarged: NDArray[np.uint8], label: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """What the photograph's fine texture has and the painted picture has not, for the labelled pixels.
+
+    ``photo`` and ``enlarged`` are uint8 ``[H, W, 3]`` and show the same surface beyond ``label`` bool ``[H, W]``:
+    there their difference, less its smooth part, is the grain that the autoencoder and the change of size lost. It is
+    moved from there under the label as one piece, so that its structure stays.
+
+    Returns:
+        Grey levels float32 ``[H, W, 1]``; 0 where no move finds grain.
+    """
+    lost = photo.mean(axis=2, dtype=np.float32) - enlarged.mean(axis=2, dtype=np.float32)
+    lost -= ndimage.gaussian_filter(lost, GRAIN)
+    painted = ndimage.binary_dilation(label, iterations=2 * FEATHER)
+    lost[painted] = 0
+    height, width = label.shape
+    rows, columns = np.nonzero(painted)
+    best, fewest = (0, 0), len(rows) + 1
+    for step in range(1, _SHIFTS * _SHIFTS):
+        down, right = step // _SHIFTS * height // _SHIFTS, step % _SHIFTS * width // _SHIFTS
+        overlap = int(painted[(rows + down) % height, (columns + right) % width].sum())
+        if overlap < fewest:
+            best, fewest = (down, right), overlap
+    moved = np.roll(lost, (-best[0], -best[1]), axis=(0, 1))
+    return np.where(painted, moved, np.float32(0))[..., None]
 
 
 def _surroundings(label: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:

@@ -1,16 +1,17 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stage_rt.executor import Painted
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, open_run
-from stage_rt.run.plan import Notify, Plan, make_plan, readable
+from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.quality import Stroke
+from stage_rt.run.sample import readable
 from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
 from stage_rt.run.writer import WriterThread, pair_paths, write_pair
 from stage_rt.spec import ModelSpec, PairRecord, RunSpec
@@ -20,16 +21,19 @@ NON_FINITE = "the sampler's result is not finite"
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to: ``written`` pairs by this call, ``failed`` indices, ``empty`` latent masks.
+    """What a run came to: ``written`` pairs by this call, indices of ``failed`` samples and of those ``left_out``.
 
-    ``steps`` is how many levels the sampler visited for each. ``fill`` are the shares of their labels that were
-    painted, ascending.
+    ``weak`` are the indices of pairs that were kept although their label was painted too little, ``refilled`` is how
+    many pairs were painted more than once. ``steps`` is how many levels the sampler visited for each. ``fill`` are
+    the shares of the labels that were painted, ascending.
     """
 
     pairs: int
     written: int
     failed: list[int]
-    empty: int
+    left_out: list[int]
+    weak: list[int]
+    refilled: int
     steps: int
     fill: list[float]
     contact_sheet: Path
@@ -65,7 +69,9 @@ def fill(
         pairs=sum(record.status == "ok" for record in records),
         written=written,
         failed=[record.index for record in records if record.status == "failed"],
-        empty=sum(record.latent_mask_cells == 0 for record in records),
+        left_out=[record.index for record in records if record.status == "left out"],
+        weak=[record.index for record in records if record.weak and record.status == "ok"],
+        refilled=sum(record.attempts is not None for record in records),
         steps=plan.method.steps,
         fill=sorted(record.fill for record in records if record.fill is not None),
         contact_sheet=folder / report.CONTACT_SHEET,
@@ -75,20 +81,27 @@ def fill(
 
 def _fill(engine: Painter, plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> int:
     """Paint on this thread, finish and write on another; returns how many pairs are new."""
-    model, samples, size = engine.spec.model, plan.samples, plan.spec.batch
+    model, samples = engine.spec.model, plan.samples
     missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
     done, count = len(samples) - len(missing), len(samples)
     progress(done / count)
     with WriterThread() as writer:
-        for start in range(0, count, size):
-            part = samples[start : start + size]
+        for start in range(0, count, plan.together):
+            part = samples[start : start + plan.together]
             wanted = {sample.index for sample in part} & missing
             if not wanted:
                 continue
             share = portion(progress, done / count, (done + len(wanted)) / count)
-            batch = prepare(part, model)
-            painted = paint(engine, batch, plan.method, plan.spec.seed, _watched(writer.check, share))
-            writer.start(partial(_write, plan.spec, batch, painted, wanted, model, folder, manifest))
+            batch = prepare(part, model, plan.method.region)
+            strokes = paint(
+                engine,
+                batch,
+                plan.method,
+                seed=plan.spec.seed,
+                size=plan.spec.batch,
+                progress=_watched(writer.check, share),
+            )
+            writer.start(partial(_write, plan.spec, batch, strokes, wanted, model, folder, manifest))
             done += len(wanted)
         progress(done / count)
     return sum(manifest.records[index].status == "ok" for index in missing)
@@ -107,13 +120,14 @@ def _watched(check: Callable[[], None], progress: Progress) -> Progress:
 def _write(
     spec: RunSpec,
     batch: Batch,
-    painted: Painted,
+    strokes: Callable[[], Sequence[Stroke]],
     wanted: Collection[int],
     model: ModelSpec,
     folder: Path,
     manifest: Manifest,
 ) -> None:
-    for result in finish(batch, painted, model, composited=spec.composite):
+    grain = spec.region is not None
+    for result in finish(batch, strokes(), model, composited=spec.composite, grain=grain):
         if result.sample.index in wanted:
             manifest.append(_keep(spec, result, folder))
 
@@ -125,16 +139,22 @@ def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
         status="failed",
         reason=NON_FINITE,
         normal=readable(sample.normal),
-        label=readable(sample.mask),
+        label=" + ".join(map(readable, sample.masks)),
         prompt=spec.prompt,
         seed=spec.seed,
         sampler=spec.sampler,
         recipe=spec.recipe.name,
         steps=spec.steps,
         latent_mask_cells=result.latent_mask_cells,
+        regions=result.regions if result.regions > 1 else None,
+        attempts=result.attempts if result.attempts > 1 else None,
+        weak=True if spec.min_fill is not None and result.weakest < spec.min_fill else None,
     )
     if result.image is None or result.figures is None:
         return record
+    if spec.strict and record.weak:
+        reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
+        return record.model_copy(update={"status": "left out", "reason": reason})
     image, mask = pair_paths(spec.prompt, sample.index)
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
     written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage_rt.errors import InputError, PromptError
-from stage_rt.names import RecipeName, SamplerName
+from stage_rt.names import RecipeName, SamplerName, ViewName
+from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
 from stage_rt.samplers import SAMPLERS, steps_of
-from stage_rt.spec import ModelSpec
+from stage_rt.spec import ModelSpec, PromptDefaults, RegionView
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,11 @@ class Job:
     """What the user asked for; ``batch`` samples go through the networks together.
 
     ``recipe`` names a branch plan to use in place of the model's own; ``steps`` is how many levels the sampler
-    visits, its own number if None; ``guidance`` is the weight of the adapters' estimate, the recipe's if None.
+    visits, its own number if None; ``guidance`` is the weight of the adapters' estimate, the prompt's or else the
+    recipe's if None. ``view`` is how photographs are seen, as the model was trained if None. A region of which less
+    than ``min_fill`` of the label was painted, the prompt's own if None, is painted again up to ``retries`` times; a
+    pair that stays below is left out if ``strict``. ``augment`` makes every label from the masks instead of taking
+    one as it is (`stage_rt.run.supply`), inside the object that ``objects``, masks of the photographs, show.
     """
 
     normals: Sequence[Path]
@@ -30,13 +35,20 @@ class Job:
     recipe: RecipeName | None = None
     steps: int | None = None
     guidance: float | None = None
+    view: ViewName | None = None
+    min_fill: float | None = None
+    retries: int = 5
+    strict: bool = False
+    augment: bool = False
+    objects: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
 class Method:
     """How a job's samples are painted: everything of it that is not a file, resolved for a model.
 
-    ``own_steps`` is whether ``steps`` is the sampler's own number for the recipe.
+    ``own_steps`` is whether ``steps`` is the sampler's own number for the recipe. ``region`` is None where
+    photographs are painted whole, ``min_fill`` is 0 where every pair is kept as it comes.
     """
 
     prompt: str
@@ -44,6 +56,9 @@ class Method:
     recipe: Recipe
     steps: int
     own_steps: bool
+    region: RegionView | None = None
+    min_fill: float = 0.0
+    retries: int = 0
 
 
 def resolve(job: Job, model: ModelSpec) -> Method:
@@ -55,6 +70,12 @@ def resolve(job: Job, model: ModelSpec) -> Method:
     """
     if job.prompt not in model.prompts:
         raise PromptError(f"unknown prompt {job.prompt!r}: use one of {', '.join(sorted(model.prompts))}")
+    if not job.composite and model.seen(job.view):
+        raise InputError(
+            "without compositing the result is the decoded picture of a whole photograph",
+            "add `--view whole`",
+        )
+    defaults = model.defaults.get(job.prompt, PromptDefaults())
     recipe = model.recipe.named(job.recipe) if job.recipe else model.recipe
     if job.guidance is not None:
         if not SAMPLERS[job.sampler].guided or model.prompts[job.prompt] is None:
@@ -63,5 +84,19 @@ def resolve(job: Job, model: ModelSpec) -> Method:
                 "leave it out",
             )
         recipe = recipe.guided(job.guidance)
+    elif defaults.guidance is not None and job.recipe is None:
+        recipe = recipe.guided(defaults.guidance)
+    min_fill, retries = _refill(job, defaults)
     steps = steps_of(job.sampler, recipe, job.steps)
-    return Method(job.prompt, job.sampler, recipe, steps, steps == SAMPLERS[job.sampler].steps(recipe))
+    own_steps = steps == SAMPLERS[job.sampler].steps(recipe)
+    return Method(job.prompt, job.sampler, recipe, steps, own_steps, model.seen(job.view), min_fill, retries)
+
+
+def _refill(job: Job, defaults: PromptDefaults) -> tuple[float, int]:
+    """The least fill and the retries of a job; both 0 where nothing is asked of a label."""
+    least = defaults.min_fill or 0.0 if job.min_fill is None else job.min_fill
+    if not 0 <= least <= 1:
+        raise InputError(f"`min_fill` must be a share of the label from 0 to 1, not {least}")
+    if not 0 <= job.retries < 1 << ATTEMPT_BITS:
+        raise InputError(f"`retries` must be from 0 to {(1 << ATTEMPT_BITS) - 1}, not {job.retries}")
+    return least, job.retries if least else 0

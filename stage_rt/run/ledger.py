@@ -18,7 +18,7 @@ from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 _LOCK_FILE = ".lock"
-_DIGESTS = ("engine", "normals", "masks")
+_DIGESTS = ("engine", "normals", "masks", "objects")
 
 
 class Manifest:
@@ -57,8 +57,10 @@ class Manifest:
             write_atomic(self._path, content)
 
     def done(self, index: int, folder: Path) -> bool:
-        """Whether the pair was written and both of its files still have the bytes that were."""
+        """Whether the pair was left out, or written and both of its files still have the bytes that were."""
         record = self.records.get(index)
+        if record is not None and record.status == "left out":
+            return True
         if record is None or record.image is None or record.mask is None:
             return False
         files = ((folder / record.image, record.image_sha256), (folder / record.mask, record.mask_sha256))

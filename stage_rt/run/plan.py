@@ -5,42 +5,43 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stage_rt.errors import MaskError
+from stage_rt.errors import InputError, MaskError
 from stage_rt.files import sha256
-from stage_rt.images.inputs import Header, check_image, fit_mask, latent_mask, read_header, read_mask
+from stage_rt.images.inputs import (
+    Header,
+    check_image,
+    fit_mask,
+    latent_mask,
+    read_header,
+    read_mask,
+    same_aspect,
+)
+from stage_rt.images.regions import regions
+from stage_rt.run.augment import augmented
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
-from stage_rt.spec import EngineSpec, ModelSpec, RunSpec
+from stage_rt.run.sample import Sample, readable
+from stage_rt.spec import EngineSpec, ModelSpec, RegionView, RunSpec
+
+PIXELS_TOGETHER = 128_000_000
+"""Photographs that are cut into regions are held in memory for as long as their batch takes, up to so many pixels."""
 
 Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One pair to be made; ``size`` is the (width, height) of its photograph, ``grey`` whether it has one channel."""
-
-    index: int
-    normal: Path
-    mask: Path
-    size: tuple[int, int]
-    grey: bool
-
-    def label(self) -> NDArray[np.bool_]:
-        """The mask at its photograph's size, bool ``[H, W]``."""
-        return fit_mask(read_mask(self.mask), self.size, self.mask)
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down."""
+    """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down.
+
+    ``together`` samples are read, painted and written at a time.
+    """
 
     method: Method
     samples: list[Sample]
+    together: int
     spec: RunSpec
 
 
@@ -54,14 +55,21 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
     """
     method = resolve(job, engine.model)
+    if job.view is not None and (method.region is None) != (engine.model.region is None):
+        trained = "squares around defects" if engine.model.region else "whole photographs"
+        notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
     photographs = _Photographs(job.normals, every=job.count >= len(job.normals))
     masks = {path: read_header(path, MaskError) for path in job.masks}
-    samples = _pair(job, photographs.headers, masks, notify)
+    samples = _pair(job, photographs.headers, masks, _Labels(engine.model, method.region), notify)
+    if job.augment:
+        samples = augmented(samples, job, masks)
+    elif job.objects:
+        raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = {sample.normal for sample in samples}
     for normal in photographs.headers:
         if normal in used:
             photographs.digest(normal)
-    _check_masks(samples, engine.model, notify)
+    _check_masks(samples)
     digests = {path: photographs.digest(path) if path in used else "" for path in photographs.headers}
     spec = RunSpec(
         engine=engine.graphs_fingerprint,
@@ -74,15 +82,24 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
         composite=job.composite,
         batch=job.batch,
         steps=None if method.own_steps else method.steps,
+        region=method.region,
+        min_fill=method.min_fill or None,
+        retries=method.retries,
+        strict=job.strict,
         normals=_digest(photographs.headers, digests),
-        masks=_digest(masks, _contents(masks, {sample.mask for sample in samples})),
+        augment=job.augment,
+        objects=_digest_of_objects(samples),
+        masks=_digest(masks, _contents(masks, {mask for sample in samples for mask in sample.masks})),
     )
-    return Plan(method, samples, spec)
+    return Plan(method, samples, _together(samples, job.batch, method.region), spec)
 
 
-def readable(path: Path) -> str:
-    """The name of a file, which need not be text on the disk, as text."""
-    return os.fsencode(path.name).decode(errors="replace")
+def _together(samples: Sequence[Sample], batch: int, view: RegionView | None) -> int:
+    """``batch``, or as many as `PIXELS_TOGETHER` allow of photographs that are cut into regions."""
+    if view is None:
+        return batch
+    largest = max(sample.size[0] * sample.size[1] for sample in samples)
+    return min(max(PIXELS_TOGETHER // largest, 1), batch)
 
 
 class _Photographs:
@@ -102,12 +119,38 @@ class _Photographs:
         return header
 
 
+class _Labels:
+    """Whether a mask shows anything in the latent of a photograph of some size; it is decoded if that is in doubt."""
+
+    def __init__(self, model: ModelSpec, view: RegionView | None) -> None:
+        self._model, self._view = model, view
+        self.shows = cache(self._shows)
+
+    def _shows(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
+        if drawn == size and self._model.recipe.mask_rule == "cover":
+            return True
+        try:
+            whole = read_mask(mask)
+        except MaskError:
+            # Told when it is used.
+            return True
+        try:
+            label = fit_mask(whole, size, mask)
+        except MaskError:
+            return False
+        return all(latent_mask(region.label, self._model).any() for region in regions(label, self._view))
+
+
 def _pair(
-    job: Job, normals: Mapping[Path, Header], masks: Mapping[Path, Header], notify: Notify
+    job: Job, normals: Mapping[Path, Header], masks: Mapping[Path, Header], labels: _Labels, notify: Notify
 ) -> list[Sample]:
-    pairs, left_out = pair(normals, masks, count=job.count, seed=job.seed)
-    if left_out:
-        notify(f"masks left out, as no photograph has their shape: {_some(left_out)}")
+    pairs, left_out = pair(normals, masks, count=job.count, seed=job.seed, shows=labels.shows)
+    sizes = {header[:2] for header in normals.values()}
+    vanished = [mask for mask in left_out if any(same_aspect(masks[mask][:2], size) for size in sizes)]
+    if other := [mask for mask in left_out if mask not in vanished]:
+        notify(f"masks left out, as no photograph has their shape: {_some(other)}")
+    if vanished:
+        notify(f"masks left out, as nothing of some defect would be seen by the networks: {_some(vanished)}")
     resized = sorted({mask for normal, mask in pairs if normals[normal][:2] != masks[mask][:2]})
     if resized:
         notify(f"masks resized to the size of their photograph: {_some(resized)}")
@@ -117,22 +160,25 @@ def _pair(
     ]
 
 
-def _check_masks(samples: Sequence[Sample], spec: ModelSpec, notify: Notify) -> None:
+def _digest_of_objects(samples: Sequence[Sample]) -> str | None:
+    used = sorted({sample.placing.inside for sample in samples if sample.placing and sample.placing.inside})
+    return (
+        _digest({path: read_header(path) for path in used}, {path: sha256(path) for path in used})
+        if used
+        else None
+    )
+
+
+def _check_masks(samples: Sequence[Sample]) -> None:
     """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
-    by_mask = defaultdict(list)
+    by_mask = defaultdict(set)
     for sample in samples:
-        by_mask[sample.mask].append(sample.size)
-    vanished = []
+        for mask in sample.masks:
+            by_mask[mask].add(sample.size)
     for mask, sizes in by_mask.items():
         label = read_mask(mask)
-        fitted = [fit_mask(label, size, mask) for size in dict.fromkeys(sizes)]
-        if not all(latent_mask(label, spec).any() for label in fitted):
-            vanished.append(mask)
-    if vanished:
-        notify(
-            f"masks that vanish in the latent under mask rule `{spec.recipe.mask_rule}`, so that their pairs "
-            f"show no defect: {_some(vanished)}"
-        )
+        for size in sorted(sizes):
+            fit_mask(label, size, mask)
 
 
 def _some(paths: Sequence[Path]) -> str:

@@ -4,8 +4,9 @@ The painting thread calls `prepare` and `paint`, one batch after the other; the 
 calls `finish` for a batch while the next one is painted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +17,18 @@ from stage_rt.executor import Painted
 from stage_rt.images.compose import composite, pixels
 from stage_rt.images.inputs import latent_mask, network_image, network_mask, read_image
 from stage_rt.images.labels import Figures, measure
+from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
-from stage_rt.noise import PhiloxNoise
-from stage_rt.progress import Progress
+from stage_rt.noise import PhiloxNoise, stream
+from stage_rt.progress import Progress, portion
 from stage_rt.recipe import Recipe
 from stage_rt.run.job import Method
-from stage_rt.run.plan import Sample
-from stage_rt.spec import EngineSpec, ModelSpec
+from stage_rt.run.quality import Stroke, combined, refill
+from stage_rt.run.sample import Sample
+from stage_rt.spec import EngineSpec, ModelSpec, RegionView
+
+FIRST_ATTEMPT = 0.8
+"""Share of a batch's progress that its first attempt is; every further one is that share of what is left."""
 
 
 class Painter(Protocol):
@@ -48,67 +54,178 @@ class Painter(Protocol):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Region ``number`` of the sample at ``place`` in the batch.
+
+    ``photo`` uint8 ``[h, w, 3]`` is what it shows, ``image`` float32 ``[c, S, S]`` the same for the network, ``mask``
+    float32 ``[1, h, w]`` its latent mask.
+    """
+
+    place: int
+    number: int
+    region: Region
+    photo: NDArray[np.uint8]
+    image: NDArray[np.float32]
+    mask: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Samples, photographs uint8 ``[H, W, 3]``, labels bool ``[H, W]`` and latent masks float32 ``[B, 1, h, w]``."""
+    """Samples, their photographs uint8 ``[H, W, 3]`` and labels bool ``[H, W]``, and the regions to be painted."""
 
     samples: Sequence[Sample]
     photos: list[NDArray[np.uint8]]
     labels: list[NDArray[np.bool_]]
-    masks: NDArray[np.float32]
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite."""
+    """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite.
+
+    ``weakest`` is the fill of the region that was painted least, ``attempts`` of the one that took most.
+    """
 
     sample: Sample
     image: Image.Image | None
     figures: Figures | None
     label: NDArray[np.bool_]
     latent_mask_cells: int
+    regions: int
+    attempts: int
+    weakest: float
 
 
-def prepare(samples: Sequence[Sample], model: ModelSpec) -> Batch:
-    """Read the files of ``samples``.
+def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None) -> Batch:
+    """Read the files of ``samples`` and cut their regions.
 
     Raises:
         ImageError, MaskError: one has changed since it was checked.
     """
-    labels = [sample.label() for sample in samples]
-    return Batch(
-        samples=samples,
-        photos=[read_image(sample.normal) for sample in samples],
-        labels=labels,
-        masks=np.stack([latent_mask(label, model) for label in labels]),
-    )
+    photos = [read_image(sample.normal) for sample in samples]
+    labels = [sample.label(photo) for sample, photo in zip(samples, photos, strict=True)]
+    pieces = []
+    for place, (photo, label) in enumerate(zip(photos, labels, strict=True)):
+        for number, region in enumerate(regions(label, view)):
+            cut = photo[region.window]
+            image, mask = network_image(cut, model), latent_mask(region.label, model)
+            pieces.append(Piece(place, number, region, cut, image, mask))
+    return Batch(samples, photos, labels, pieces)
 
 
-def paint(engine: Painter, batch: Batch, method: Method, seed: int, progress: Progress) -> Painted:
-    """Paint a batch; a device may still be at work on what is returned."""
-    return engine.paint(
-        np.stack([network_image(photo, engine.spec.model) for photo in batch.photos]),
-        batch.masks,
-        prompt=method.prompt,
-        noise=PhiloxNoise([seed] * len(batch.samples), [sample.index for sample in batch.samples]),
-        sampler=method.sampler,
-        recipe=method.recipe,
-        steps=method.steps,
-        progress=progress,
-    )
+def paint(
+    engine: Painter, batch: Batch, method: Method, *, seed: int, size: int, progress: Progress
+) -> Callable[[], list[Stroke]]:
+    """Paint the regions of a batch, ``size`` at a time.
 
-
-def finish(batch: Batch, painted: Painted, model: ModelSpec, *, composited: bool) -> Iterator[Result]:
-    """Wait for a batch's images and make each ready to be written.
-
-    ``composited``: put the paint into the photograph, at its size; otherwise the decoded image is the result.
+    Returns what waits for the strokes, one a region: a device may still be at work on them, unless some had to be
+    measured because weak ones are painted again.
     """
-    images, finite = painted.images, painted.finite
-    for n, sample in enumerate(batch.samples):
-        image, figures = None, None
-        label = batch.labels[n] if composited else network_mask(batch.labels[n], model)
-        if finite[n]:
-            levels = pixels(images[n])
-            figures = measure(batch.photos[n], levels, batch.labels[n], model.latent_size)
-            image = Image.fromarray(composite(batch.photos[n], levels, label) if composited else levels)
-            image = image.convert("L") if sample.grey else image
-        yield Result(sample, image, figures, label, int(batch.masks[n].sum()))
+    if not method.retries:
+        everything = range(len(batch.pieces))
+        painted = _attempt(engine, batch, method, seed, size, everything, 0, progress)
+        return lambda: _strokes(batch, engine.spec.model, everything, painted)
+    left = 1.0
+
+    def attempt(places: Sequence[int], number: int) -> list[Stroke]:
+        nonlocal left
+        share = portion(progress, 1 - left, 1 - left * (1 - FIRST_ATTEMPT))
+        left *= 1 - FIRST_ATTEMPT
+        painted = _attempt(engine, batch, method, seed, size, places, number, share)
+        return _strokes(batch, engine.spec.model, places, painted)
+
+    strokes = refill(attempt, len(batch.pieces), min_fill=method.min_fill, retries=method.retries)
+    progress(1.0)
+    return lambda: strokes
+
+
+def _attempt(
+    engine: Painter,
+    batch: Batch,
+    method: Method,
+    seed: int,
+    size: int,
+    places: Sequence[int],
+    number: int,
+    progress: Progress,
+) -> list[Painted]:
+    painted = []
+    for start in range(0, len(places), size):
+        pieces = [batch.pieces[place] for place in places[start : start + size]]
+        streams = [stream(batch.samples[piece.place].index, piece.number, number) for piece in pieces]
+        painted.append(
+            engine.paint(
+                np.stack([piece.image for piece in pieces]),
+                np.stack([piece.mask for piece in pieces]),
+                prompt=method.prompt,
+                noise=PhiloxNoise([seed] * len(pieces), streams),
+                sampler=method.sampler,
+                recipe=method.recipe,
+                steps=method.steps,
+                progress=portion(progress, start / len(places), (start + len(pieces)) / len(places)),
+            )
+        )
+    return painted
+
+
+def _strokes(
+    batch: Batch, model: ModelSpec, places: Sequence[int], painted: Sequence[Painted]
+) -> list[Stroke]:
+    """Wait for what was painted, and measure it."""
+    images = (image for part in painted for image in part.images)
+    finite = (whole for part in painted for whole in part.finite)
+    return [
+        _stroke(batch.pieces[place], image, bool(usable), model)
+        for place, image, usable in zip(places, images, finite, strict=True)
+    ]
+
+
+def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: ModelSpec) -> Stroke:
+    if not usable:
+        return Stroke(None, None)
+    levels = pixels(image)
+    return Stroke(levels, measure(piece.photo, levels, piece.region.label, model.latent_size))
+
+
+def finish(
+    batch: Batch, strokes: Sequence[Stroke], model: ModelSpec, *, composited: bool, grain: bool
+) -> Iterator[Result]:
+    """Make each sample of a painted batch ready to be written.
+
+    ``composited``: put the paint into the photograph, at its size, with its ``grain`` if wanted; otherwise the
+    decoded image of the one region is the result.
+    """
+    for place, sample in enumerate(batch.samples):
+        mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
+        pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
+        label = batch.labels[place] if composited else network_mask(batch.labels[place], model)
+        draw = partial(_composited, batch.photos[place], grain=grain) if composited else _decoded
+        figures = [stroke.figures for stroke in done if stroke.figures is not None]
+        complete = len(figures) == len(done)
+        image = draw(pieces, done) if complete else None
+        yield Result(
+            sample,
+            image.convert("L") if image and sample.grey else image,
+            combined(figures) if complete else None,
+            label,
+            latent_mask_cells=int(sum(piece.mask.sum() for piece in pieces)),
+            regions=len(pieces),
+            attempts=max(stroke.attempts for stroke in done),
+            weakest=min(stroke.fill for stroke in done),
+        )
+
+
+def _composited(
+    photo: NDArray[np.uint8], pieces: Sequence[Piece], strokes: Sequence[Stroke], *, grain: bool
+) -> Image.Image:
+    result = photo.copy()
+    for piece, stroke in zip(pieces, strokes, strict=True):
+        assert stroke.levels is not None
+        window = piece.region.window
+        result[window] = composite(result[window], stroke.levels, piece.region.label, grain=grain)
+    return Image.fromarray(result)
+
+
+def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:
+    assert strokes[0].levels is not None
+    return Image.fromarray(strokes[0].levels)

@@ -70,7 +70,9 @@ def test_json_is_all_there_is_on_stdout(synth):
         "written": 5,
         "steps": 10,
         "failed": [],
-        "empty_latent_masks": 0,
+        "left_out": [],
+        "weak": [],
+        "refilled": 0,
         "contact_sheet": "run/contact_sheet.png",
         "report": "run/report.html",
     }

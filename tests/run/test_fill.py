@@ -9,7 +9,7 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
 from PIL import Image, ImageFilter
 
-from stage_rt.errors import ImageError, InputError, MaskError, PromptError, RunError, StageError
+from stage_rt.errors import DatasetError, ImageError, InputError, MaskError, PromptError, RunError, StageError
 from stage_rt.images.compose import FEATHER
 from stage_rt.run import workers
 from stage_rt.run.fill import NON_FINITE, fill
@@ -46,7 +46,7 @@ def test_every_sample_is_written_and_the_last_smaller_batch_is_not_lost(job, run
     engine = FakeEngine()
     summary = fill(engine, job, run)
     assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert (summary.pairs, summary.written, summary.failed, summary.empty) == (10, 10, [], 0)
+    assert (summary.pairs, summary.written, summary.failed, summary.left_out) == (10, 10, [], [])
     assert sorted(contents(run)) == sorted(
         [
             ".lock",
@@ -179,19 +179,30 @@ def test_a_sample_that_is_not_finite_is_marked_and_the_others_go_on(job, run, tm
     assert contents(run) == contents(tmp_path / "healthy")
 
 
-def test_a_mask_that_vanishes_in_the_latent_is_told_and_recorded(job, run, tmp_path):
+def test_a_mask_that_vanishes_in_the_latent_is_left_out_and_told(job, run, tmp_path):
     dot = np.zeros((30, 40), dtype=np.uint8)
     dot[3, 3] = 255
     Image.fromarray(dot).save(tmp_path / "dot.png")
     told = []
     lost = replace(job, masks=[*job.masks, tmp_path / "dot.png"])
     summary = fill(FakeEngine(mask_rule="authors"), lost, run, notify=told.append)
-    assert told == [
-        "masks that vanish in the latent under mask rule `authors`, so that their pairs show no defect: "
-        "`dot.png`"
-    ]
-    assert summary.empty == 2
-    assert [line["label"] for line in manifest(run) if line["latent_mask_cells"] == 0] == ["dot.png"] * 2
+    assert told == ["masks left out, as nothing of some defect would be seen by the networks: `dot.png`"]
+    assert summary.pairs == 10
+    assert all(line["latent_mask_cells"] and line["label"] != "dot.png" for line in manifest(run))
+    with pytest.raises(DatasetError, match="every mask is so small that the networks would see nothing"):
+        fill(FakeEngine(mask_rule="authors"), replace(job, masks=[tmp_path / "dot.png"]), tmp_path / "none")
+
+
+def test_a_mask_that_vanishes_at_a_smaller_photographs_size_gets_a_larger_photograph(job, run, tmp_path):
+    small = photographs(tmp_path / "small", 3, size=(8, 6))
+    dot = np.zeros((30, 40), dtype=np.uint8)
+    dot[0, 1] = 255
+    Image.fromarray(dot).save(tmp_path / "dot.png")
+    summary = fill(
+        FakeEngine(), replace(job, normals=[*small, *job.normals], masks=[tmp_path / "dot.png"]), run
+    )
+    assert summary.pairs == 10
+    assert all(opened(run / line["image"]).size == (40, 30) for line in manifest(run))
 
 
 def test_masks_of_another_size_are_fitted_with_a_notice(job, run, tmp_path):

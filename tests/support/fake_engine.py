@@ -1,5 +1,7 @@
 """An engine without networks that darkens what is under the mask, and files for it to work on.
 
+``idle`` says of a stream's number whether nothing is painted from it.
+
 Run as a script it is the command line with that engine in place of the real one:
 ``python fake_engine.py DELAY MARK synth ENGINE ...``. Every step of the loop takes ``DELAY`` seconds; the
 file ``MARK`` appears when painting begins.
@@ -37,6 +39,9 @@ class FakeEngine:
         fingerprint="0" * 64,
         batch=4,
         steps=10,
+        region=None,
+        defaults=None,
+        idle=lambda stream: False,
     ):
         recipe = Recipe(name="test", steps=steps, ema_stop=2, only_intervals=(), mask_rule=mask_rule)
         model = ModelSpec(
@@ -47,6 +52,8 @@ class FakeEngine:
             tokens=1,
             context_dim=1,
             recipe=recipe,
+            region=region,
+            defaults=defaults or {},
             prompts={PROMPT: "a", "tile+crack": "a"},
         )
         self.spec = EngineSpec(
@@ -65,6 +72,7 @@ class FakeEngine:
         self._poisoned = poisoned
         self._delay = delay
         self._mark = mark
+        self._idle = idle
 
     def paint(self, images, masks, *, prompt, noise, sampler, recipe, steps, progress):
         self.batches.append(noise.samples.tolist())
@@ -76,6 +84,7 @@ class FakeEngine:
         cell = self.spec.model.image_size // self.spec.model.latent_size
         mask = np.kron(masks, np.ones((1, 1, cell, cell), dtype=np.float32))
         texture = np.clip(noise.initial(images.shape) * 0.1 - 0.8, -1, 1)
+        mask *= np.array([not self._idle(n) for n in noise.samples.tolist()])[:, None, None, None]
         finite = ~np.isin(noise.samples, self._poisoned)
         painted = images * (1 - mask) + texture * mask
         return Painted(np.where(finite[:, None, None, None], painted, np.nan).astype(np.float32), finite)

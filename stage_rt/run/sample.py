@@ -1,0 +1,62 @@
+"""One pair to be made, and where its label comes from."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.images.inputs import fit_mask, read_mask
+from stage_rt.images.objects import find_object
+from stage_rt.run.supply import Dice, placed
+
+
+def readable(path: Path) -> str:
+    """The name of a file, which need not be text on the disk, as text."""
+    return os.fsencode(path.name).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Placing:
+    """How a label is made from masks: the seed of its place, the mask it is joined with and the object's, if any."""
+
+    seed: int
+    partner: Path | None
+    inside: Path | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One pair to be made; ``size`` is the (width, height) of its photograph, ``grey`` whether it has one channel.
+
+    ``placing`` is None where the label is the mask as it is.
+    """
+
+    index: int
+    normal: Path
+    mask: Path
+    size: tuple[int, int]
+    grey: bool
+    placing: Placing | None = None
+
+    def label(self, photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The label bool ``[H, W]`` of the sample's photograph uint8 ``[H, W, 3]``."""
+        label = self._fitted(self.mask)
+        if self.placing is None:
+            return label
+        inside = self._fitted(self.placing.inside) if self.placing.inside else find_object(photo)
+        dice = Dice(self.placing.seed, self.index)
+        result = placed(label, inside, dice)
+        if self.placing.partner is not None:
+            result |= placed(self._fitted(self.placing.partner), inside, dice)
+        return result
+
+    @property
+    def masks(self) -> list[Path]:
+        """The mask files that the label is made from."""
+        partner = self.placing.partner if self.placing else None
+        return [self.mask] if partner is None else [self.mask, partner]
+
+    def _fitted(self, mask: Path) -> NDArray[np.bool_]:
+        return fit_mask(read_mask(mask), self.size, mask)

@@ -1,0 +1,172 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_engine import PROMPT, FakeEngine, contents, opened, photographs
+from PIL import Image
+from scipy import ndimage
+
+from stage_rt.errors import InputError, MaskError
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.run.supply import JOINED, SCALES, Dice, partner, placed
+
+BAR = np.zeros((60, 80), dtype=bool)
+BAR[20:24, 10:40] = True
+EVERYWHERE = np.ones((60, 80), dtype=bool)
+
+
+def moved(sample, label=BAR, inside=EVERYWHERE):
+    return placed(label, inside, Dice(3, sample))
+
+
+def test_a_label_follows_from_seed_and_sample_alone():
+    assert (moved(5) == moved(5)).all()
+    assert (placed(BAR, EVERYWHERE, Dice(4, 5)) != moved(5)).any()
+
+
+def test_five_hundred_labels_are_five_hundred():
+    assert len({moved(n).tobytes() for n in range(500)}) == 500
+
+
+def test_labels_keep_their_size_within_the_limits_and_lie_everywhere():
+    labels = [moved(n) for n in range(300)]
+    sizes = np.array([label.sum() for label in labels]) / BAR.sum()
+    assert sizes.min() > (SCALES[0] / 2) ** 2 * 0.8
+    assert sizes.max() < SCALES[1] ** 2 * 1.15
+    assert (np.sum(labels, axis=0) > 0).mean() > 0.85
+    assert all(ndimage.label(label, np.ones((3, 3)))[1] == 1 for label in labels)
+
+
+def test_labels_are_turned():
+    flat = [ndimage.find_objects(moved(n).astype(int))[0] for n in range(100)]
+    heights = np.array([rows.stop - rows.start for rows, _ in flat])
+    widths = np.array([columns.stop - columns.start for _, columns in flat])
+    assert 25 < (heights > widths).sum() < 75
+
+
+@pytest.mark.parametrize("size", [(20, 20), (8, 50), (3, 3), (1, 1)])
+def test_labels_stay_inside_the_object(size):
+    inside = np.zeros((60, 80), dtype=bool)
+    inside[5 : 5 + size[0], 7 : 7 + size[1]] = True
+    for n in range(60):
+        label = moved(n, inside=inside)
+        assert label.any()
+        assert not (label & ~inside).any()
+
+
+def test_a_label_that_fits_is_not_cut_off():
+    inside = np.zeros((60, 80), dtype=bool)
+    inside[5:55, 5:75] = True
+    areas = [moved(n, inside=inside).sum() for n in range(100)]
+    assert np.median(areas) > 0.7 * BAR.sum()
+
+
+def test_one_pixel_is_a_label():
+    dot = np.zeros((60, 80), dtype=bool)
+    dot[4, 4] = True
+    assert all(moved(n, label=dot).any() for n in range(50))
+
+
+def test_a_share_of_labels_is_joined_with_a_mask_of_all():
+    chosen = [partner(0, n, 7) for n in range(2000)]
+    joined = [mask for mask in chosen if mask is not None]
+    assert abs(len(joined) / 2000 - JOINED) < 0.03
+    assert set(joined) == set(range(7))
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    (tmp_path / "masks").mkdir()
+    paths = []
+    for n in range(2):
+        label = np.zeros((30, 40), dtype=np.uint8)
+        label[8:12, 4 : 9 + 3 * n] = 255
+        paths.append(tmp_path / "masks" / f"{n}.png")
+        Image.fromarray(label).save(paths[-1])
+    return Job(
+        normals=photographs(tmp_path / "normals", 3),
+        masks=paths,
+        prompt=PROMPT,
+        count=40,
+        seed=7,
+        composite=True,
+        batch=4,
+        augment=True,
+    )
+
+
+def written(folder):
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return lines, [np.asarray(opened(folder / line["mask"])) > 0 for line in lines]
+
+
+def object_mask(folder, name, rows, columns):
+    folder.mkdir(exist_ok=True)
+    label = np.zeros((30, 40), dtype=np.uint8)
+    label[slice(*rows), slice(*columns)] = 255
+    Image.fromarray(label).save(folder / name)
+    return folder / name
+
+
+def test_two_masks_make_forty_labels(job, tmp_path):
+    summary = fill(FakeEngine(), job, tmp_path / "run")
+    lines, labels = written(tmp_path / "run")
+    assert summary.pairs == 40
+    assert len({label.tobytes() for label in labels}) == 40
+    assert {line["label"] for line in lines} > {"0.png", "1.png"}
+    assert any(" + " in line["label"] for line in lines)
+
+
+def test_labels_stay_inside_the_object_of_their_photograph(job, tmp_path):
+    boxes = [((2, 20), (3, 30)), ((10, 28), (20, 39)), ((0, 30), (0, 12))]
+    paths = [object_mask(tmp_path / "o", f"{n:03d}_mask.png", *box) for n, box in enumerate(boxes)]
+    fill(FakeEngine(), replace(job, objects=paths), tmp_path / "run")
+    lines, labels = written(tmp_path / "run")
+    for line, label in zip(lines, labels, strict=True):
+        rows, columns = boxes[int(line["normal"][:3])]
+        rest = label.copy()
+        rest[slice(*rows), slice(*columns)] = False
+        assert label.any()
+        assert not rest.any()
+
+
+def test_one_mask_of_the_object_serves_all_photographs(job, tmp_path):
+    path = object_mask(tmp_path / "o", "any.png", (5, 25), (5, 35))
+    fill(FakeEngine(), replace(job, objects=[path]), tmp_path / "run")
+    assert not any(label[:5].any() or label[25:].any() for label in written(tmp_path / "run")[1])
+
+
+def test_a_longer_or_resumed_run_has_the_same_labels(job, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "long")
+    fill(FakeEngine(), replace(job, count=8), tmp_path / "short")
+    assert all(
+        (a == b).all()
+        for a, b in zip(written(tmp_path / "short")[1], written(tmp_path / "long")[1][:8], strict=True)
+    )
+    (tmp_path / "long" / "test" / "hole" / "000005.png").unlink()
+    before = contents(tmp_path / "long")
+    fill(FakeEngine(), job, tmp_path / "long")
+    after = contents(tmp_path / "long")
+    assert after.pop("test/hole/000005.png")
+    assert after == before
+
+
+def test_an_object_that_leaves_no_place_is_told_with_its_photograph(job, tmp_path):
+    paths = [object_mask(tmp_path / "o", f"{n:03d}.png", (0, 30 * (n != 1)), (0, 40)) for n in range(3)]
+    with pytest.raises(MaskError, match=r"leaves no place in photograph `001\.png`: .*is all black"):
+        fill(FakeEngine(), replace(job, objects=paths), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_photograph_without_a_mask_of_its_object_is_told(job, tmp_path):
+    paths = [object_mask(tmp_path / "o", f"{n:03d}.png", (0, 30), (0, 40)) for n in range(2)]
+    with pytest.raises(MaskError, match=r"`002\.png` has no mask of its object: add `002\.png`"):
+        fill(FakeEngine(), replace(job, objects=paths), tmp_path / "run")
+
+
+def test_masks_of_the_object_need_labels_that_move(job, tmp_path):
+    path = object_mask(tmp_path / "o", "any.png", (5, 25), (5, 35))
+    with pytest.raises(InputError, match="add `--augment-masks`"):
+        fill(FakeEngine(), replace(job, objects=[path], augment=False), tmp_path / "run")

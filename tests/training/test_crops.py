@@ -1,0 +1,131 @@
+"""Crops around defects and of good surface, the files held out, and how much a small label counts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import MICRO
+
+from stage_rt.errors import DatasetError, InputError
+from stage_rt.spec import RegionView
+from stage_rt.training import crops, data, denoiser
+from stage_rt.training.presets import PRESETS
+from stage_rt.training.train import _spec, train
+
+VIEW = RegionView(context=0.5, least=16)
+
+
+def ignore(*_: object) -> None:
+    """A report that nobody reads."""
+
+
+@pytest.fixture
+def scene():
+    """A photograph with a white defect of 6x10 px, which is its label, and a small one far away."""
+    photo = np.full((120, 160, 3), 90, dtype=np.uint8)
+    label = np.zeros((120, 160), dtype=bool)
+    label[50:56, 70:80] = label[100:102, 10:12] = True
+    photo[label] = 255
+    return photo, label
+
+
+def test_crops_hold_their_defect_at_varying_places_and_scales(scene):
+    found = list(crops.around_defects(*scene, VIEW, 40, np.random.default_rng(0), turn=False))
+    assert len(found) == 80
+    for photo, label in found:
+        assert photo.shape[:2] == label.shape
+        assert ((photo[..., 0] == 255) == label).all()
+        assert int(label.sum()) in (60, 4)
+    sides = {label.shape[0] for _, label in found}
+    assert min(sides) < 16 < max(sides)
+    assert len({label.tobytes() for _, label in found}) > 60
+
+
+def test_a_crop_never_cuts_its_defect_even_at_the_border():
+    label = np.zeros((40, 40), dtype=bool)
+    label[:7, 30:] = True
+    photo = np.repeat(label[..., None].astype(np.uint8) * 255, 3, axis=2)
+    for _, found in crops.around_defects(photo, label, VIEW, 50, np.random.default_rng(1), turn=True):
+        assert found.sum() == 70
+
+
+def test_only_with_turn_a_defect_stands_upright_and_lies_down(scene):
+    def upright(turn: bool) -> int:
+        rng = np.random.default_rng(0)
+        first = list(crops.around_defects(*scene, VIEW, 40, rng, turn=turn))[:40]
+        return sum(int(np.ptp(np.nonzero(label)[0]) > np.ptp(np.nonzero(label)[1])) for _, label in first)
+
+    assert upright(turn=False) == 0
+    assert 8 < upright(turn=True) < 32
+
+
+def test_crops_of_good_surface_are_of_the_size_asked_for_and_label_nothing():
+    photo = np.random.default_rng(0).integers(0, 255, (50, 400, 3), dtype=np.uint8)
+    for side in (16, 45, 300):
+        for part, label in crops.of_surface(photo, side, 20, np.random.default_rng(0), turn=False):
+            assert not label.any()
+            assert part.shape[0] == min(part.shape[1], 50)
+            assert 0.6 * side - 1 <= part.shape[1] <= 1.6 * side + 1
+
+
+def test_many_defects_get_fewer_crops_each():
+    assert [crops.crops_a_region(n) for n in (1, 40, 100, 5000)] == [24, 20, 8, 1]
+
+
+def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
+    found = data.find(dataset)
+    spec = _spec(MICRO, "region", 1, ["part+dent", "part+spot"])
+    assert spec.region == RegionView(least=16)
+    examples = data.load(found, spec, seed=0, turn=True)
+    assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
+    for k in (1, 2):
+        cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
+        # A defect of 8x8 in a crop of about 16 is half a side, whatever the photograph's size.
+        assert 30 < cells.float().median() < 110
+    again = data.load(found, spec, seed=0, turn=True)
+    assert torch.equal(examples.images, again.images)
+    assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True).images)
+
+
+def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
+    found = data.find(dataset)
+    kept, out = data.hold_out(found, 0.3, 0)
+    assert len(out) == 2
+    assert {name.rpartition("/")[0] for name in out} == {"part/dent", "part/spot"}
+    for kind, pairs in kept[0].defects.items():
+        assert len(pairs) == 2
+        assert not {f"part/{kind}/{image.name}" for image, _ in pairs} & set(out)
+    assert data.hold_out(found, 0.3, 0)[1] == out
+    assert data.hold_out(found, 0.0, 0) == (found, [])
+    assert [len(p) for p in data.hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
+
+
+def test_a_single_defect_cannot_be_held_out(dataset: Path):
+    for k in (1, 2):
+        (dataset / "test" / "dent" / f"{k}.png").unlink()
+    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
+        data.hold_out(data.find(dataset), 0.3, 0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_held_out_that_cannot_be_is_refused(dataset: Path, tmp_path: Path, share):
+    with pytest.raises(InputError, match="`hold_out` must be from 0 to below 1"):
+        train(dataset, tmp_path / "m", hold_out=share, report=ignore, say=ignore)
+
+
+@pytest.mark.parametrize("view", ["whole", "region"])
+def test_a_model_says_how_it_sees_and_what_it_has_not_seen(dataset, tmp_path, monkeypatch, view):
+    monkeypatch.setitem(PRESETS, "tiny", MICRO)
+    train(dataset, tmp_path / "model", view=view, hold_out=0.3, report=ignore, say=ignore)
+    spec = json.loads((tmp_path / "model" / "stage.json").read_text())
+    assert len(spec["provenance"]["held_out"]) == 2
+    assert spec.get("region") == ({"context": 0.5, "least": 16} if view == "region" else None)
+
+
+def test_a_small_label_counts_more():
+    masks = torch.zeros(4, 1, 32, 32)
+    for n, cells in enumerate((0, 4, 16, 512)):
+        masks[n].view(-1)[:cells] = 1
+    assert denoiser.label_weight(masks).flatten().tolist() == [64.0, 64.0, 16.0, 4.0]
