@@ -93,6 +93,10 @@ class Latents:
         batch = (latents, masks, self.examples.prompt[index], timesteps)
         return tuple(part.to(self._device) for part in batch)  # type: ignore[return-value]
 
+    def mean(self, index: Tensor) -> Tensor:
+        """Means of the posteriors of examples ``index`` [B] as they are, ``[B, C, h, w]`` on the CPU."""
+        return self._moments[0, index].chunk(2, dim=1)[0].contiguous()
+
     def noised(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """``q(latents, t, noise)``, Eq. 1: all ``[B, C, h, w]`` but ``timesteps`` ``[B]``."""
         abar = self.abar(timesteps)

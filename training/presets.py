@@ -1,4 +1,4 @@
-"""Sizes and lengths of the two training presets."""
+"""Sizes and lengths of the training presets."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,14 @@ class Stage:
     steps: int
     batch: int
     rate: float
+
+
+@dataclass(frozen=True)
+class Trials:
+    """How many pairs the calibration paints with each guidance, and in how many network calls."""
+
+    pairs: int
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Preset:
     autoencoder: Stage
     denoiser: Stage
     guidance: Stage
+    calibration: Trials
 
     @property
     def latent_size(self) -> int:
@@ -59,6 +68,7 @@ PRESETS: dict[PresetName, Preset] = {
         autoencoder=Stage(steps=2400, batch=8, rate=2e-3),
         denoiser=Stage(steps=4800, batch=8, rate=1e-3),
         guidance=Stage(steps=350, batch=8, rate=2e-3),
+        calibration=Trials(pairs=16, calls=100),
     ),
     "small": Preset(
         image_size=256,
@@ -75,5 +85,6 @@ PRESETS: dict[PresetName, Preset] = {
         autoencoder=Stage(steps=8000, batch=32, rate=1e-3),
         denoiser=Stage(steps=16000, batch=32, rate=3e-4),
         guidance=Stage(steps=1000, batch=32, rate=1e-3),
+        calibration=Trials(pairs=32, calls=100),
     ),
 }

@@ -1,4 +1,4 @@
-"""The three training stages in order, from a folder of photographs to a model folder."""
+"""The three training stages in order, then the calibration, from a folder of photographs to a model folder."""
 
 import json
 import re
@@ -18,14 +18,15 @@ from stage_rt.names import PresetName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
 
-from . import autoencoder, data, denoiser, guidance
+from . import autoencoder, calibration, data, denoiser, guidance
 from .adapter import MaskGuidanceAdapter
 from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Preset
 
-STAGES = ("autoencoder", "denoiser", "guidance")
+TRAINED = ("autoencoder", "denoiser", "guidance")
+STAGES = (*TRAINED, "calibration")
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -89,14 +90,20 @@ def train(
     latents = denoiser.Latents(vae, examples, spec.recipe, device)
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
     adapters = _train_guidance(unet, contexts, latents, spec, sizes, seed, work, device, report)
+    networks = calibration.Networks(unet, vae, adapters, contexts)
+    defaults = calibration.calibrate(
+        networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report
+    )
     model = Model(
         unet=unet.cpu().eval(),
         vae=vae.cpu().eval(),
-        adapters=adapters,
+        adapters={name: {b: adapter.cpu() for b, adapter in pair.items()} for name, pair in adapters.items()},
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
-        spec=spec.model_copy(update={"provenance": _provenance(root, examples, held_out, preset, seed)}),
+        spec=spec.model_copy(
+            update={"defaults": defaults, "provenance": _provenance(root, examples, held_out, preset, seed)}
+        ),
     )
-    plot_losses({stage: work / f"{stage}.csv" for stage in STAGES}, work / "losses.png")
+    plot_losses({stage: work / f"{stage}.csv" for stage in TRAINED}, work / "losses.png")
     pictures = [work / "losses.png", work / "reconstructions.png"]
     save_model(model, folder, WEIGHT_DTYPES[dtype], extra=pictures)
     shutil.rmtree(work)
@@ -235,5 +242,5 @@ def _train_guidance(
         work=work,
         report=report,
     )
-    trainables.cpu().eval()
+    trainables.eval()
     return adapters

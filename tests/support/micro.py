@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage_rt.training.presets import Preset, Stage
+from stage_rt.training.presets import Preset, Stage, Trials
 
 MICRO = Preset(
     image_size=32,
@@ -22,6 +22,7 @@ MICRO = Preset(
     autoencoder=Stage(steps=6, batch=2, rate=1e-3),
     denoiser=Stage(steps=4, batch=2, rate=1e-3),
     guidance=Stage(steps=4, batch=2, rate=1e-3),
+    calibration=Trials(pairs=2, calls=10),
 )
 
 

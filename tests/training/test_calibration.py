@@ -1,0 +1,79 @@
+"""The guidance and the least fill of a prompt, measured when its model is made."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from micro import MICRO
+
+from stage_rt.recipe import Recipe
+from stage_rt.training import calibration
+from stage_rt.training.data import Examples
+from stage_rt.training.presets import PRESETS
+from stage_rt.training.train import train
+
+
+def examples(shades: list[int], surface: int = 100) -> Examples:
+    """Two good images, then a square of each shade in the middle of ``surface``."""
+    images = np.full((2 + len(shades), 1, 32, 32), surface, dtype=np.uint8)
+    masks = np.zeros((2 + len(shades), 1, 16, 16), dtype=bool)
+    for n, shade in enumerate(shades, start=2):
+        masks[n, 0, 6:10, 6:10] = True
+        images[n, 0, 12:20, 12:20] = shade
+    prompt = torch.tensor([0, 0] + [1] * len(shades))
+    return Examples(torch.from_numpy(images), torch.from_numpy(masks), prompt, ["good", "part+dent"])
+
+
+def test_a_defects_appearance_is_its_contrast_and_its_deviation():
+    scene = examples([40])
+    index = torch.tensor([2])
+    assert calibration.appearances(scene, index) == pytest.approx(np.array([[-60.0, 0.0]]))
+
+
+def test_the_distance_is_none_for_the_same_figures_and_grows_with_the_shift():
+    real = np.random.default_rng(0).normal(size=(50, 2)) * [20, 5]
+    spread = real.std(axis=0)
+    assert calibration.distance(real, real) == 0
+    assert calibration.distance(real + spread, real) == pytest.approx(1, rel=1e-3)
+    assert calibration.distance(real + 3 * spread, real) == pytest.approx(3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("real", "wanted"), [(70, 1.0), (55, 1.5), (40, 2.0), (10, 3.0)])
+def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatch, real, wanted):
+    """A painter whose defects are 30 grey levels darker than the surface per unit of guidance."""
+    scene = examples([real, real + 1, real - 1])
+
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device):
+        return np.array([[-30.0 * recipe.guidance, 0.0]] * 3), [0.1, 0.5, 0.9]
+
+    monkeypatch.setattr(calibration, "_painted", painted)
+    monkeypatch.setattr(calibration, "GUIDANCES", (1.0, 1.5, 2.0, 3.0))
+    told = []
+    latents = type("Latents", (), {"examples": scene})()
+    defaults = calibration.calibrate(
+        None,
+        latents,
+        {"part+dent": "a"},
+        Recipe.masked(),
+        MICRO.calibration,
+        0,
+        None,
+        lambda *a: told.append(a),
+    )
+    assert defaults["part+dent"].guidance == wanted
+    assert defaults["part+dent"].min_fill == pytest.approx(0.26)
+    assert [step for _, step, _, _ in told] == [1, 2, 3, 4]
+
+
+def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", MICRO)
+    stages = set()
+    train(dataset, tmp_path / "m", report=lambda stage, *_: stages.add(stage), say=lambda line: None)
+    spec = json.loads((tmp_path / "m" / "stage.json").read_text())
+    assert set(spec["defaults"]) == {"part+dent", "part+spot"}
+    for defaults in spec["defaults"].values():
+        assert defaults["guidance"] in calibration.GUIDANCES
+        assert 0 <= defaults["min_fill"] <= 1
+    assert "calibration" in stages

@@ -1,0 +1,174 @@
+"""What a finished model is asked for by default: the guidance its defects look most real with, and the least fill."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.stats import wasserstein_distance
+
+from stage_rt.images.labels import measure
+from stage_rt.kernels.reference import guide
+from stage_rt.noise import PhiloxNoise
+from stage_rt.recipe import Branch, Recipe
+from stage_rt.sampler import Denoiser, sample
+from stage_rt.spec import PromptDefaults
+
+from .adapter import MaskGuidanceAdapter
+from .data import Examples
+from .denoiser import Contexts, Latents
+from .loop import Device, Report, generator
+from .presets import Trials
+
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+"""Weights that are tried."""
+LEAST_QUANTILE = 0.2
+"""Quantile of the fill of those pairs that every pair is expected to reach."""
+
+
+class Networks(NamedTuple):
+    """A model's trained networks, in eval mode on their device."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
+    contexts: Contexts
+
+
+def calibrate(
+    networks: Networks,
+    latents: Latents,
+    adapter_of: dict[str, str | None],
+    recipe: Recipe,
+    trials: Trials,
+    seed: int,
+    device: Device,
+    report: Report,
+) -> dict[str, PromptDefaults]:
+    """Paint defects of every prompt into good surface under real labels; the guidance that looks most real is chosen.
+
+    For each guidance the distributions of two figures over painted pairs are held against those over real ones
+    (`appearance`); the guidance with the least distance wins.
+
+    Args:
+        networks: the trained model.
+        latents: the training set's latents.
+        adapter_of: the adapters of each prompt.
+        recipe: schedule and branches of the model.
+        trials: how much is painted.
+        seed: seed of the training.
+        device: where the networks are.
+        report: called after every batch.
+    """
+    examples = latents.examples
+    batches, done = (len(examples.names) - 1) * len(GUIDANCES), 0
+    defaults = {}
+    for number, prompt in enumerate(examples.names):
+        if not number:
+            continue
+        real = appearances(examples, torch.nonzero(examples.prompt == number).flatten())
+        tried = []
+        for weight in GUIDANCES:
+            painted, fill = _painted(
+                networks, latents, number, adapter_of[prompt], recipe.guided(weight), trials, seed, device
+            )
+            tried.append((distance(painted, real), weight, float(np.quantile(fill, LEAST_QUANTILE))))
+            done += 1
+            report("calibration", done, batches, tried[-1][0])
+        _, weight, least = min(tried)
+        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3))
+    return defaults
+
+
+def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
+    """Mean Wasserstein distance of two sets of figures ``[n, k]``, in deviations of the real ones."""
+    spread = real.std(axis=0) + 1e-6
+    return float(
+        np.mean(
+            [wasserstein_distance(p, r) for p, r in zip((painted / spread).T, (real / spread).T, strict=True)]
+        )
+    )
+
+
+def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[float, float]:
+    """How a defect looks in an image ``[c, S, S]``: its mean less that of a ring around it, and its deviation."""
+    grey = image.mean(axis=0, dtype=np.float64)
+    ring = ndimage.binary_dilation(label, iterations=12) & ~ndimage.binary_dilation(label, iterations=3)
+    around = float(grey[ring].mean()) if ring.any() else float(grey.mean())
+    return float(grey[label].mean()) - around, float(grey[label].std())
+
+
+def appearances(examples: Examples, index: torch.Tensor, most: int = 200) -> NDArray[np.float64]:
+    """`appearance` of up to ``most`` examples, ``[n, 2]``."""
+    index = index[:: -(-len(index) // most)]
+    return np.array(
+        [
+            appearance(image, label)
+            for image, label in zip(examples.images[index].numpy(), _labels(examples, index), strict=True)
+            if label.any()
+        ]
+    )
+
+
+def _labels(examples: Examples, index: torch.Tensor) -> NDArray[np.bool_]:
+    """Latent masks at the size of the images, ``[n, S, S]``."""
+    factor = examples.images.shape[-1] // examples.masks.shape[-1]
+    return examples.masks[index, 0].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+@torch.no_grad()
+def _painted(
+    networks: Networks,
+    latents: Latents,
+    number: int,
+    adapter: str | None,
+    recipe: Recipe,
+    trials: Trials,
+    seed: int,
+    device: Device,
+) -> tuple[NDArray[np.float64], list[float]]:
+    """`appearance` and fill of pairs painted under labels of prompt ``number``: the same pairs for every recipe."""
+    examples, draws = latents.examples, generator(seed, "calibration", number)
+    surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
+    clean = latents.mean(surface).numpy()
+    masks = examples.masks[mask_of].float().numpy()
+    denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
+    noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
+    latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise)
+    decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
+    images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    labels = _labels(examples, mask_of)
+    figures = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
+    before = examples.images[surface].numpy()
+    cells = examples.masks.shape[-1]
+    fill = [
+        measure(_rgb(good), _rgb(image), label, cells).fill
+        for good, image, label in zip(before, images, labels, strict=True)
+    ]
+    return np.array(figures), fill
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.broadcast_to(image.transpose(1, 2, 0), (*image.shape[1:], 3)))
+
+
+def _denoiser(
+    networks: Networks, number: int, adapter: str | None, weight: float, device: Device
+) -> Denoiser:
+    pair = networks.adapters[adapter] if adapter else None
+
+    def on_device(array: NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device.device)
+
+    def denoise(
+        x: NDArray[np.float32], i: int, mask: NDArray[np.float32], branch: Branch
+    ) -> NDArray[np.float32]:
+        names = torch.full((len(x),), number, device=device.device)
+        with device.precision():
+            eps = networks.unet(on_device(x), i, networks.contexts(names)).sample.float()
+            guided = pair[branch](eps, on_device(mask)).float() if pair else eps
+        return guide(eps.cpu().numpy(), guided.cpu().numpy(), weight)
+
+    return denoise
