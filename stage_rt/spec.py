@@ -87,7 +87,9 @@ class ModelSpec(_Spec):
     """``stage.json``: what the runtime must know of a trained model besides its weights.
 
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
-    with the UNet's own estimate. A model without a ``region`` was trained on whole photographs.
+    with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
+    the change in grey levels (`stage_rt.images.labels.Figures.threshold`) that nearly all pictures of the training
+    stay below where nothing is painted.
     """
 
     format: Literal[1] = 1
@@ -105,6 +107,7 @@ class ModelSpec(_Spec):
     defaults: dict[PromptName, PromptDefaults] = Field(
         default_factory=dict, exclude_if=lambda defaults: not defaults
     )
+    round_trip: float | None = Field(default=None, gt=0, exclude_if=lambda levels: levels is None)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -240,8 +243,8 @@ class PairRecord(_Spec):
     ``index`` is the sample in the noise's streams, beside the run's ``seed``. ``normal`` and ``label`` are the names
     of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. ``regions`` is how
     many squares it was painted in and ``attempts`` how often the one of them that took most, where more than once;
-    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast`` and
-    ``label_pixels`` are those of `stage_rt.images.labels.Figures`; pairs of older releases lack them.
+    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast``,
+    ``label_pixels`` and ``threshold`` are those of `stage_rt.images.labels.Figures`; older releases lack them.
     """
 
     index: int = Field(ge=0)
@@ -262,6 +265,7 @@ class PairRecord(_Spec):
     leak: float | None = None
     contrast: float | None = None
     label_pixels: int | None = None
+    threshold: float | None = None
     regions: int | None = None
     attempts: int | None = None
     weak: bool | None = None

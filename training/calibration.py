@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
-from stage_rt.images.labels import measure
+from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
@@ -24,6 +24,8 @@ from .presets import Trials
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 """Weights that are tried."""
+FAMILIAR_QUANTILE = 0.95
+"""Quantile of those pairs' change where nothing is painted that the model calls familiar."""
 LEAST_QUANTILE = 0.2
 """Quantile of the fill of those pairs that every pair is expected to reach."""
 
@@ -46,7 +48,7 @@ def calibrate(
     seed: int,
     device: Device,
     report: Report,
-) -> dict[str, PromptDefaults]:
+) -> tuple[dict[str, PromptDefaults], float]:
     """Paint defects of every prompt into good surface under real labels; the guidance that looks most real is chosen.
 
     For each guidance the distributions of two figures over painted pairs are held against those over real ones
@@ -61,25 +63,35 @@ def calibrate(
         seed: seed of the training.
         device: where the networks are.
         report: called after every batch.
+
+    Returns:
+        The defaults of every prompt, and the model's ``round_trip``.
     """
     examples = latents.examples
     batches, done = (len(examples.names) - 1) * len(GUIDANCES), 0
-    defaults = {}
+    defaults, changes = {}, []
     for number, prompt in enumerate(examples.names):
         if not number:
             continue
         real = appearances(examples, torch.nonzero(examples.prompt == number).flatten())
         tried = []
         for weight in GUIDANCES:
-            painted, fill = _painted(
+            painted, figures = _painted(
                 networks, latents, number, adapter_of[prompt], recipe.guided(weight), trials, seed, device
             )
-            tried.append((distance(painted, real), weight, float(np.quantile(fill, LEAST_QUANTILE))))
+            tried.append(
+                (
+                    distance(painted, real),
+                    weight,
+                    float(np.quantile([one.fill for one in figures], LEAST_QUANTILE)),
+                )
+            )
+            changes += [one.threshold for one in figures]
             done += 1
             report("calibration", done, batches, tried[-1][0])
         _, weight, least = min(tried)
         defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3))
-    return defaults
+    return defaults, round(float(np.quantile(changes, FAMILIAR_QUANTILE)), 1)
 
 
 def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
@@ -128,8 +140,8 @@ def _painted(
     trials: Trials,
     seed: int,
     device: Device,
-) -> tuple[NDArray[np.float64], list[float]]:
-    """`appearance` and fill of pairs painted under labels of prompt ``number``: the same pairs for every recipe."""
+) -> tuple[NDArray[np.float64], list[Figures]]:
+    """`appearance` and figures of pairs painted under labels of prompt ``number``; the same pairs for all recipes."""
     examples, draws = latents.examples, generator(seed, "calibration", number)
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
@@ -140,14 +152,14 @@ def _painted(
     decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     labels = _labels(examples, mask_of)
-    figures = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
+    looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
     before = examples.images[surface].numpy()
     cells = examples.masks.shape[-1]
-    fill = [
-        measure(_rgb(good), _rgb(image), label, cells).fill
+    figures = [
+        measure(_rgb(good), _rgb(image), label, cells)
         for good, image, label in zip(before, images, labels, strict=True)
     ]
-    return np.array(figures), fill
+    return np.array(looks), figures
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -91,7 +91,7 @@ def train(
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
     adapters = _train_guidance(unet, contexts, latents, spec, sizes, seed, work, device, report)
     networks = calibration.Networks(unet, vae, adapters, contexts)
-    defaults = calibration.calibrate(
+    defaults, round_trip = calibration.calibrate(
         networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report
     )
     model = Model(
@@ -100,7 +100,11 @@ def train(
         adapters={name: {b: adapter.cpu() for b, adapter in pair.items()} for name, pair in adapters.items()},
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
         spec=spec.model_copy(
-            update={"defaults": defaults, "provenance": _provenance(root, examples, held_out, preset, seed)}
+            update={
+                "defaults": defaults,
+                "round_trip": round_trip,
+                "provenance": _provenance(root, examples, held_out, preset, seed),
+            }
         ),
     )
     plot_losses({stage: work / f"{stage}.csv" for stage in TRAINED}, work / "losses.png")

@@ -17,6 +17,8 @@ LEAST_CHANGE = 8.0
 """Grey levels below which nobody sees a change, however quiet the picture is."""
 EXPLAINED = 0.99
 """Quantile of the change far from the label that the picture itself explains."""
+REDUCED = 4
+"""A photograph with sides of more than this many times the network's is measured at a smaller size."""
 
 
 class Figures(NamedTuple):
@@ -46,6 +48,8 @@ def measure(
         label: bool ``[H, W]``.
         latent_size: cells of a side of the latent.
     """
+    labelled = int(label.sum())
+    photo, label = _reduced(photo, label, REDUCED * painted.shape[0])
     enlarged = Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC)
     difference = _grey(np.asarray(enlarged)) - _grey(photo)
     change = np.abs(difference)
@@ -59,8 +63,20 @@ def measure(
         leak=max(_share(change[ring] > threshold) - (1 - EXPLAINED), 0.0),
         contrast=float(difference[label].mean()) if label.any() else 0.0,
         threshold=threshold,
-        label_pixels=int(label.sum()),
+        label_pixels=labelled,
     )
+
+
+def _reduced(
+    photo: NDArray[np.uint8], label: NDArray[np.bool_], longest: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Photograph and label with their longer side cut down to ``longest``; what is labelled stays labelled."""
+    factor = -(-max(label.shape) // longest)
+    if factor == 1:
+        return photo, label
+    bands = np.logical_or.reduceat(label, np.arange(0, label.shape[0], factor), axis=0)
+    blocks = np.logical_or.reduceat(bands, np.arange(0, label.shape[1], factor), axis=1)
+    return np.asarray(Image.fromarray(photo).reduce(factor)), blocks
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:

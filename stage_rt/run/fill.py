@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
@@ -16,6 +17,8 @@ from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
 from stage_rt.run.writer import WriterThread, pair_paths, write_pair
 from stage_rt.spec import ModelSpec, PairRecord, RunSpec
 
+STRANGE = 1.5
+"""How many times more than in training a picture may change where nothing is painted."""
 NON_FINITE = "the sampler's result is not finite"
 
 
@@ -61,7 +64,7 @@ def fill(
     """
     plan = make_plan(engine.spec, job, notify)
     with open_run(folder, plan.spec) as manifest:
-        written = _fill(engine, plan, folder, manifest, progress)
+        written = _fill(engine, plan, folder, manifest, notify, progress)
         manifest.tidy()
         records = [manifest.records[sample.index] for sample in plan.samples]
         report.write(folder, plan.spec, records, [sample.normal for sample in plan.samples])
@@ -79,11 +82,14 @@ def fill(
     )
 
 
-def _fill(engine: Painter, plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> int:
+def _fill(
+    engine: Painter, plan: Plan, folder: Path, manifest: Manifest, notify: Notify, progress: Progress
+) -> int:
     """Paint on this thread, finish and write on another; returns how many pairs are new."""
     model, samples = engine.spec.model, plan.samples
     missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
     done, count = len(samples) - len(missing), len(samples)
+    strange = _Strange(model.round_trip, notify)
     progress(done / count)
     with WriterThread() as writer:
         for start in range(0, count, plan.together):
@@ -103,8 +109,29 @@ def _fill(engine: Painter, plan: Plan, folder: Path, manifest: Manifest, progres
             )
             writer.start(partial(_write, plan.spec, batch, strokes, wanted, model, folder, manifest))
             done += len(wanted)
+            strange.look(manifest)
         progress(done / count)
+    strange.look(manifest)
     return sum(manifest.records[index].status == "ok" for index in missing)
+
+
+class _Strange:
+    """Tells once if the first pairs' photographs are unlike those the model was trained on."""
+
+    def __init__(self, familiar: float | None, notify: Notify) -> None:
+        self._familiar, self._notify = familiar, notify
+
+    def look(self, manifest: Manifest) -> None:
+        # A copy, as another thread appends.
+        changes = [one.threshold for one in list(manifest.records.values()) if one.threshold is not None]
+        if self._familiar is None or not changes:
+            return
+        if (found := median(changes)) > STRANGE * self._familiar:
+            self._notify(
+                "the photographs look unlike those the model was trained on: where nothing is painted the networks "
+                f"change them by up to {found:.0f} grey levels, and {self._familiar:.0f} in training"
+            )
+        self._familiar = None
 
 
 def _watched(check: Callable[[], None], progress: Progress) -> Progress:
@@ -163,5 +190,6 @@ def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
         "leak": round(result.figures.leak, 4),
         "contrast": round(result.figures.contrast, 2),
         "label_pixels": result.figures.label_pixels,
+        "threshold": round(result.figures.threshold, 1),
     }
     return record.model_copy(update={"status": "ok", "reason": None, **written, **measured})

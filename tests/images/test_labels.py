@@ -84,3 +84,26 @@ def test_one_pixel_is_a_label():
     painted = picture()
     painted[0, 0] = 0
     assert measure(picture(), painted, label, CELLS).fill == 1
+
+
+def test_a_photograph_far_larger_than_the_network_is_measured_at_a_smaller_size():
+    """The same scene eight times as large: the same figures, but for the label's size."""
+    rng = np.random.default_rng(0)
+    small = np.repeat(rng.integers(90, 110, (64, 64, 1), dtype=np.uint8), 3, axis=2)
+    label = np.zeros((64, 64), dtype=bool)
+    label[20:30, 24:40] = True
+    painted = small.copy()
+    painted[20:25, 24:40] = 20
+    large = np.kron(small, np.ones((8, 8, 1), dtype=np.uint8))
+    first = measure(small, painted, label, 16)
+    second = measure(large, painted, np.kron(label, np.ones((8, 8))) > 0, 16)
+    assert second.label_pixels == 64 * first.label_pixels
+    assert second.fill == pytest.approx(first.fill, abs=0.06)
+    assert second.contrast == pytest.approx(first.contrast, abs=3)
+
+
+def test_a_label_of_one_pixel_of_a_large_photograph_is_measured():
+    photo = np.full((3000, 4000, 3), 90, dtype=np.uint8)
+    label = np.zeros((3000, 4000), dtype=bool)
+    label[1501, 2001] = True
+    assert measure(photo, np.full((64, 64, 3), 20, dtype=np.uint8), label, 16).label_pixels == 1

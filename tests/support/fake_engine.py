@@ -40,6 +40,7 @@ class FakeEngine:
         batch=4,
         steps=10,
         region=None,
+        round_trip=None,
         defaults=None,
         idle=lambda stream: False,
     ):
@@ -53,6 +54,7 @@ class FakeEngine:
             context_dim=1,
             recipe=recipe,
             region=region,
+            round_trip=round_trip,
             defaults=defaults or {},
             prompts={PROMPT: "a", "tile+crack": "a"},
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from micro import MICRO
 
+from stage_rt.images.labels import Figures
 from stage_rt.recipe import Recipe
 from stage_rt.training import calibration
 from stage_rt.training.data import Examples
@@ -46,13 +47,14 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     scene = examples([real, real + 1, real - 1])
 
     def painted(networks, latents, number, adapter, recipe, trials, seed, device):
-        return np.array([[-30.0 * recipe.guidance, 0.0]] * 3), [0.1, 0.5, 0.9]
+        figures = [Figures(fill, 0, 0, 8, 16) for fill in (0.1, 0.5, 0.9)]
+        return np.array([[-30.0 * recipe.guidance, 0.0]] * 3), figures
 
     monkeypatch.setattr(calibration, "_painted", painted)
     monkeypatch.setattr(calibration, "GUIDANCES", (1.0, 1.5, 2.0, 3.0))
     told = []
     latents = type("Latents", (), {"examples": scene})()
-    defaults = calibration.calibrate(
+    defaults, round_trip = calibration.calibrate(
         None,
         latents,
         {"part+dent": "a"},
@@ -64,6 +66,7 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     )
     assert defaults["part+dent"].guidance == wanted
     assert defaults["part+dent"].min_fill == pytest.approx(0.26)
+    assert round_trip == 8
     assert [step for _, step, _, _ in told] == [1, 2, 3, 4]
 
 
@@ -76,4 +79,5 @@ def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_pa
     for defaults in spec["defaults"].values():
         assert defaults["guidance"] in calibration.GUIDANCES
         assert 0 <= defaults["min_fill"] <= 1
+    assert spec["round_trip"] >= 8
     assert "calibration" in stages
