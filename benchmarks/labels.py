@@ -3,7 +3,8 @@
 ENGINE is that of ``models/demo``. Photographs and labels are made as the demo's data are, from the part of the
 surface that training never saw; the defects rendered under the same labels say what there is to reach. Measured are
 the share of a label's pixels that changed by more than 15 grey levels, the mean change under it, the same share of a
-ring around it, and the mean difference between two seeds.
+ring around it, and the mean difference between two seeds; for rendered defects between two looks under one label.
+``refilled`` is the model as it is used: its own guidance, and weak labels painted again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from machine import cpu_name
@@ -19,9 +21,13 @@ from scipy import ndimage
 from skimage import data
 
 import stage_rt
+from stage_rt.images.labels import measure
 from stage_rt.recipe import Recipe
+from stage_rt.run.quality import Stroke, refill
+from stage_rt.spec import PromptDefaults
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
+import make_demo_data
 from make_demo_data import DEFECTS, SEEN_COLUMNS, crop
 
 VISIBLE, SEED = 15, 20261124
@@ -56,6 +62,67 @@ def variety(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> float:
     return round(float(np.abs(first.astype(np.float64) - second)[labels].mean()), 1)
 
 
+class Looks:
+    """A generator of a rendered defect's shape whose look comes from another: a crack's one is its darkness."""
+
+    def __init__(self, shape: np.random.Generator, look: np.random.Generator) -> None:
+        self._shape, self._look = shape, look
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shape, name)
+
+    def uniform(self, low: float, high: float, *size: int) -> Any:
+        return (self._look if (low, high) == (0.15, 0.3) else self._shape).uniform(low, high, *size)
+
+
+def two_looks(kind: str, good: np.ndarray) -> float:
+    """`variety` of rendered defects."""
+    rendered = []
+    for n, grey in enumerate(good / 255):
+        mask = make_demo_data.blob(np.random.default_rng([SEED, n]), 9 if kind == "hole" else 16, 0.14)
+        pair = []
+        for look in (0, 1):
+            rng = np.random.default_rng([SEED, n, look])
+            if kind == "crack":
+                pair.append(DEFECTS[kind](grey, Looks(np.random.default_rng([SEED, n]), rng)))
+            else:
+                with mock.patch.object(make_demo_data, "blob", lambda *_, mask=mask: mask):
+                    pair.append(DEFECTS[kind](grey, rng))
+        rendered.append(pair)
+    first, second = (np.stack([np.rint(255 * pair[k][0]) for pair in rendered]) for k in (0, 1))
+    return variety(first, second, np.stack([pair[0][1] for pair in rendered]))
+
+
+def refilled(
+    engine: Any, images: np.ndarray, labels: np.ndarray, kind: str, offset: int, steps: int
+) -> tuple:
+    """The pictures, decoded ``[B, S, S]``, and the share of pairs that was painted again."""
+    prompt, model = f"brick+{kind}", engine.spec.model
+    defaults = model.defaults.get(prompt, PromptDefaults())
+    recipe = model.recipe if defaults.guidance is None else model.recipe.guided(defaults.guidance)
+
+    def attempt(places: Any, number: int) -> list[Stroke]:
+        seeds = [offset + place + 100_000 * number for place in places]
+        decoded = engine.synthesize(
+            images[list(places)],
+            labels[list(places)],
+            prompt=prompt,
+            seeds=seeds,
+            recipe=recipe,
+            steps=steps,
+            view="whole",
+            composite=False,
+        )
+        return [
+            Stroke(levels, measure(images[place], levels, labels[place], model.latent_size))
+            for place, levels in zip(places, decoded, strict=True)
+        ]
+
+    strokes = refill(attempt, len(images), min_fill=defaults.min_fill or 0.0, retries=5)
+    again = float(np.mean([stroke.attempts > 1 for stroke in strokes]))
+    return np.stack([stroke.levels[..., 0] for stroke in strokes]), again
+
+
 def scenes(kind: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Good crops, the same with a rendered defect, and its labels."""
     rng = np.random.default_rng(SEED)
@@ -75,8 +142,24 @@ def main(options: argparse.Namespace) -> None:
     for kind in DEFECTS:
         good, rendered, labels = scenes(kind, options.count)
         images = np.repeat(good[..., None], 3, axis=3)
-        rows.append({"type": kind, "lever": "rendered", **figures(good, rendered, labels)})
+        real = {"type": kind, "lever": "rendered", **figures(good, rendered, labels)}
+        rows.append(real | {"variety": two_looks(kind, good)})
+        print(rows[-1], flush=True)
+        start = time.perf_counter()
+        pictures = [refilled(engine, images, labels, kind, offset, options.steps) for offset in (0, 1000)]
+        row = {"type": kind, "lever": "refilled", **figures(good, pictures[0][0], labels)}
+        rows.append(
+            row
+            | {
+                "variety": variety(pictures[0][0], pictures[1][0], labels),
+                "seconds": round((time.perf_counter() - start) / (2 * options.count), 2),
+                "painted_again": round(pictures[0][1], 3),
+            }
+        )
+        print(rows[-1], flush=True)
         for name, recipe in LEVERS.items():
+            if options.default:
+                break
             start, painted = time.perf_counter(), []
             for offset in (0, 1000):
                 seeds = range(offset, offset + options.count)
@@ -88,6 +171,7 @@ def main(options: argparse.Namespace) -> None:
                         seeds=seeds,
                         recipe=recipe,
                         steps=options.steps,
+                        view="whole",
                         composite=False,
                     )[..., 0]
                 )
@@ -107,6 +191,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--count", type=int, default=8, help="pairs a type and lever, each painted with two seeds"
     )
+    parser.add_argument("--default", action="store_true", help="only the model as it is used")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--json", type=Path)
     main(parser.parse_args())

@@ -116,7 +116,7 @@ class Engine:
         result = images.copy()
         for (n, _, region), levels in zip(cut, decoded, strict=True):
             part = result[n][region.window]
-            part[:] = composited(part, levels, region.label, grain=seen is not None)
+            part[:] = composited(part, levels, region.label, exact=seen is not None)
         return result
 
     def paint(

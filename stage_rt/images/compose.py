@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
 FEATHER = 2
@@ -19,25 +19,31 @@ def pixels(painted: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def composite(
-    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], *, grain: bool = False
+    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], *, exact: bool = False
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
 
-    All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the
-    bytes of the photograph. ``grain`` gives the paint the photograph's own (`grain_of`): without it a defect can be
-    told from its surroundings by being smooth.
+    All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the bytes of
+    the photograph. ``exact``: the ramp lies across the label's outline, one pixel to either side, and the paint gets
+    the photograph's grain (`grain_of`). So a segmentation network learns outlines where they were drawn, and cannot
+    tell a defect by its being smooth.
     """
     result = photo.copy()
     if not label.any():
         return result
     near = _surroundings(label, 2 * FEATHER)
     enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
-    if grain:
-        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label), 0, 255)
     mask = Image.fromarray(label[near].astype(np.uint8) * 255)
-    # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
-    grown = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1))
-    alpha = np.asarray(grown.filter(ImageFilter.BoxBlur(FEATHER)), dtype=np.float32)[..., None] / 255
+    if exact:
+        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label), 0, 255)
+        # At a straight outline the blur leaves two thirds of the paint; thin labels must not get less.
+        blurred = ImageChops.lighter(
+            mask.filter(ImageFilter.BoxBlur(1)), mask.point(lambda level: level * 2 // 3)
+        )
+    else:
+        # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
+        blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))
+    alpha = np.asarray(blurred, dtype=np.float32)[..., None] / 255
     result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
     return result
 

@@ -153,8 +153,8 @@ def _write(
     folder: Path,
     manifest: Manifest,
 ) -> None:
-    grain = spec.region is not None
-    for result in finish(batch, strokes(), model, composited=spec.composite, grain=grain):
+    exact = spec.region is not None
+    for result in finish(batch, strokes(), model, composited=spec.composite, exact=exact):
         if result.sample.index in wanted:
             manifest.append(_keep(spec, result, folder))
 

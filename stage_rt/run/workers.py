@@ -188,18 +188,18 @@ def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: Model
 
 
 def finish(
-    batch: Batch, strokes: Sequence[Stroke], model: ModelSpec, *, composited: bool, grain: bool
+    batch: Batch, strokes: Sequence[Stroke], model: ModelSpec, *, composited: bool, exact: bool
 ) -> Iterator[Result]:
     """Make each sample of a painted batch ready to be written.
 
-    ``composited``: put the paint into the photograph, at its size, with its ``grain`` if wanted; otherwise the
+    ``composited``: put the paint into the photograph, at its size, ``exact`` as `composite` says; otherwise the
     decoded image of the one region is the result.
     """
     for place, sample in enumerate(batch.samples):
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
         label = batch.labels[place] if composited else network_mask(batch.labels[place], model)
-        draw = partial(_composited, batch.photos[place], grain=grain) if composited else _decoded
+        draw = partial(_composited, batch.photos[place], exact=exact) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
@@ -216,13 +216,13 @@ def finish(
 
 
 def _composited(
-    photo: NDArray[np.uint8], pieces: Sequence[Piece], strokes: Sequence[Stroke], *, grain: bool
+    photo: NDArray[np.uint8], pieces: Sequence[Piece], strokes: Sequence[Stroke], *, exact: bool
 ) -> Image.Image:
     result = photo.copy()
     for piece, stroke in zip(pieces, strokes, strict=True):
         assert stroke.levels is not None
         window = piece.region.window
-        result[window] = composite(result[window], stroke.levels, piece.region.label, grain=grain)
+        result[window] = composite(result[window], stroke.levels, piece.region.label, exact=exact)
     return Image.fromarray(result)
 
 

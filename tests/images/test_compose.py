@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from stage_rt.images.compose import FEATHER, composite, pixels
+from stage_rt.images.compose import FEATHER, composite, grain_of, pixels
 
 RNG = np.random.default_rng(0)
 
@@ -60,3 +60,57 @@ def test_no_label_leaves_the_photograph():
     result = composite(photo, np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((6, 8), dtype=bool))
     np.testing.assert_array_equal(result, photo)
     assert result is not photo
+
+
+def textured(side: int, seed: int = 0) -> np.ndarray:
+    """A surface with a grain of 12 grey levels that neighbours do not share."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(120, 12, (side, side, 1)), 0, 255).astype(np.uint8).repeat(3, axis=2)
+
+
+def test_exact_paint_ends_at_the_labels_outline():
+    photo, label = textured(96), np.zeros((96, 96), dtype=bool)
+    label[40:60, 30:70] = True
+    result = composite(photo, np.full((48, 48, 3), 30, dtype=np.uint8), label, exact=True)
+    away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3)))
+    assert (result[away] == photo[away]).all()
+    inside = np.zeros_like(label)
+    inside[41:59, 31:69] = True
+    assert abs(result[inside].mean() - 30) < 5
+    edge = label & ~inside
+    assert 30 < result[edge].mean() < 90
+
+
+def test_exact_paint_has_the_photographs_grain():
+    """The painted picture is the surface without its grain, and a flat pit."""
+    photo, label = textured(96), np.zeros((96, 96), dtype=bool)
+    label[40:60, 30:70] = True
+    painted = np.full((96, 96, 3), 120, dtype=np.uint8)
+    painted[label] = 60
+    result = composite(photo, painted, label, exact=True)[44:56, 34:66, 0].astype(float)
+    assert result.std() == pytest.approx(photo[..., 0].std(), rel=0.25)
+    assert result.mean() == pytest.approx(60, abs=3)
+    plain = composite(photo, painted, label)[44:56, 34:66, 0]
+    assert plain.std() < 1
+
+
+def test_there_is_no_grain_where_the_label_leaves_no_surface():
+    photo, label = textured(32), np.ones((32, 32), dtype=bool)
+    assert (grain_of(photo, np.full_like(photo, 120), label) == 0).all()
+    assert (
+        composite(photo, np.full((16, 16, 3), 60, dtype=np.uint8), label, exact=True)[2:-2, 2:-2] == 60
+    ).all()
+
+
+def test_nothing_labelled_changes_nothing_exactly():
+    photo = textured(32)
+    assert (
+        composite(photo, np.zeros((16, 16, 3), np.uint8), np.zeros((32, 32), bool), exact=True) == photo
+    ).all()
+
+
+def test_a_label_of_one_pixel_gets_most_of_its_paint():
+    photo, label = np.full((32, 32, 3), 120, dtype=np.uint8), np.zeros((32, 32), dtype=bool)
+    label[7, 9] = True
+    result = composite(photo, np.full((16, 16, 3), 0, dtype=np.uint8), label, exact=True)
+    assert result[7, 9, 0] == 40
