@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from stage_rt.images.inputs import read_image
-from stage_rt.spec import PairRecord
+from stage_rt.images.regions import regions
+from stage_rt.spec import PairRecord, RegionView
 
 CONTEXT = 0.35
 """How much of the surroundings is shown on each side of a label, in sides of its square."""
@@ -20,8 +21,13 @@ _CELL, _GAP, _CAPTION, _MARGIN, _GROUPS = 176, 6, 20, 28, 2
 _PAPER, _FAINT, _OUTLINE = (250, 250, 248), (120, 120, 124), (230, 40, 40)
 
 
-def label_sheet(folder: Path, shown: Sequence[tuple[PairRecord, Path]]) -> Image.Image:
-    """One picture of finished pairs; with each goes its photograph's file."""
+def label_sheet(
+    folder: Path, shown: Sequence[tuple[PairRecord, Path]], view: RegionView | None
+) -> Image.Image:
+    """One picture of finished pairs; with each goes its photograph's file.
+
+    Of a pair that was painted in several regions the one with most of the label is shown.
+    """
     group, row = 3 * _CELL + 2 * _GAP, _CELL + _CAPTION + 2 * _GAP
     columns = min(_GROUPS, max(len(shown), 1))
     rows = -(-len(shown) // columns)
@@ -29,19 +35,24 @@ def label_sheet(folder: Path, shown: Sequence[tuple[PairRecord, Path]]) -> Image
     sheet = Image.new("RGB", size, _PAPER)
     for n, (record, normal) in enumerate(shown):
         corner = (_MARGIN + n % columns * (group + _MARGIN), _MARGIN + n // columns * row)
-        _draw(sheet, corner, folder, record, normal)
+        _draw(sheet, corner, folder, record, normal, view)
     return sheet
 
 
 def _draw(
-    sheet: Image.Image, corner: tuple[int, int], folder: Path, record: PairRecord, normal: Path
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    folder: Path,
+    record: PairRecord,
+    normal: Path,
+    view: RegionView | None,
 ) -> None:
     assert record.image is not None
     assert record.mask is not None
     label = np.asarray(Image.open(folder / record.mask)) > 0
     result = Image.open(folder / record.image).convert("RGB")
     photo = Image.fromarray(read_image(normal)).resize(result.size, Image.Resampling.BICUBIC)
-    box = square_around(label)
+    box = square_around(_most(label, view))
     tiles = [_zoomed(photo, box), _zoomed(result, box), _outlined(_zoomed(result, box), label, box)]
     for n, tile in enumerate(tiles):
         sheet.paste(tile, (corner[0] + n * (_CELL + _GAP), corner[1]))
@@ -49,6 +60,14 @@ def _draw(
     caption = f"{Path(record.image).name} · {fill} · {record.label_pixels or int(label.sum())} px"
     position = (corner[0], corner[1] + _CELL + 2)
     ImageDraw.Draw(sheet).text(position, caption, _FAINT, ImageFont.load_default(11))
+
+
+def _most(label: NDArray[np.bool_], view: RegionView | None) -> NDArray[np.bool_]:
+    """A label without what is not in its largest region."""
+    region = max(regions(label, view), key=lambda region: int(region.label.sum()))
+    only = np.zeros_like(label)
+    only[region.window] = region.label
+    return only
 
 
 def square_around(label: NDArray[np.bool_]) -> tuple[int, int, int, int]:

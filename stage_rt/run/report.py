@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stage_rt.files import write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.run.label_sheet import label_sheet
-from stage_rt.spec import PairRecord, RunSpec
+from stage_rt.spec import PairRecord, RegionView, RunSpec
 
 CONTACT_SHEET = "contact_sheet.png"
 LABELS = "labels.png"
@@ -35,19 +35,19 @@ def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: S
     )
     sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
     _write_png(folder / CONTACT_SHEET, sheet)
-    labels_size = _write_labels(folder, records, normals)
+    labels_size = _write_labels(folder, records, normals, spec.region)
     write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels_size).encode())
 
 
 def _write_labels(
-    folder: Path, records: Sequence[PairRecord], normals: Sequence[Path]
+    folder: Path, records: Sequence[PairRecord], normals: Sequence[Path], view: RegionView | None
 ) -> tuple[int, int] | None:
     """Write the sheet of the weakest labels, if any were measured; returns its size."""
     measured = [pair for pair in zip(records, normals, strict=True) if pair[0].fill is not None]
     if not measured:
         return None
     measured.sort(key=lambda pair: _weakest_first(pair[0]))
-    sheet = label_sheet(folder, measured[:MAX_SHOWN])
+    sheet = label_sheet(folder, measured[:MAX_SHOWN], view)
     _write_png(folder / LABELS, sheet)
     return sheet.size
 
