@@ -145,7 +145,9 @@ def mean_iou(network: UNet, images: np.ndarray, classes: np.ndarray) -> list[flo
     ]
 
 
-def sources(engine: stage_rt.engine.Engine, seed: int, steps: int) -> dict[str, list[Scenes]]:
+def sources(
+    engine: stage_rt.engine.Engine, seed: int, steps: int, *, authors: bool
+) -> dict[str, list[Scenes]]:
     """By name, 70 images a type with their labels; all but ``more real`` on the same photographs and labels."""
     seen = data.brick()[:, :SEEN_COLUMNS]
     made: dict[str, list[Scenes]] = {"real only": []}
@@ -153,7 +155,7 @@ def sources(engine: stage_rt.engine.Engine, seed: int, steps: int) -> dict[str, 
         rng = np.random.default_rng([seed, 7])
         good = levels([crop(seen, rng) for _ in range(PAIRS)])
         labels = np.stack([DEFECTS[kind](np.zeros((128, 128)), rng)[1] for _ in range(PAIRS)])
-        good, labels, painted = ours(engine, kind, good, labels, seed, steps)
+        good, labels, painted = ours(engine, kind, good, labels, seed, steps, authors=authors)
         made.setdefault("CutPaste", []).append((cut_paste(good, labels, rng), labels))
         made.setdefault("Perlin", []).append((perlin_textures(good, labels, rng), labels))
         made.setdefault("more real", []).append(rendered(kind, PAIRS, seen, rng))
@@ -163,7 +165,14 @@ def sources(engine: stage_rt.engine.Engine, seed: int, steps: int) -> dict[str, 
 
 
 def ours(
-    engine: stage_rt.engine.Engine, kind: str, good: np.ndarray, labels: np.ndarray, seed: int, steps: int
+    engine: stage_rt.engine.Engine,
+    kind: str,
+    good: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    steps: int,
+    *,
+    authors: bool,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Photographs and labels as a run pairs them, and its pairs: as a user starts it, and of the authors' recipe."""
     made = {}
@@ -174,7 +183,7 @@ def ours(
             for name, picture in zip(paths, pair, strict=True):
                 paths[name].append(folder / f"{name}{n}.png")
                 Image.fromarray(picture).save(paths[name][-1])
-        for name, recipe in (("ours", None), ("ours, authors", "authors")):
+        for name, recipe in (("ours", None), *([("ours, authors", "authors")] if authors else [])):
             job = Job(
                 normals=paths["normal"],
                 masks=paths["mask"],
@@ -205,11 +214,14 @@ def main(options: argparse.Namespace) -> None:
     test_images = np.concatenate([images for images, _ in held_out])
     test_classes = np.concatenate([masks * (c + 1) for c, (_, masks) in enumerate(held_out)])
     result: dict[str, Any] = {"machine": cpu_name(), "steps": options.steps, "rows": []}
+    authors = not options.sources or "ours, authors" in options.sources
     for seed in range(options.seeds):
         rng = np.random.default_rng([seed, 1])
         real = [rendered(kind, REAL, photo[:, :SEEN_COLUMNS], rng) for kind in DEFECTS]
         good = levels([crop(photo[:, :SEEN_COLUMNS], rng) for _ in range(GOOD)])
-        for name, pairs in sources(engine, seed, options.steps).items():
+        for name, pairs in sources(engine, seed, options.steps, authors=authors).items():
+            if options.sources and name not in options.sources:
+                continue
             parts = [(images, masks * (c % 3 + 1)) for c, (images, masks) in enumerate([*real, *pairs])]
             images = np.concatenate([good, *(images for images, _ in parts)])
             classes = np.concatenate([np.zeros_like(good), *(classes for _, classes in parts)])
@@ -226,6 +238,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("engine")
+    parser.add_argument("--sources", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100, help="network calls a pair")
     parser.add_argument("--json", type=Path)

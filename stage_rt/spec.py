@@ -88,8 +88,8 @@ class ModelSpec(_Spec):
 
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
-    the change in grey levels (`stage_rt.images.labels.Figures.threshold`) that nearly all pictures of the training
-    stay below where nothing is painted.
+    the median change in grey levels (`stage_rt.images.labels.Figures.threshold`) of pictures of the training where
+    nothing is painted.
     """
 
     format: Literal[1] = 1

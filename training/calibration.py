@@ -24,8 +24,8 @@ from .presets import Trials
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 """Weights that are tried."""
-FAMILIAR_QUANTILE = 0.95
-"""Quantile of those pairs' change where nothing is painted that the model calls familiar."""
+FINE = 2.0
+"""Deviation of the blur that parts a defect's fine texture from its shading, in pixels of the network."""
 LEAST_QUANTILE = 0.2
 """Quantile of the fill of those pairs that every pair is expected to reach."""
 
@@ -91,7 +91,7 @@ def calibrate(
             report("calibration", done, batches, tried[-1][0])
         _, weight, least = min(tried)
         defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3))
-    return defaults, round(float(np.quantile(changes, FAMILIAR_QUANTILE)), 1)
+    return defaults, round(float(np.median(changes)), 1)
 
 
 def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
@@ -105,11 +105,17 @@ def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
 
 
 def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[float, float]:
-    """How a defect looks in an image ``[c, S, S]``: its mean less that of a ring around it, and its deviation."""
+    """How a defect looks in an image ``[c, S, S]``: its mean less that of a ring around it, and its fine texture.
+
+    The texture is the deviation from a mean over `FINE` pixels: the deviation from the label's own mean would call a
+    surface with a gradient across it textured, and praise paint that is merely uneven.
+    """
     grey = image.mean(axis=0, dtype=np.float64)
     ring = ndimage.binary_dilation(label, iterations=12) & ~ndimage.binary_dilation(label, iterations=3)
     around = float(grey[ring].mean()) if ring.any() else float(grey.mean())
-    return float(grey[label].mean()) - around, float(grey[label].std())
+    weight = ndimage.gaussian_filter(label.astype(np.float64), FINE)
+    smooth = ndimage.gaussian_filter(np.where(label, grey, 0.0), FINE) / np.maximum(weight, 1e-6)
+    return float(grey[label].mean()) - around, float((grey - smooth)[label].std())
 
 
 def appearances(examples: Examples, index: torch.Tensor, most: int = 200) -> NDArray[np.float64]:

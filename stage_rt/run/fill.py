@@ -17,7 +17,7 @@ from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
 from stage_rt.run.writer import WriterThread, pair_paths, write_pair
 from stage_rt.spec import ModelSpec, PairRecord, RunSpec
 
-STRANGE = 1.5
+STRANGE = 2.0
 """How many times more than in training a picture may change where nothing is painted."""
 NON_FINITE = "the sampler's result is not finite"
 

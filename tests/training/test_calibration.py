@@ -27,10 +27,15 @@ def examples(shades: list[int], surface: int = 100) -> Examples:
     return Examples(torch.from_numpy(images), torch.from_numpy(masks), prompt, ["good", "part+dent"])
 
 
-def test_a_defects_appearance_is_its_contrast_and_its_deviation():
-    scene = examples([40])
-    index = torch.tensor([2])
-    assert calibration.appearances(scene, index) == pytest.approx(np.array([[-60.0, 0.0]]))
+def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():
+    scene = examples([40, 40, 40])
+    noise = np.random.default_rng(0).normal(0, 9, (8, 8))
+    scene.images[3, 0, 12:20, 12:20] += torch.from_numpy(noise).to(torch.uint8)
+    scene.images[4, 0, 12:20, 12:20] += torch.arange(8, dtype=torch.uint8)[:, None] * 3
+    flat, rough, shaded = calibration.appearances(scene, torch.tensor([2, 3, 4]))
+    assert flat == pytest.approx([-60, 0], abs=1e-6)
+    assert rough[1] > 6
+    assert shaded[1] < 4
 
 
 def test_the_distance_is_none_for_the_same_figures_and_grows_with_the_shift():
