@@ -43,14 +43,16 @@ def _fields(folder: Path, spec: "EngineSpec") -> dict[str, Any]:
         "size": sum(sizes.values()),
         "files": {name: {"size": size, "sha256": spec.files[name]} for name, size in sizes.items()},
         "image_size": spec.model.image_size,
+        "region": spec.model.region.model_dump() if spec.model.region else None,
         "prompts": spec.model.prompts,
+        "defaults": {name: one.model_dump() for name, one in spec.model.defaults.items()},
         "recipe": spec.model.recipe.model_dump(mode="json"),
         "provenance": spec.model.provenance,
     }
 
 
 def _table(fields: dict[str, Any]) -> str:
-    recipe = fields["recipe"]
+    recipe, region = fields["recipe"], fields["region"]
     rows = [
         ("engine", fields["engine"]),
         ("backend", f"{fields['backend']} ({fields['library']} {fields['library_version']})"),
@@ -62,6 +64,7 @@ def _table(fields: dict[str, Any]) -> str:
         ("graphs", fields["graphs_fingerprint"]),
         ("image size", fields["image_size"]),
         ("recipe", f"{recipe['name']}, {recipe['steps']} steps"),
+        ("view", f"squares of at least {region['least']} px" if region else "whole photographs"),
         ("prompts", ", ".join(sorted(fields["prompts"]))),
         ("files", _bytes(fields["size"])),
     ]

@@ -32,6 +32,7 @@ def test_json_holds_everything_there_is_to_know(inspect, rtx_engine):
     assert (found["library"], found["library_version"]) == (spec.library, spec.library_version)
     assert (found["workspace"], found["fingerprint"]) == (spec.workspace, spec.fingerprint)
     assert found["recipe"] == spec.model.recipe.model_dump(mode="json")
+    assert (found["region"], found["defaults"]) == (None, {})
     unet = rtx_engine / "unet.engine"
     assert found["files"]["unet.engine"] == {"size": unet.stat().st_size, "sha256": sha256(unet)}
     assert found["size"] == sum(file["size"] for file in found["files"].values())
@@ -56,9 +57,10 @@ def test_the_text_of_an_engine_for_the_cpu(inspect, engine_folder, monkeypatch):
         "image size   32",
         "recipe       short, 10 steps",
     ]
-    assert lines[10] == "prompts      tile+crack, tile+hole"
-    assert lines[11].startswith("files        ")
-    assert [line.split()[0] for line in lines[12:]] == sorted(spec.files)
+    assert lines[10] == "view         whole photographs"
+    assert lines[11] == "prompts      tile+crack, tile+hole"
+    assert lines[12].startswith("files        ")
+    assert [line.split()[0] for line in lines[13:]] == sorted(spec.files)
 
 
 def test_a_truncated_engine_is_named(inspect, rtx_engine, tmp_path):
