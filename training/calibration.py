@@ -24,6 +24,8 @@ from .presets import Trials
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 """Weights that are tried."""
+HARDLY_WORSE = 1.1
+"""Distances of a few pairs are not surer than this."""
 FINE = 2.0
 """Deviation of the blur that parts a defect's fine texture from its shading, in pixels of the network."""
 LEAST_QUANTILE = 0.2
@@ -52,7 +54,7 @@ def calibrate(
     """Paint defects of every prompt into good surface under real labels; the guidance that looks most real is chosen.
 
     For each guidance the distributions of two figures over painted pairs are held against those over real ones
-    (`appearance`); the guidance with the least distance wins.
+    (`appearance`). The guidance with the least distance wins, or the recipe's own where that is hardly worse.
 
     Args:
         networks: the trained model.
@@ -74,24 +76,25 @@ def calibrate(
         if not number:
             continue
         real = appearances(examples, torch.nonzero(examples.prompt == number).flatten())
-        tried = []
+        tried = {}
         for weight in GUIDANCES:
             painted, figures = _painted(
                 networks, latents, number, adapter_of[prompt], recipe.guided(weight), trials, seed, device
             )
-            tried.append(
-                (
-                    distance(painted, real),
-                    weight,
-                    float(np.quantile([one.fill for one in figures], LEAST_QUANTILE)),
-                )
-            )
+            least = float(np.quantile([one.fill for one in figures], LEAST_QUANTILE))
+            tried[weight] = (distance(painted, real), least)
             changes += [one.threshold for one in figures]
             done += 1
-            report("calibration", done, batches, tried[-1][0])
-        _, weight, least = min(tried)
-        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3))
+            report("calibration", done, batches, tried[weight][0])
+        weight = chosen({weight: away for weight, (away, _) in tried.items()}, recipe.guidance)
+        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(tried[weight][1], 3))
     return defaults, round(float(np.median(changes)), 1)
+
+
+def chosen(distances: dict[float, float], own: float) -> float:
+    """The guidance of least distance; the recipe's ``own`` if its distance is at most `HARDLY_WORSE` times that."""
+    best = min(distances, key=distances.__getitem__)
+    return own if distances.get(own, np.inf) <= HARDLY_WORSE * distances[best] else best
 
 
 def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
