@@ -88,8 +88,7 @@ class ModelSpec(_Spec):
 
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
-    the median change in grey levels (`stage_rt.images.labels.Figures.threshold`) of pictures of the training where
-    nothing is painted.
+    the median over pictures of the training of what `stage_rt.images.labels.round_trip` says.
     """
 
     format: Literal[1] = 1
@@ -243,8 +242,9 @@ class PairRecord(_Spec):
     ``index`` is the sample in the noise's streams, beside the run's ``seed``. ``normal`` and ``label`` are the names
     of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. ``regions`` is how
     many squares it was painted in and ``attempts`` how often the one of them that took most, where more than once;
-    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast``,
-    ``label_pixels`` and ``threshold`` are those of `stage_rt.images.labels.Figures`; older releases lack them.
+    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast`` and
+    ``label_pixels`` are those of `stage_rt.images.labels.Figures`, ``round_trip`` is the median of
+    `stage_rt.images.labels.round_trip` over its regions; pairs of older releases lack them.
     """
 
     index: int = Field(ge=0)
@@ -265,7 +265,7 @@ class PairRecord(_Spec):
     leak: float | None = None
     contrast: float | None = None
     label_pixels: int | None = None
-    threshold: float | None = None
+    round_trip: float | None = None
     regions: int | None = None
     attempts: int | None = None
     weak: bool | None = None

@@ -67,6 +67,17 @@ def measure(
     )
 
 
+def round_trip(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+    """How much the networks change a picture where nothing is painted, in grey levels; `LEAST_CHANGE` at least.
+
+    ``before`` and ``after`` are uint8 ``[S, S, 3]``, at the networks' own size whatever the photograph's, so that
+    pictures of all scales compare; ``mask`` is the latent mask, bool ``[h, w]``.
+    """
+    factor = before.shape[0] // mask.shape[0]
+    label = mask.repeat(factor, axis=0).repeat(factor, axis=1)
+    return measure(before, after, label, mask.shape[0]).threshold
+
+
 def _reduced(
     photo: NDArray[np.uint8], label: NDArray[np.bool_], longest: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -123,7 +123,7 @@ class _Strange:
 
     def look(self, manifest: Manifest) -> None:
         # A copy, as another thread appends.
-        changes = [one.threshold for one in list(manifest.records.values()) if one.threshold is not None]
+        changes = [one.round_trip for one in list(manifest.records.values()) if one.round_trip is not None]
         if self._familiar is None or not changes:
             return
         if (found := median(changes)) > STRANGE * self._familiar:
@@ -190,6 +190,6 @@ def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
         "leak": round(result.figures.leak, 4),
         "contrast": round(result.figures.contrast, 2),
         "label_pixels": result.figures.label_pixels,
-        "threshold": round(result.figures.threshold, 1),
+        "round_trip": round(result.round_trip, 1),
     }
     return record.model_copy(update={"status": "ok", "reason": None, **written, **measured})

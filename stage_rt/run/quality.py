@@ -12,11 +12,13 @@ from stage_rt.images.labels import Figures
 class Stroke(NamedTuple):
     """A painted region: uint8 ``[S, S, 3]`` and its figures, both None if it is not finite.
 
-    ``attempts`` is how often the region was painted.
+    ``round_trip`` is how much the networks changed it where nothing is painted (`stage_rt.images.labels`),
+    ``attempts`` how often it was painted.
     """
 
     levels: NDArray[np.uint8] | None
     figures: Figures | None
+    round_trip: float = 0.0
     attempts: int = 1
 
     @property

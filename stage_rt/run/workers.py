@@ -7,6 +7,7 @@ calls `finish` for a batch while the next one is painted.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from stage_rt.executor import Painted
 from stage_rt.images.compose import composite, pixels
 from stage_rt.images.inputs import latent_mask, network_image, network_mask, read_image
-from stage_rt.images.labels import Figures, measure
+from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
 from stage_rt.noise import PhiloxNoise, stream
@@ -83,7 +84,8 @@ class Batch:
 class Result:
     """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite.
 
-    ``weakest`` is the fill of the region that was painted least, ``attempts`` of the one that took most.
+    ``weakest`` is the fill of the region that was painted least, ``attempts`` of the one that took most,
+    ``round_trip`` the median of all.
     """
 
     sample: Sample
@@ -94,6 +96,7 @@ class Result:
     regions: int
     attempts: int
     weakest: float
+    round_trip: float
 
 
 def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None) -> Batch:
@@ -184,7 +187,8 @@ def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: Model
     if not usable:
         return Stroke(None, None)
     levels = pixels(image)
-    return Stroke(levels, measure(piece.photo, levels, piece.region.label, model.latent_size))
+    figures = measure(piece.photo, levels, piece.region.label, model.latent_size)
+    return Stroke(levels, figures, round_trip(pixels(piece.image), levels, piece.mask[0] > 0))
 
 
 def finish(
@@ -212,6 +216,7 @@ def finish(
             regions=len(pieces),
             attempts=max(stroke.attempts for stroke in done),
             weakest=min(stroke.fill for stroke in done),
+            round_trip=median(stroke.round_trip for stroke in done),
         )
 
 

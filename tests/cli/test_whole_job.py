@@ -38,7 +38,9 @@ def test_train_build_synth(run: Run, tmp_path: Path) -> None:
     assert "guidance 8/8" in err
     assert run("build", "model", "-o", "engine", "--batch", "2")[0] == 0
     arguments = ("--normals", "part/train/good", "--masks", "part/ground_truth/spot", "--prompt", "part+spot")
-    code, out, err = run("synth", "engine", *arguments, "--count", "3", "-o", "run", "--json")
+    code, out, err = run(
+        "synth", "engine", *arguments, "--count", "3", "--min-fill", "0", "-o", "run", "--json"
+    )
     assert (code, err) == (0, "")
     assert json.loads(out)["pairs"] == 3
     for k in range(3):
@@ -52,7 +54,7 @@ def test_demo_paints_a_pair_for_every_mask(run: Run, tmp_path: Path) -> None:
     run("train", "part", "-o", "model")
     shutil.copytree("part/train/good", "model/inputs/normals")
     shutil.copytree("part/ground_truth", "model/inputs/masks")
-    code, out, err = run("demo", "--model", "model", "-o", "demo")
+    code, out, err = run("demo", "--model", "model", "-o", "demo", "--steps", "10")
     assert (code, err) == (0, "")
     assert out.splitlines()[-2:] == ["6 pairs in `demo`", "contact sheet `demo/contact_sheet.png`"]
     for kind in ("dent", "spot"):

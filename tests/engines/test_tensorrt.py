@@ -72,6 +72,7 @@ def test_a_second_build_gives_the_same_bytes(rtx_engine, graphs, tmp_path):
     assert digests(tmp_path / "again") == digests(rtx_engine)
 
 
+@pytest.mark.slow  # Its quick twin is the small model of `rtx_engine`, for the same three generations.
 @pytest.mark.skipif(not (DEMO / "stage.json").is_file(), reason="models/demo is not in this checkout")
 def test_the_demo_model_builds_for_three_generations(tmp_path):
     from stage_rt.export.graphs import export

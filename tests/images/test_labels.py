@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stage_rt.images.labels import LEAST_CHANGE, measure
+from stage_rt.images.labels import LEAST_CHANGE, measure, round_trip
 
 SIDE, CELLS = 96, 24
 
@@ -107,3 +107,15 @@ def test_a_label_of_one_pixel_of_a_large_photograph_is_measured():
     label = np.zeros((3000, 4000), dtype=bool)
     label[1501, 2001] = True
     assert measure(photo, np.full((64, 64, 3), 20, dtype=np.uint8), label, 16).label_pixels == 1
+
+
+def test_the_round_trip_is_the_same_at_every_scale_of_the_photograph():
+    """What is painted takes no part; the rest changes by up to 20 grey levels."""
+    rng = np.random.default_rng(0)
+    before = np.full((64, 64, 3), 120, dtype=np.uint8)
+    after = (before + rng.integers(-20, 21, (64, 64, 1))).astype(np.uint8)
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[2:4, 2:4] = True
+    after[8:16, 8:16] = 0
+    assert round_trip(before, after, mask) == pytest.approx(20, abs=1)
+    assert round_trip(before, before, mask) == LEAST_CHANGE
