@@ -8,7 +8,6 @@ ring around it, and the mean difference between two seeds; for rendered defects 
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 from machine import cpu_name
+from options import engine_parser, keep
 from scipy import ndimage
 from skimage import data
 
@@ -179,19 +179,13 @@ def main(options: argparse.Namespace) -> None:
             row = {"type": kind, "lever": name, **figures(good, painted[0], labels)}
             rows.append(row | {"variety": variety(*painted, labels), "seconds": seconds})
             print(rows[-1], flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.json)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine")
+    parser = engine_parser(__doc__)
     parser.add_argument(
         "--count", type=int, default=8, help="pairs a type and lever, each painted with two seeds"
     )
     parser.add_argument("--default", action="store_true", help="only the model as it is used")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--json", type=Path)
     main(parser.parse_args())

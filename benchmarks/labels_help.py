@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import cpu_name
+from options import engine_parser, keep
 from PIL import Image
 from skimage import data
 from torch import Tensor, nn
@@ -229,17 +230,11 @@ def main(options: argparse.Namespace) -> None:
             row = {"source": name, "seed": seed, "miou": round(float(np.mean(each)), 4)}
             result["rows"].append(row | {"iou": dict(zip(DEFECTS, np.round(each, 3).tolist(), strict=True))})
             print(result["rows"][-1], flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(result, indent=2) + "\n")
+            keep(result, options.json)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine")
+    parser = engine_parser(__doc__)
     parser.add_argument("--sources", nargs="*", help="only these")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100, help="network calls a pair")
-    parser.add_argument("--json", type=Path)
     main(parser.parse_args())

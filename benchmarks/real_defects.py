@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from machine import cpu_name
+from options import engine_parser, keep
 from PIL import Image
 from scipy import ndimage
 
@@ -144,24 +145,18 @@ def main(options: argparse.Namespace) -> None:
         }
         print(kind, json.dumps(result["types"][kind]), flush=True)
         sheet([real, painted], options.output / f"{kind}.png")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.json)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("engine")
+    parser = engine_parser(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--types", nargs="*")
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--view", choices=("whole", "region"))
     parser.add_argument("--recipe", choices=("authors", "paper", "masked"))
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--min-fill", type=float)
-    parser.add_argument("--json", type=Path)
     main(parser.parse_args())

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
 from stage_rt.executor import Condition, Executor, Painted, finite
-from stage_rt.images.compose import composite as composited
-from stage_rt.images.compose import pixels
+from stage_rt.images.compose import pasted, pixels
 from stage_rt.images.inputs import latent_mask, network_image
 from stage_rt.images.regions import regions
 from stage_rt.names import SamplerName, ViewName
@@ -113,11 +112,12 @@ class Engine:
             decoded += [pixels(image) for image in painted.images]
         if not composite:
             return np.stack(decoded)
-        result = images.copy()
-        for (n, _, region), levels in zip(cut, decoded, strict=True):
-            part = result[n][region.window]
-            part[:] = composited(part, levels, region.label, exact=seen is not None)
-        return result
+        result = []
+        for n, photo in enumerate(images):
+            mine = [k for k, (sample, *_) in enumerate(cut) if sample == n]
+            own = [cut[k][2] for k in mine]
+            result.append(pasted(photo, own, [decoded[k] for k in mine], exact=seen is not None))
+        return np.stack(result)
 
     def paint(
         self,

@@ -16,7 +16,6 @@ CONTEXT_JITTER = (0.6, 1.6)
 """Range of the factor that the view's context, and the smallest side, are changed by."""
 
 Crop = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-Side = int
 
 
 def crops_a_region(count: int) -> int:
@@ -52,7 +51,7 @@ def around_defects(
 
 
 def of_surface(
-    photo: NDArray[np.uint8], side: Side, crops: int, rng: np.random.Generator, *, turn: bool
+    photo: NDArray[np.uint8], side: int, crops: int, rng: np.random.Generator, *, turn: bool
 ) -> Iterator[Crop]:
     """``crops`` windows of about ``side`` pixels anywhere in a good photograph uint8 ``[H, W, 3]``."""
     for _ in range(crops):

@@ -1,9 +1,13 @@
 """What was painted, put into the photograph it belongs to."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
+
+from stage_rt.images.regions import Region
 
 FEATHER = 2
 """Half the width of the ramp around a label in which photo and paint are mixed, in pixels of the photo."""
@@ -45,6 +49,16 @@ def composite(
         blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))
     alpha = np.asarray(blurred, dtype=np.float32)[..., None] / 255
     result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
+    return result
+
+
+def pasted(
+    photo: NDArray[np.uint8], regions: Sequence[Region], painted: Sequence[NDArray[np.uint8]], *, exact: bool
+) -> NDArray[np.uint8]:
+    """``photo`` uint8 ``[H, W, 3]`` with each of its regions composited with its own ``painted`` ``[S, S, 3]``."""
+    result = photo.copy()
+    for region, levels in zip(regions, painted, strict=True):
+        result[region.window] = composite(result[region.window], levels, region.label, exact=exact)
     return result
 
 

@@ -85,9 +85,13 @@ def _reduced(
     factor = -(-max(label.shape) // longest)
     if factor == 1:
         return photo, label
-    bands = np.logical_or.reduceat(label, np.arange(0, label.shape[0], factor), axis=0)
-    blocks = np.logical_or.reduceat(bands, np.arange(0, label.shape[1], factor), axis=1)
-    return np.asarray(Image.fromarray(photo).reduce(factor)), blocks
+    return np.asarray(Image.fromarray(photo).reduce(factor)), in_blocks(label, factor)
+
+
+def in_blocks(label: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Whether a pixel is labelled in each block of ``side`` pixels of a label bool ``[H, W]``, cut at its end."""
+    bands = np.logical_or.reduceat(label, np.arange(0, label.shape[0], side), axis=0)
+    return np.logical_or.reduceat(bands, np.arange(0, label.shape[1], side), axis=1)
 
 
 def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Where the part is in a photograph: found from its difference to the border, or read from a mask of it."""
+"""Where the part is in a photograph, found from its difference to the border."""
 
 import numpy as np
 from numpy.typing import NDArray

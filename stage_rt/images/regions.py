@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stage_rt.images.labels import in_blocks
 from stage_rt.spec import RegionView
 
 MOST = 256
@@ -80,9 +81,7 @@ class _Parts:
 def _parts(label: NDArray[np.bool_], block: int) -> _Parts:
     """Labelled pixels in the same block or in neighbouring ones belong together."""
     while True:
-        bands = np.logical_or.reduceat(label, np.arange(0, label.shape[0], block), axis=0)
-        blocks = np.logical_or.reduceat(bands, np.arange(0, label.shape[1], block), axis=1)
-        grid, count = ndimage.label(blocks, structure=np.ones((3, 3)))
+        grid, count = ndimage.label(in_blocks(label, block), structure=np.ones((3, 3)))
         if count <= MOST:
             break
         block *= 2

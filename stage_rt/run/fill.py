@@ -122,9 +122,11 @@ class _Strange:
         self._familiar, self._notify = familiar, notify
 
     def look(self, manifest: Manifest) -> None:
+        if self._familiar is None:
+            return
         # A copy, as another thread appends.
         changes = [one.round_trip for one in list(manifest.records.values()) if one.round_trip is not None]
-        if self._familiar is None or not changes:
+        if not changes:
             return
         if (found := median(changes)) > STRANGE * self._familiar:
             self._notify(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage_rt.executor import Painted
-from stage_rt.images.compose import composite, pixels
+from stage_rt.images.compose import pasted, pixels
 from stage_rt.images.inputs import latent_mask, network_image, network_mask, read_image
 from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
@@ -196,8 +196,8 @@ def finish(
 ) -> Iterator[Result]:
     """Make each sample of a painted batch ready to be written.
 
-    ``composited``: put the paint into the photograph, at its size, ``exact`` as `composite` says; otherwise the
-    decoded image of the one region is the result.
+    ``composited``: put the paint into the photograph, at its size, ``exact`` as `stage_rt.images.compose` says;
+    otherwise the decoded image of the one region is the result.
     """
     for place, sample in enumerate(batch.samples):
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
@@ -223,12 +223,8 @@ def finish(
 def _composited(
     photo: NDArray[np.uint8], pieces: Sequence[Piece], strokes: Sequence[Stroke], *, exact: bool
 ) -> Image.Image:
-    result = photo.copy()
-    for piece, stroke in zip(pieces, strokes, strict=True):
-        assert stroke.levels is not None
-        window = piece.region.window
-        result[window] = composite(result[window], stroke.levels, piece.region.label, exact=exact)
-    return Image.fromarray(result)
+    levels = [stroke.levels for stroke in strokes if stroke.levels is not None]
+    return Image.fromarray(pasted(photo, [piece.region for piece in pieces], levels, exact=exact))
 
 
 def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:

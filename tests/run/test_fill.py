@@ -6,36 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
+from fake_engine import PROMPT, FakeEngine, contents, labels, manifest, opened, photographs
 from PIL import Image, ImageFilter
 
 from stage_rt.errors import DatasetError, ImageError, InputError, MaskError, PromptError, RunError, StageError
 from stage_rt.images.compose import FEATHER
 from stage_rt.run import workers
 from stage_rt.run.fill import NON_FINITE, fill
-from stage_rt.run.job import Job
-
-
-@pytest.fixture
-def job(tmp_path) -> Job:
-    return Job(
-        normals=photographs(tmp_path / "normals", 5),
-        masks=labels(tmp_path / "masks", 4),
-        prompt=PROMPT,
-        count=10,
-        seed=7,
-        composite=True,
-        batch=4,
-    )
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-def manifest(folder):
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 def pair(folder, line):

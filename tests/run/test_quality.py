@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_engine import PROMPT, FakeEngine, contents, labels, opened, photographs
+from fake_engine import PROMPT, FakeEngine, contents, manifest, opened, photographs
 from PIL import Image
 
 from stage_rt.errors import InputError, RunError
@@ -58,23 +58,6 @@ def test_a_region_that_is_not_finite_is_weaker_than_any():
 def test_figures_of_regions_are_means_over_labelled_pixels():
     both = combined([Figures(1.0, 0.0, -40, 8, 30), Figures(0.2, 0.1, 20, 12, 10)])
     assert both == Figures(pytest.approx(0.8), 0.1, pytest.approx(-25), pytest.approx(9), 40)
-
-
-@pytest.fixture
-def job(tmp_path) -> Job:
-    return Job(
-        normals=photographs(tmp_path / "normals", 5),
-        masks=labels(tmp_path / "masks", 4),
-        prompt=PROMPT,
-        count=10,
-        seed=7,
-        composite=True,
-        batch=4,
-    )
-
-
-def manifest(folder):
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 def weak_at_first(stream: int) -> bool:

@@ -1,11 +1,10 @@
 """Small and large photographs, and defects at their borders."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_engine import PROMPT, FakeEngine, opened
+from fake_engine import PROMPT, FakeEngine, manifest, opened
 from PIL import Image
 
 from stage_rt.run import plan
@@ -38,7 +37,7 @@ def painted(folder, label):
     """Which pixels changed, and the manifest's line."""
     made = job(folder, label)
     fill(FakeEngine(region=VIEW), made, folder / "run")
-    (line,) = map(json.loads, (folder / "run" / "manifest.jsonl").read_text().splitlines())
+    (line,) = manifest(folder / "run")
     before, after = np.asarray(opened(made.normals[0])), np.asarray(opened(folder / "run" / line["image"]))
     return np.abs(after.astype(np.int16) - before).max(axis=2) > 0, line
 

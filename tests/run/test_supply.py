@@ -1,9 +1,8 @@
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_engine import PROMPT, FakeEngine, contents, opened, photographs
+from fake_engine import PROMPT, FakeEngine, contents, manifest, opened, photographs
 from PIL import Image
 from scipy import ndimage
 
@@ -98,7 +97,7 @@ def job(tmp_path) -> Job:
 
 
 def written(folder):
-    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    lines = manifest(folder)
     return lines, [np.asarray(opened(folder / line["mask"])) > 0 for line in lines]
 
 

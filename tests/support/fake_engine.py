@@ -7,6 +7,7 @@ Run as a script it is the command line with that engine in place of the real one
 file ``MARK`` appears when painting begins.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -119,6 +120,11 @@ def opened(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
+
+
+def manifest(folder: Path) -> list[dict]:
+    """The lines of a run's manifest."""
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
