@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 NATIVE := pyproject.toml CMakeLists.txt $(wildcard stage_rt/kernels/*.h stage_rt/kernels/*.cpp stage_rt/kernels/*.cu)
 # One process a core; threads of their own would only take turns.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=15 --durations-min=5
-# import-linter and mypy read packages from disk, where training, export and engines lie beside stage_rt. The finder of
+# import-linter and mypy read packages from disk, where the packages of pyproject.toml lie beside stage_rt. The finder of
 # the editable install would show import-linter the whole checkout instead, so it runs without site (-S).
 TREE := build/tree
+BESIDE := training export engines benchmarks/quality
 
 .PHONY: demo test check lint bench clean
 
@@ -55,6 +56,6 @@ $(VENV)/.dev: $(VENV)/.torch $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'tensorrt-stubs>=10.13'
 	touch $@ $(VENV)/.demo
 
-$(TREE): $(wildcard stage_rt/*) training export engines
+$(TREE): $(wildcard stage_rt/*) $(BESIDE)
 	rm -rf $@ && mkdir -p $@/stage_rt
-	ln -s $(addprefix $(CURDIR)/,$(wildcard stage_rt/*) training export engines) $@/stage_rt/
+	ln -s $(addprefix $(CURDIR)/,$(wildcard stage_rt/*) $(BESIDE)) $@/stage_rt/

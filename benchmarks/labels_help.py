@@ -9,9 +9,7 @@ whether labels do harm; it is not the paper's protocol.
 """
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,12 @@ import numpy as np
 import torch
 from machine import cpu_name
 from options import engine_parser, keep
-from PIL import Image
+from painting import method_of, painted
 from skimage import data
 from torch import Tensor, nn
 
 import stage_rt
-from stage_rt.run.fill import fill
-from stage_rt.run.job import Job
+from stage_rt.recipe import Recipe
 from stage_rt.training.loop import Device
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -156,55 +153,27 @@ def sources(
         rng = np.random.default_rng([seed, 7])
         good = levels([crop(seen, rng) for _ in range(PAIRS)])
         labels = np.stack([DEFECTS[kind](np.zeros((128, 128)), rng)[1] for _ in range(PAIRS)])
-        good, labels, painted = ours(engine, kind, good, labels, seed, steps, authors=authors)
+        made.setdefault("ours", []).append((paint(engine, kind, good, labels, seed, steps, None), labels))
+        if authors:
+            pairs = paint(engine, kind, good, labels, seed, steps, Recipe.authors())
+            made.setdefault("ours, authors", []).append((pairs, labels))
         made.setdefault("CutPaste", []).append((cut_paste(good, labels, rng), labels))
         made.setdefault("Perlin", []).append((perlin_textures(good, labels, rng), labels))
         made.setdefault("more real", []).append(rendered(kind, PAIRS, seen, rng))
-        for name, pairs in painted.items():
-            made.setdefault(name, []).append((pairs, labels))
     return made
 
 
-def ours(
+def paint(
     engine: stage_rt.engine.Engine,
     kind: str,
     good: np.ndarray,
     labels: np.ndarray,
     seed: int,
     steps: int,
-    *,
-    authors: bool,
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Photographs and labels as a run pairs them, and its pairs: as a user starts it, and of the authors' recipe."""
-    made = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        paths: dict[str, list[Path]] = {"normal": [], "mask": []}
-        for n, pair in enumerate(zip(good, labels.astype(np.uint8) * 255, strict=True)):
-            for name, picture in zip(paths, pair, strict=True):
-                paths[name].append(folder / f"{name}{n}.png")
-                Image.fromarray(picture).save(paths[name][-1])
-        for name, recipe in (("ours", None), *([("ours, authors", "authors")] if authors else [])):
-            job = Job(
-                normals=paths["normal"],
-                masks=paths["mask"],
-                prompt=f"brick+{kind}",
-                count=len(good),
-                seed=seed,
-                composite=True,
-                batch=max(engine.spec.batch),
-                steps=steps,
-                recipe=recipe,
-                min_fill=0.0 if recipe else None,
-            )
-            fill(engine, job, folder / name)
-            lines = [json.loads(line) for line in (folder / name / "manifest.jsonl").read_text().splitlines()]
-            made[name] = np.stack([np.asarray(Image.open(folder / name / line["image"])) for line in lines])
-    order = [
-        [int(Path(line[field]).stem.removeprefix(name)) for line in lines]
-        for field, name in (("normal", "normal"), ("label", "mask"))
-    ]
-    return good[order[0]], labels[order[1]], made
+    recipe: Recipe | None,
+) -> np.ndarray:
+    """Pairs of the engine as a user starts it, or of a recipe without refill."""
+    return painted(engine, good, labels, method_of(engine, f"brick+{kind}", steps, recipe), seed).images
 
 
 def main(options: argparse.Namespace) -> None:

@@ -3,20 +3,24 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from stage_rt.names import DType
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
 
 from ..training.adapter import MaskGuidanceAdapter
-from ..training.folder import Description, Model, load_network
+from ..training.folder import Autoencoder, Description, Model, load_autoencoder, load_network
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+_ENCODER = ("encoder", "quant_conv")
+_DECODER = ("decoder", "post_quant_conv")
+"""Parts of an autoencoder that only its encoder or decoder needs; not every kind has all."""
 
 TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """Largest error allowed, relative to the largest value of the reference.
@@ -43,7 +47,7 @@ class Denoiser(nn.Module):
 class Encoder(nn.Module):
     """The encoder half of the autoencoder."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         super().__init__()
         self.vae = vae
 
@@ -56,7 +60,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The decoder half of the autoencoder."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         super().__init__()
         self.vae = vae
 
@@ -90,13 +94,13 @@ def load(folder: Path, graph: str, dtype: torch.dtype) -> nn.Module:
     if graph == UNET:
         return Denoiser(load_network(UNet2DConditionModel, folder / "unet", dtype)).eval()
     if graph in (VAE_ENCODER, VAE_DECODER):
-        vae = load_network(AutoencoderKL, folder / "vae", dtype)
+        vae = load_autoencoder(folder / "vae", dtype)
+        half, other = (Encoder, _DECODER) if graph == VAE_ENCODER else (Decoder, _ENCODER)
         # The exporter holds on to weights that it leaves out of the graph.
-        if graph == VAE_ENCODER:
-            del vae.decoder, vae.post_quant_conv
-            return Encoder(vae).eval()
-        del vae.encoder, vae.quant_conv
-        return Decoder(vae).eval()
+        for part in other:
+            if hasattr(vae, part):
+                delattr(vae, part)
+        return half(vae).eval()
     adapter: nn.Module = load_network(MaskGuidanceAdapter, folder / graph.replace(".", "/"), dtype)
     return adapter
 

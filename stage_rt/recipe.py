@@ -29,7 +29,7 @@ class StepCoefficients(NamedTuple):
     With ``m`` the latent mask, ``c`` the clean latent, ``n`` and ``z`` standard normal noise of ``timestep``::
 
         x0 = x * sqrt_recip_abar - eps * sqrt_recipm1_abar
-        M  = m + mix * (1 - m);    x0 = M * x0 + (1 - M) * c                       (AIF, Eq. 6)
+        M  = m + max(mix, free) * (1 - m);    x0 = M * x0 + (1 - M) * c            (AIF, Eq. 6)
         y  = posterior_x0 * x0 + posterior_xt * x + sigma * z                      (Eq. 2)
         Q  = m + blend * (1 - m)
         x' = Q * y + (1 - Q) * (background_signal * c + background_noise * n)      (Eq. 7)
@@ -50,6 +50,8 @@ class StepCoefficients(NamedTuple):
     """What the networks are handed, and the address of the draws (`stage_rt.noise`)."""
     guidance: float = 1.0
     """Weight of the adapter's estimate against the UNet's (`kernels.reference.guide`); ``eps`` is the result."""
+    free: float = 0.0
+    """1 where the estimate is not mixed with the clean latent, which leaves AIF out."""
 
 
 class Recipe(BaseModel):
@@ -60,7 +62,9 @@ class Recipe(BaseModel):
     ``ema_stop`` is the paper's ``t_s``: from there on the EMA mask is the real mask. ``mask_rule`` says how
     the image-sized label becomes the latent mask: ``cover`` sets every cell that any labelled pixel touches,
     ``authors`` is the bilinear resize without antialiasing of the authors' code, which loses small defects.
-    ``guidance`` moves the UNet's estimate that many times as far as the adapter does; 1 is the authors' loop.
+    ``guidance`` moves the UNet's estimate that many times as far as the adapter does; 1 is the authors' loop, 0 does
+    without adapters. Without ``aif`` the estimate is not mixed with the clean latent (Eq. 6), without ``soft_mask``
+    the mask is the real one from the beginning (Eq. 8): parts of the paper's ablation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -77,6 +81,8 @@ class Recipe(BaseModel):
     guidance: float = Field(
         default=1.0, ge=0, le=20, allow_inf_nan=False, exclude_if=lambda weight: weight == 1
     )
+    aif: bool = Field(default=True, exclude_if=lambda mixed: mixed)
+    soft_mask: bool = Field(default=True, exclude_if=lambda soft: soft)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -108,15 +114,34 @@ class Recipe(BaseModel):
         """
         return cls(name="masked", only_intervals=((300, 999),), guidance=2.0)
 
+    @classmethod
+    def ablated(cls, name: RecipeName) -> Self:
+        """The paper's ablation (Fig. 5 and 6): the baseline with one part of the method, or with all.
+
+        ``baseline`` is the UNet alone in a loop that blends the noised photograph in around the mask at every step
+        (Eq. 7 with a hard mask, as RePaint does). ``+mga`` adds the adapters, ``+aif`` the mixing of the estimate with
+        the clean latent (Eq. 6), ``+gd`` the only branch (Algorithm 1), ``+ema`` the mask that hardens (Eq. 8).
+        ``full`` is the authors' loop.
+        """
+        full = cls.authors()
+        if name == "full":
+            return full._with(name=name)
+        return full._with(
+            name=name,
+            guidance=float(name == "+mga"),
+            aif=name == "+aif",
+            only_intervals=full.only_intervals if name == "+gd" else (),
+            soft_mask=name == "+ema",
+        )
+
     def named(self, name: RecipeName) -> Self:
         """This schedule and mask rule with the branch plan and the guidance of a preset.
 
         Raises:
             InputError: the preset's intervals do not fit these steps.
         """
-        preset = {"authors": type(self).authors, "paper": type(self).paper, "masked": type(self).masked}[
-            name
-        ]()
+        own = {"authors": type(self).authors, "paper": type(self).paper, "masked": type(self).masked}
+        preset = own[name]() if name in own else type(self).ablated(name)
         if preset.steps != self.steps:
             raise InputError(
                 f"recipe `{name}` is for {preset.steps} steps, this model has {self.steps}: leave `--recipe` out"
@@ -126,6 +151,8 @@ class Recipe(BaseModel):
             ema_stop=preset.ema_stop,
             only_intervals=preset.only_intervals,
             guidance=preset.guidance,
+            aif=preset.aif,
+            soft_mask=preset.soft_mask,
         )
 
     def guided(self, weight: float) -> Self:
@@ -183,7 +210,7 @@ class Recipe(BaseModel):
 
         It is ``zeta(i + 1)``, since the authors' loop computes the mask at the end of the iteration before.
         """
-        return self.zeta(i + 1)
+        return self.zeta(i + 1) if self.soft_mask else 0.0
 
     def branch(self, i: int) -> Branch:
         """The branch that runs at iteration ``i``."""
@@ -230,6 +257,7 @@ class Recipe(BaseModel):
             shared_noise=only_next,
             timestep=i,
             guidance=self.guidance,
+            free=float(not self.aif),
         )
 
     def _with(self, **changes: Any) -> Self:

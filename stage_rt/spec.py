@@ -68,11 +68,15 @@ class RegionView(_Spec):
     """How a model sees a photograph that was trained on crops around defects (`stage_rt.images.regions`).
 
     ``context`` is how much of the surroundings it is shown on each side of a label, in sides of the label's square;
-    ``least`` the smallest side of a crop, in pixels of the photograph.
+    ``least`` the smallest side of a crop, in pixels of the photograph. What is more than ``slender`` times as long as
+    it is wide is cut into pieces, each at the scale of its width; None: never.
     """
 
     context: float = Field(default=0.5, ge=0, le=8, allow_inf_nan=False)
     least: int = Field(ge=8, le=8192)
+    slender: float | None = Field(
+        default=None, ge=2, allow_inf_nan=False, exclude_if=lambda slender: slender is None
+    )
 
 
 class PromptDefaults(_Spec):

@@ -116,3 +116,21 @@ def test_the_masked_preset_fills_its_mask_with_the_only_branch() -> None:
     assert "guidance" not in AUTHORS.model_dump_json()
     assert Recipe.model_validate_json(masked.model_dump_json()) == masked
     assert len(masked.respaced(100).coefficients) == 100
+
+
+def test_each_part_of_the_ablation_is_the_baseline_with_one_switch() -> None:
+    base, full = Recipe.ablated("baseline"), Recipe.ablated("full")
+    assert [c._replace(guidance=1.0) for c in base.coefficients] == [
+        c._replace(guidance=1.0) for c in Recipe.ablated("+mga").coefficients
+    ]
+    assert {c.guidance for c in base.coefficients} == {0.0}
+    assert {(c.mix, c.blend, c.free) for c in base.coefficients} == {(0.0, 0.0, 1.0)}
+    assert {(c.mix, c.blend, c.free) for c in Recipe.ablated("+aif").coefficients} == {(0.0, 0.0, 0.0)}
+    assert sum(c.shared_noise for c in Recipe.ablated("+gd").coefficients) == 202
+    assert [c.mix for c in Recipe.ablated("+ema").coefficients][800] == pytest.approx(0.75, abs=2e-3)
+    assert full.coefficients == AUTHORS.coefficients
+    assert AUTHORS.named("full").coefficients == AUTHORS.coefficients
+    assert "aif" not in AUTHORS.model_dump_json()
+    for name in ("baseline", "+mga", "+aif", "+gd", "+ema"):
+        again = Recipe.model_validate_json(AUTHORS.named(name).model_dump_json())
+        assert again.coefficients == Recipe.ablated(name).coefficients

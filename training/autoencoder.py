@@ -1,4 +1,4 @@
-"""Stage one: a small AutoencoderKL on patches of every photograph."""
+"""Stage one: a small AutoencoderKL on patches of every photograph, or wavelets that need no training."""
 
 from pathlib import Path
 
@@ -8,30 +8,31 @@ from PIL import Image
 from torch import Tensor
 
 from .data import Examples
+from .folder import Autoencoder
 from .loop import Device
-from .presets import Preset
+from .lossless import HaarAutoencoder
+from .presets import LATENT_CHANNELS, Learned
 
 KL_WEIGHT = 1e-6
 GRADIENT_WEIGHT = 2.0
-LATENT_CHANNELS = 4
 
 DEFECT_WEIGHT = 4.0
 """How much more a labelled pixel or cell counts than another; defects cover little of an image."""
 
 
-def build(preset: Preset, channels: int) -> AutoencoderKL:
+def build(learned: Learned, channels: int, image_size: int) -> AutoencoderKL:
     """A randomly initialised autoencoder for ``channels``-channel images."""
-    levels = len(preset.vae_widths)
+    levels = len(learned.widths)
     return AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=preset.vae_widths,
-        layers_per_block=preset.vae_layers,
+        block_out_channels=learned.widths,
+        layers_per_block=learned.layers,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=min(8, preset.norm_groups),
-        sample_size=preset.image_size,
+        norm_num_groups=min(8, learned.widths[0]),
+        sample_size=image_size,
         scaling_factor=1.0,
         # The attention of the middle block would see patches in training and whole images afterwards.
         mid_block_add_attention=False,
@@ -39,14 +40,14 @@ def build(preset: Preset, channels: int) -> AutoencoderKL:
 
 
 def loss(
-    vae: AutoencoderKL, examples: Examples, preset: Preset, device: Device, generator: torch.Generator
+    vae: AutoencoderKL, examples: Examples, learned: Learned, device: Device, generator: torch.Generator
 ) -> Tensor:
     """L1 and L1 of finite differences between patch and reconstruction, plus a faint KL term.
 
     The differences keep texture and thin lines, which plain L1 blurs away. Half of the patches are cut around a
     labelled defect and labelled pixels count :data:`DEFECT_WEIGHT` times: defects are what the model is for.
     """
-    patches, labels = (part.to(device.device) for part in _patches(examples, preset, generator))
+    patches, labels = (part.to(device.device) for part in _patches(examples, learned, generator))
     with device.precision():
         posterior = vae.encode(patches).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device.device)
@@ -64,12 +65,12 @@ def _mean(error: Tensor, weight: Tensor) -> Tensor:
     return (error.abs() * weight).mean() / weight.mean()
 
 
-def _patches(examples: Examples, preset: Preset, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _patches(examples: Examples, learned: Learned, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Patches ``[B, c, crop, crop]`` in [-1, 1] and their labels, 0/1 ``[B, 1, crop, crop]``."""
-    crop, span = preset.crop, preset.image_size - preset.crop
-    factor = preset.image_size // preset.latent_size
+    crop, factor = learned.crop, learned.factor
+    span = examples.images.shape[-1] - crop
     patches, labels = [], []
-    for sample in examples.draw(preset.autoencoder.batch, generator).tolist():
+    for sample in examples.draw(learned.stage.batch, generator).tolist():
         corner = torch.randint(0, span + 1, (2,), generator=generator)
         mask = examples.masks[sample]
         cells = mask[0].nonzero()
@@ -108,7 +109,23 @@ def standardise(vae: AutoencoderKL, examples: Examples, device: Device) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor, device: Device, batch: int = 16) -> Tensor:
+def wavelets(examples: Examples, device: Device) -> HaarAutoencoder:
+    """An autoencoder of wavelets whose coefficients have unit variance over the examples."""
+    vae: HaarAutoencoder = device.place(HaarAutoencoder(examples.images.shape[1]))
+    coefficients = encode(vae, examples.images, device).chunk(2, dim=1)[0]
+    mean = coefficients[:, ::4].mean(dim=(0, 2, 3))
+    centred = coefficients - mean.repeat_interleave(4)[:, None, None] * _first_of_four(coefficients)
+    vae.standardise(mean, centred.square().mean(dim=(0, 2, 3)).sqrt())
+    vae.eval().requires_grad_(False)
+    return vae
+
+
+def _first_of_four(coefficients: Tensor) -> Tensor:
+    return (torch.arange(coefficients.shape[1]) % 4 == 0).float()[:, None, None]
+
+
+@torch.no_grad()
+def encode(vae: Autoencoder, images: Tensor, device: Device, batch: int = 16) -> Tensor:
     """Moments (mean and clamped log variance) of uint8 images.
 
     Args:
@@ -128,7 +145,7 @@ def encode(vae: AutoencoderKL, images: Tensor, device: Device, batch: int = 16) 
 
 
 @torch.no_grad()
-def save_reconstructions(vae: AutoencoderKL, examples: Examples, device: Device, path: Path) -> None:
+def save_reconstructions(vae: Autoencoder, examples: Examples, device: Device, path: Path) -> None:
     """Picture of photographs (upper row) and their reconstructions, two of each name, up to sixteen."""
     index = torch.cat([torch.nonzero(examples.prompt == k).flatten()[:2] for k in range(len(examples.names))])
     images = examples.images[index[:16]]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
@@ -19,6 +19,7 @@ from stage_rt.spec import PromptDefaults
 from .adapter import MaskGuidanceAdapter
 from .data import Examples
 from .denoiser import Contexts, Latents
+from .folder import Autoencoder
 from .loop import Device, Report, generator
 from .presets import Trials
 
@@ -36,7 +37,7 @@ class Networks(NamedTuple):
     """A model's trained networks, in eval mode on their device."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
     contexts: Contexts
 

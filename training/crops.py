@@ -1,5 +1,6 @@
 """Crops around real defects and of good surface, as a model that is to paint regions must have seen them."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,20 +33,24 @@ def around_defects(
     *,
     turn: bool,
 ) -> Iterator[Crop]:
-    """``crops`` windows of a photograph uint8 ``[H, W, 3]`` for each region of its label bool ``[H, W]``.
+    """``crops`` windows or more of a photograph uint8 ``[H, W, 3]`` around what each region of its label keeps.
 
     Context and place vary, so that the defect is not always in the middle; everything labelled in a window is
     labelled in the crop. Windows are mirrored, and turned by quarters if ``turn``.
     """
-    for region in regions(label, view):
-        hit = np.nonzero(region.label)
+    found = regions(label, view)
+    pieces = Counter(region.group for region in found)
+    for region in found:
+        hit = np.nonzero(region.own)
         rows, columns = (
             (int(axis.min()) + part.start, int(axis.max()) + 1 + part.start)
             for axis, part in zip(hit, region.window, strict=True)
         )
-        for _ in range(crops):
+        for _ in range(-(-crops // pieces[region.group])):
             factor = rng.uniform(*CONTEXT_JITTER)
-            wider = RegionView(context=view.context * factor, least=max(round(view.least * factor), 8))
+            wider = view.model_copy(
+                update={"context": view.context * factor, "least": max(round(view.least * factor), 8)}
+            )
             window = _moved(square(rows, columns, label.shape, wider), (rows, columns), label.shape, rng)
             yield _posed(photo[window], label[window], rng, turn=turn)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from stage_rt.recipe import Recipe
 
-from .autoencoder import DEFECT_WEIGHT, LATENT_CHANNELS, encode
+from .autoencoder import DEFECT_WEIGHT, encode
 from .data import Examples
 from .loop import Device
 from .presets import Preset
@@ -29,13 +29,13 @@ EMPHASIS_LIMIT = 25.0
 """Largest weight of a timestep in the loss."""
 
 
-def build(preset: Preset) -> UNet2DConditionModel:
+def build(preset: Preset, latent_channels: int) -> UNet2DConditionModel:
     """A randomly initialised UNet with cross-attention at the levels ``preset.attention``."""
     levels = range(len(preset.unet_widths))
     return UNet2DConditionModel(
         sample_size=preset.latent_size,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=preset.unet_widths,
         layers_per_block=preset.unet_layers,
         down_block_types=tuple(_block("Down", level in preset.attention) for level in levels),

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import diffusers
 import torch
@@ -22,9 +22,14 @@ from stage_rt.recipe import Branch
 from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
 
 from .adapter import MaskGuidanceAdapter
+from .lossless import HaarAutoencoder
 
 Network = TypeVar("Network", bound=nn.Module)
-
+Autoencoder: TypeAlias = AutoencoderKL | HaarAutoencoder
+_CLASSES: dict[type[Autoencoder], tuple[str, str]] = {
+    AutoencoderKL: ("diffusers", "AutoencoderKL"),
+    HaarAutoencoder: ("stage_rt.training.lossless", "HaarAutoencoder"),
+}
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -42,7 +47,7 @@ class Model(Description):
     """A trained model in memory."""
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
 
     @property
@@ -73,18 +78,23 @@ def save_model(
     with staged_folder(folder) as staged:
         for place, module in model.modules.items():
             _converted(module, dtype).save_pretrained(staged / place)
-        write_description(staged, model.spec, model.contexts)
+        write_description(staged, model.spec, model.contexts, type(model.vae))
         for path in extra:
             shutil.copy(path, staged)
 
 
-def write_description(folder: Path, spec: ModelSpec, contexts: Mapping[str, Tensor]) -> None:
+def write_description(
+    folder: Path,
+    spec: ModelSpec,
+    contexts: Mapping[str, Tensor],
+    autoencoder: type[Autoencoder] = AutoencoderKL,
+) -> None:
     """Write what a model folder holds beside its networks: contexts, ``model_index.json``, ``stage.json``."""
     index = {
         "_class_name": "StagePipeline",
         "_diffusers_version": diffusers.__version__,
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": list(_CLASSES[autoencoder]),
     }
     save_file({name: c.float().contiguous() for name, c in contexts.items()}, folder / PROMPTS_FILE)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -136,7 +146,7 @@ def load_model(folder: Path) -> Model:
     }
     return Model(
         unet=load_network(UNet2DConditionModel, folder / "unet"),
-        vae=load_network(AutoencoderKL, folder / "vae"),
+        vae=load_autoencoder(folder / "vae"),
         adapters=adapters,
         contexts=description.contexts,
         spec=description.spec,
@@ -159,6 +169,21 @@ def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.f
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"`{folder}` holds no usable {kind.__name__} weights: {reason}") from None
     return module.eval()
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The autoencoder of a model folder's ``vae``, of the class that its configuration names.
+
+    Raises:
+        ModelError: as `load_network`.
+    """
+    try:
+        named = json.loads((folder / "config.json").read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    kinds = {kind.__name__: kind for kind in _CLASSES}
+    network: Autoencoder = load_network(kinds.get(named, AutoencoderKL), folder, dtype)
+    return network
 
 
 def _weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

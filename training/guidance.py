@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from stage_rt.recipe import Branch, Recipe
 
 from .adapter import MaskGuidanceAdapter
-from .autoencoder import LATENT_CHANNELS
 from .denoiser import Contexts, Latents
 from .loop import Device
 from .presets import Preset
@@ -18,14 +17,16 @@ AWARE_WEIGHT = 4.0
 ONLY_WEIGHT = 1.0
 
 
-def build(preset: Preset) -> dict[Branch, MaskGuidanceAdapter]:
+def build(preset: Preset, latent_channels: int) -> dict[Branch, MaskGuidanceAdapter]:
     """The adapters of one prompt, started as the identity on unit-normal estimates.
 
-    An adapter replaces the UNet's estimate, so a random one would have to learn to copy before it can guide.
+    An adapter replaces the UNet's estimate, so a random one would have to learn to copy before it can guide. Its
+    layers are wide enough for that, whatever the preset says.
     """
     pair = {}
+    widths = tuple(max(width, 2 * latent_channels) for width in preset.adapter_widths)
     for branch in Branch:
-        adapter = MaskGuidanceAdapter(latent_channels=LATENT_CHANNELS, hidden_channels=preset.adapter_widths)
+        adapter = MaskGuidanceAdapter(latent_channels=latent_channels, hidden_channels=widths)
         start_as_identity(adapter)
         pair[branch] = adapter
     return pair

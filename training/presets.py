@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from stage_rt.names import PresetName
 
+from . import lossless
+
+LATENT_CHANNELS = 4
+"""Of an autoencoder that is trained, as in Stable Diffusion's."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -12,6 +17,21 @@ class Stage:
     steps: int
     batch: int
     rate: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An autoencoder that is trained: widths of its levels, layers of each, and the side of its patches in pixels."""
+
+    widths: tuple[int, ...]
+    layers: int
+    crop: int
+    stage: Stage
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side that become one latent cell; every level after the first halves."""
+        return 1 << (len(self.widths) - 1)
 
 
 @dataclass(frozen=True)
@@ -24,16 +44,14 @@ class Trials:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of model and how long each of its three stages trains; ``guidance`` is counted per prompt.
+    """One size of model and how long each of its stages trains; ``guidance`` is counted per prompt.
 
-    ``image_size`` is in pixels; the autoencoder halves it once less than it has widths.
-    ``crop`` is the side in pixels of the patches the autoencoder is trained on.
+    ``image_size`` is in pixels. ``autoencoder`` is None where latents are wavelets, which need no training
+    (`stage_rt.training.lossless`).
     """
 
     image_size: int
-    vae_widths: tuple[int, ...]
-    vae_layers: int
-    crop: int
+    autoencoder: Learned | None
     unet_widths: tuple[int, ...]
     unet_layers: int
     attention: tuple[int, ...]
@@ -41,7 +59,6 @@ class Preset:
     adapter_widths: tuple[int, ...]
     tokens: int
     context_dim: int
-    autoencoder: Stage
     denoiser: Stage
     guidance: Stage
     calibration: Trials
@@ -49,15 +66,17 @@ class Preset:
     @property
     def latent_size(self) -> int:
         """Side of the latent, in cells."""
-        return self.image_size >> (len(self.vae_widths) - 1)
+        return self.image_size // (self.autoencoder.factor if self.autoencoder else lossless.FACTOR)
+
+    def latent_channels(self, image_channels: int) -> int:
+        """Channels of the latent of an image."""
+        return LATENT_CHANNELS if self.autoencoder else image_channels * lossless.FACTOR**2
 
 
 PRESETS: dict[PresetName, Preset] = {
     "tiny": Preset(
-        image_size=128,
-        vae_widths=(16, 32, 64),
-        vae_layers=1,
-        crop=64,
+        image_size=64,
+        autoencoder=None,
         unet_widths=(32, 64, 128),
         unet_layers=1,
         attention=(2,),
@@ -65,16 +84,15 @@ PRESETS: dict[PresetName, Preset] = {
         adapter_widths=(16, 48, 64, 48, 16),
         tokens=8,
         context_dim=64,
-        autoencoder=Stage(steps=2400, batch=8, rate=2e-3),
-        denoiser=Stage(steps=4800, batch=8, rate=1e-3),
+        denoiser=Stage(steps=6000, batch=8, rate=1e-3),
         guidance=Stage(steps=350, batch=8, rate=2e-3),
         calibration=Trials(pairs=16, calls=100),
     ),
     "small": Preset(
         image_size=256,
-        vae_widths=(64, 128, 256, 256),
-        vae_layers=2,
-        crop=128,
+        autoencoder=Learned(
+            widths=(64, 128, 256, 256), layers=2, crop=128, stage=Stage(steps=8000, batch=32, rate=1e-3)
+        ),
         unet_widths=(128, 256, 384),
         unet_layers=2,
         attention=(1, 2),
@@ -82,7 +100,6 @@ PRESETS: dict[PresetName, Preset] = {
         adapter_widths=(64, 256, 512, 256, 64),
         tokens=8,
         context_dim=256,
-        autoencoder=Stage(steps=8000, batch=32, rate=1e-3),
         denoiser=Stage(steps=16000, batch=32, rate=3e-4),
         guidance=Stage(steps=1000, batch=32, rate=1e-3),
         calibration=Trials(pairs=32, calls=100),

@@ -23,10 +23,13 @@ from .adapter import MaskGuidanceAdapter
 from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
-from .presets import PRESETS, Preset
+from .presets import PRESETS, Learned, Preset
 
 TRAINED = ("autoencoder", "denoiser", "guidance")
-STAGES = (*TRAINED, "calibration")
+FINEST = 2
+"""Pixels of a photograph that a latent cell of a crop is, at the least."""
+SLENDER = 4.0
+"""Defects more than so many times as long as wide are learned and painted in pieces."""
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -85,7 +88,10 @@ def train(
         f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
     )
     torch.manual_seed(seed)
-    vae = _train_autoencoder(examples, sizes, channels, seed, work, device, report)
+    if sizes.autoencoder:
+        vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
+    else:
+        vae = autoencoder.wavelets(examples, device)
     autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
     latents = denoiser.Latents(vae, examples, spec.recipe, device)
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
@@ -107,7 +113,8 @@ def train(
             }
         ),
     )
-    plot_losses({stage: work / f"{stage}.csv" for stage in TRAINED}, work / "losses.png")
+    curves = {stage: work / f"{stage}.csv" for stage in TRAINED}
+    plot_losses({stage: path for stage, path in curves.items() if path.exists()}, work / "losses.png")
     pictures = [work / "losses.png", work / "reconstructions.png"]
     save_model(model, folder, WEIGHT_DTYPES[dtype], extra=pictures)
     shutil.rmtree(work)
@@ -115,10 +122,10 @@ def train(
 
 def _spec(preset: Preset, view: ViewName, channels: Literal[1, 3], names: list[str]) -> ModelSpec:
     return ModelSpec(
-        region=RegionView(least=preset.image_size // 2) if view == "region" else None,
+        region=RegionView(least=FINEST * preset.latent_size, slender=SLENDER) if view == "region" else None,
         image_size=preset.image_size,
         image_channels=channels,
-        latent_channels=autoencoder.LATENT_CHANNELS,
+        latent_channels=preset.latent_channels(channels),
         latent_size=preset.latent_size,
         latent_scale=1.0,
         tokens=preset.tokens,
@@ -163,20 +170,15 @@ def _open_work(folder: Path, job: dict[str, object]) -> Path:
 
 
 def _train_autoencoder(
-    examples: data.Examples,
-    preset: Preset,
-    channels: int,
-    seed: int,
-    work: Path,
-    device: Device,
-    report: Report,
+    examples: data.Examples, learned: Learned, seed: int, work: Path, device: Device, report: Report
 ) -> AutoencoderKL:
-    vae = device.place(autoencoder.build(preset, channels))
+    _, channels, size, _ = examples.images.shape
+    vae = device.place(autoencoder.build(learned, channels, size))
     fit(
         "autoencoder",
         vae,
-        lambda draws: autoencoder.loss(vae, examples, preset, device, draws),
-        preset.autoencoder,
+        lambda draws: autoencoder.loss(vae, examples, learned, device, draws),
+        learned.stage,
         seed=seed,
         work=work,
         report=report,
@@ -195,7 +197,7 @@ def _train_denoiser(
     device: Device,
     report: Report,
 ) -> tuple[UNet2DConditionModel, denoiser.Contexts]:
-    unet = device.place(denoiser.build(preset))
+    unet = device.place(denoiser.build(preset, preset.latent_channels(examples.images.shape[1])))
     contexts = denoiser.Contexts(
         len(examples.names), preset.tokens, preset.context_dim, generator(seed, "contexts")
     ).to(device.device)
@@ -224,7 +226,7 @@ def _train_guidance(
     report: Report,
 ) -> dict[str, dict[Branch, MaskGuidanceAdapter]]:
     """The adapters of every prompt by their name; each step trains those of one prompt, drawn at random."""
-    adapters = {name: guidance.build(preset) for name in spec.adapters}
+    adapters = {name: guidance.build(preset, spec.latent_channels) for name in spec.adapters}
     pairs = [nn.ModuleDict({str(b): adapter for b, adapter in pair.items()}) for pair in adapters.values()]
     trainables = nn.ModuleDict({"adapters": nn.ModuleList(pairs), "contexts": contexts})
 

@@ -12,6 +12,7 @@ from stage_rt.cli import console
 from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
+from stage_rt.cli.evaluate import evaluate
 from stage_rt.cli.export import export
 from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, inspect, verify, synth, doctor, demo):
+for _command in (train, export, build, inspect, verify, synth, evaluate, doctor, demo):
     app.command()(_command)
 app.add_typer(import_)
 

@@ -44,10 +44,9 @@ def train(
 
     The same command again goes on where it was interrupted.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     with console.extra("export"):
-        from stage_rt.training.train import STAGES
         from stage_rt.training.train import train as run
 
     columns = (
@@ -60,13 +59,11 @@ def train(
     )
     messages = console.messages()
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        bars = {
-            stage: progress.add_task(stage, total=None, loss=float("nan"), start=False) for stage in STAGES
-        }
+        bars: dict[str, TaskID] = {}
 
         def report(stage: str, step: int, steps: int, loss: float) -> None:
-            if not progress.tasks[bars[stage]].started:
-                progress.start_task(bars[stage])
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=steps, loss=loss)
             progress.update(bars[stage], completed=step, total=steps, loss=loss)
             if not messages.is_terminal and (step % 100 == 0 or step == steps):
                 messages.print(f"{stage} {step}/{steps} loss {loss:.4f}")

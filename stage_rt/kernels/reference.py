@@ -120,7 +120,7 @@ def step(
     # A broken sample is reported by its finite flag, not by one warning a step.
     with np.errstate(invalid="ignore", over="ignore"):
         estimate = x * a - eps * b
-        mixing = mask + mix * (1 - mask)
+        mixing = mask + max(mix, x.dtype.type(c.free)) * (1 - mask)
         x0 = mixing * estimate + (1 - mixing) * clean
         y = posterior_x0 * x0 + posterior_xt * x + sigma * posterior_noise
         blending = mask + blend * (1 - mask)

@@ -35,7 +35,8 @@ namespace stage {
   X(float, background_noise)  \
   X(uint32_t, shared_noise)   \
   X(uint32_t, timestep)       \
-  X(float, guidance)
+  X(float, guidance)          \
+  X(float, free)
 
 struct Coefficients {
 #define STAGE_FIELD(type, name) type name;
@@ -156,7 +157,7 @@ STAGE_FN float guide(float unet, float adapter, float weight) {
 // One element of the state: the equations in the docstring of stage_rt.recipe.StepCoefficients, in their order.
 STAGE_FN float update(const Coefficients& c, float x, float eps, float clean, float mask, float n, float z) {
   const float estimate = x * c.sqrt_recip_abar - eps * c.sqrt_recipm1_abar;
-  const float mixing = soften(mask, c.mix);
+  const float mixing = soften(mask, c.free > c.mix ? c.free : c.mix);
   const float x0 = mixing * estimate + (1.0f - mixing) * clean;
   const float y = c.posterior_x0 * x0 + c.posterior_xt * x + c.sigma * z;
   const float blending = soften(mask, c.blend);

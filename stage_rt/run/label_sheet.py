@@ -63,10 +63,13 @@ def _draw(
 
 
 def _most(label: NDArray[np.bool_], view: RegionView | None) -> NDArray[np.bool_]:
-    """A label without what is not in its largest region."""
-    region = max(regions(label, view), key=lambda region: int(region.label.sum()))
+    """A label without what is not in its largest region or other pieces of the same defect."""
+    found = regions(label, view)
+    largest = max(found, key=lambda region: int(region.label.sum())).group
     only = np.zeros_like(label)
-    only[region.window] = region.label
+    for region in found:
+        if region.group == largest:
+            only[region.window] |= region.own
     return only
 
 

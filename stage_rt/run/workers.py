@@ -107,13 +107,23 @@ def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None
     """
     photos = [read_image(sample.normal) for sample in samples]
     labels = [sample.label(photo) for sample, photo in zip(samples, photos, strict=True)]
+    return Batch(samples, photos, labels, divide(photos, labels, model, view))
+
+
+def divide(
+    photos: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.bool_]],
+    model: ModelSpec,
+    view: RegionView | None,
+) -> list[Piece]:
+    """The regions of photographs uint8 ``[H, W, 3]`` under labels bool ``[H, W]``, as the networks see them."""
     pieces = []
     for place, (photo, label) in enumerate(zip(photos, labels, strict=True)):
         for number, region in enumerate(regions(label, view)):
             cut = photo[region.window]
             image, mask = network_image(cut, model), latent_mask(region.label, model)
             pieces.append(Piece(place, number, region, cut, image, mask))
-    return Batch(samples, photos, labels, pieces)
+    return pieces
 
 
 def paint(
@@ -187,7 +197,9 @@ def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: Model
     if not usable:
         return Stroke(None, None)
     levels = pixels(image)
-    figures = measure(piece.photo, levels, piece.region.label, model.latent_size)
+    region = piece.region
+    figures = measure(piece.photo, levels, region.label, model.latent_size)
+    figures = figures._replace(label_pixels=int(region.own.sum()))
     return Stroke(levels, figures, round_trip(pixels(piece.image), levels, piece.mask[0] > 0))
 
 

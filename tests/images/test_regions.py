@@ -123,3 +123,75 @@ def test_every_labelled_pixel_is_in_exactly_one_region(label, context, least):
                 (int(s[0]) + o, int(s[-1]) + 1 + o) for s, o in zip((rows, columns), offset, strict=True)
             ]
             assert region.window == square(*spans, label.shape, view)
+
+
+SLENDER = RegionView(context=0.5, least=32, slender=4)
+
+
+def shares(found):
+    """How often each pixel is a region's own."""
+    count = np.zeros((400, 400), dtype=int)
+    for region in found:
+        count[region.window] += region.own
+    return count
+
+
+@pytest.mark.parametrize("lying", [True, False])
+def test_a_thin_line_is_cut_into_pieces_at_the_scale_of_its_width(lying):
+    label = drawn((400, 400), ((200, 203), (40, 340)))
+    label = label if lying else label.T
+    found = regions(label, SLENDER)
+    assert len(found) == 19
+    assert {sides(region) for region in found} == {(32, 32)}
+    assert {region.group for region in found} == {0}
+    assert (shares(found) == label).all()
+
+
+def test_a_piece_is_shown_where_its_defect_goes_on():
+    label = drawn((400, 400), ((200, 203), (40, 340)))
+    for region in regions(label, SLENDER)[1:-1]:
+        assert region.own.any(axis=0).sum() in (15, 16)
+        assert (region.label == label[region.window]).all()
+        assert region.label.any(axis=0).all()
+
+
+def test_a_wider_line_gets_larger_pieces():
+    (first, *_), _ = regions(drawn((400, 400), ((200, 212), (10, 390))), SLENDER), None
+    assert sides(first) == (94, 94)
+
+
+@pytest.mark.parametrize(
+    "box", [((100, 140), (100, 240)), ((100, 103), (100, 110)), ((100, 101), (100, 101))]
+)
+def test_what_is_stout_or_small_stays_whole(box):
+    (only,) = regions(drawn((400, 400), box), SLENDER)
+    assert only.share is None
+    assert (only.own == only.label).all()
+
+
+def test_a_photograph_full_of_lines_has_no_more_pieces_than_streams():
+    label = np.zeros((2000, 2000), dtype=bool)
+    label[::40] = True
+    found = regions(label, SLENDER)
+    assert 1 < len(found) <= MOST
+    count = np.zeros(label.shape, dtype=int)
+    for region in found:
+        count[region.window] += region.own
+    assert (count == label).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(
+        bool, st.tuples(st.integers(1, 90), st.integers(1, 90)), elements=st.booleans(), fill=st.just(False)
+    ),
+    st.floats(2, 8),
+    st.integers(8, 32),
+)
+def test_every_labelled_pixel_is_the_own_of_exactly_one_piece(label, slender, least):
+    found = regions(label, RegionView(context=0.5, least=least, slender=slender))
+    count = np.zeros(label.shape, dtype=int)
+    for region in found:
+        assert not (region.own & ~region.label).any()
+        count[region.window] += region.own
+    assert (count == label).all()

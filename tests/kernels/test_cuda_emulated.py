@@ -19,6 +19,7 @@ GUARD = 8
 
 AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.3, 0.65, 0.76, False, 400)
 ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True, 400)
+FREE = AWARE._replace(free=1.0)
 # Whole fours of everything; planes that are no fours in states that are; nothing in fours.
 SIZES = [(2, 4, 8, 8), (3, 4, 3, 3), (2, 4, 5, 7), (2, 3, 5, 5), (2, 1, 1, 3), (1, 2, 1, 1), (2, 3, 16, 18)]
 
@@ -76,7 +77,7 @@ def launch(emulated, dtype, arrays, table, step, finite, unet=None):
     return state[:-GUARD].reshape(x.shape), network[:-GUARD].reshape(x.shape)
 
 
-@pytest.mark.parametrize("c", [AWARE, ONLY], ids=["aware", "only"])
+@pytest.mark.parametrize("c", [AWARE, ONLY, FREE], ids=["aware", "only", "free"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_a_step_is_the_cpu_librarys_bit_for_bit(emulated, shape, dtype, c):
@@ -146,7 +147,7 @@ def test_a_broken_sample_is_marked_and_stays_marked(emulated, shape, value):
     assert finite[-1] == 0
 
 
-@pytest.mark.parametrize("c", [AWARE, ONLY], ids=["aware", "only"])
+@pytest.mark.parametrize("c", [AWARE, ONLY, FREE], ids=["aware", "only", "free"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("cells", [1, 32, 75])
 def test_what_the_networks_are_handed_is_gathered_by_the_counter(emulated, cells, dtype, c):

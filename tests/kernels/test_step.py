@@ -20,7 +20,8 @@ AWARE = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.25, 0.25, 0.65, 0
 ONLY = StepCoefficients(1.54, 1.17, 0.0031, 0.9957, 0.0837, 0.0, 0.0, 0.0, 0.76, True, 400)
 LAST = StepCoefficients(1.0004, 0.0292, 1.0, 0.0, 0.0, 0.0, 0.0, 0.99957, 0.02915, False, 400)
 FIRST = StepCoefficients(14.65, 14.61, 0.000828, 0.993925, 0.1086, 1.0, 1.0, 0.0687, 0.9976, False, 400)
-CASES = {"aware": AWARE, "only": ONLY, "last": LAST, "first": FIRST}
+FREE = AWARE._replace(free=1.0)
+CASES = {"aware": AWARE, "only": ONLY, "last": LAST, "first": FIRST, "free": FREE}
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 4, 8, 8), (2, 4, 17, 19), (5, 2, 33, 9), (2, 4, 32, 32)]
 
 
@@ -176,3 +177,12 @@ def test_a_wrong_array_is_refused(position, change, message):
     arrays[position] = change(arrays[position])
     with pytest.raises(InputError, match=message):
         kernels.fused_step(*arrays[:4], AWARE, *arrays[4:])
+
+
+def test_without_aif_the_estimate_is_the_networks_own_everywhere():
+    x, eps, clean, mask = (np.float64([[[[value]]]]) for value in (0.5, -0.25, 2.0, 0.0))
+    n, z = np.float64([[[[0.75]]]]), np.float64([[[[-1.5]]]])
+    c = StepCoefficients(2.0, 3.0, 0.5, 0.25, 0.1, 0.2, 0.4, 0.6, 0.8, False, 400, free=1.0)
+    y = 0.5 * (2.0 * 0.5 + 3.0 * 0.25) + 0.25 * 0.5 - 0.1 * 1.5
+    outside = 0.4 * y + 0.6 * (0.6 * 2.0 + 0.8 * 0.75)
+    assert reference.step(x, eps, clean, mask, c, n, z).item() == pytest.approx(outside)

@@ -24,11 +24,12 @@ class Coefficients(ctypes.Structure):
         ("shared_noise", ctypes.c_uint32),
         ("timestep", ctypes.c_uint32),
         ("guidance", ctypes.c_float),
+        ("free", ctypes.c_float),
     )
 
 
 def test_the_table_is_what_c_lays_out_byte_for_byte() -> None:
-    for recipe in (Recipe.authors(), Recipe.paper().respaced(77), Recipe.masked()):
+    for recipe in (Recipe.authors(), Recipe.paper().respaced(77), Recipe.masked(), Recipe.ablated("+mga")):
         coefficients = recipe.coefficients
         expected = (Coefficients * len(coefficients))(*(Coefficients(*c) for c in coefficients))
         assert rows(coefficients).tobytes() == bytes(expected)

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stage_rt.training.presets import Preset, Stage, Trials
+from stage_rt.training.presets import Learned, Preset, Stage, Trials
 
 MICRO = Preset(
     image_size=32,
-    vae_widths=(8, 16),
-    vae_layers=1,
-    crop=16,
+    autoencoder=Learned(widths=(8, 16), layers=1, crop=16, stage=Stage(steps=6, batch=2, rate=1e-3)),
     unet_widths=(8, 16),
     unet_layers=1,
     attention=(1,),
@@ -19,7 +17,6 @@ MICRO = Preset(
     adapter_widths=(16, 16),
     tokens=2,
     context_dim=8,
-    autoencoder=Stage(steps=6, batch=2, rate=1e-3),
     denoiser=Stage(steps=4, batch=2, rate=1e-3),
     guidance=Stage(steps=4, batch=2, rate=1e-3),
     calibration=Trials(pairs=2, calls=10),

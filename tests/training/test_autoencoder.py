@@ -20,7 +20,7 @@ def examples(side: int = 32, cells: int = 16) -> Examples:
 
 def test_standardised_latents_are_unit_and_decode_the_same(micro: Preset) -> None:
     torch.manual_seed(0)
-    vae = autoencoder.build(micro, channels=1).eval()
+    vae = autoencoder.build(micro.autoencoder, 1, 32).eval()
     data = examples()
     before = vae.decode(vae.encode(data.images.float() / 127.5 - 1).latent_dist.mean).sample
     autoencoder.standardise(vae, data, CPU)
@@ -45,8 +45,8 @@ def test_patches_of_defects_hold_labelled_cells(micro: Preset) -> None:
     data.images[:3] = 0
     data.images[3:] = 0
     data.images[3:, :, 8:12, 8:12] = 255
-    patches, labels = autoencoder._patches(data, micro, torch.Generator().manual_seed(1))
+    patches, labels = autoencoder._patches(data, micro.autoencoder, torch.Generator().manual_seed(1))
     assert torch.equal(patches > 0, labels > 0)
     bright = (patches > 0).flatten(1).any(dim=1)
-    drawn = data.draw(micro.autoencoder.batch, torch.Generator().manual_seed(1))
+    drawn = data.draw(micro.autoencoder.stage.batch, torch.Generator().manual_seed(1))
     assert torch.equal(bright, data.prompt[drawn] > 0)

@@ -77,13 +77,13 @@ def test_many_defects_get_fewer_crops_each():
 def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     found = data.find(dataset)
     spec = _spec(MICRO, "region", 1, ["part+dent", "part+spot"])
-    assert spec.region == RegionView(least=16)
+    assert spec.region == RegionView(least=32, slender=4)
     examples = data.load(found, spec, seed=0, turn=True)
     assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
     for k in (1, 2):
         cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
-        # A defect of 8x8 in a crop of about 16 is half a side, whatever the photograph's size.
-        assert 30 < cells.float().median() < 110
+        # A defect of 8x8 in a crop of about 32 is a quarter of a side, whatever the photograph's size.
+        assert 10 < cells.float().median() < 27
     again = data.load(found, spec, seed=0, turn=True)
     assert torch.equal(examples.images, again.images)
     assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True).images)
@@ -121,7 +121,7 @@ def test_a_model_says_how_it_sees_and_what_it_has_not_seen(dataset, tmp_path, mo
     train(dataset, tmp_path / "model", view=view, hold_out=0.3, report=ignore, say=ignore)
     spec = json.loads((tmp_path / "model" / "stage.json").read_text())
     assert len(spec["provenance"]["held_out"]) == 2
-    assert spec.get("region") == ({"context": 0.5, "least": 16} if view == "region" else None)
+    assert spec.get("region") == ({"context": 0.5, "least": 32, "slender": 4.0} if view == "region" else None)
 
 
 def test_a_small_label_counts_more():
@@ -129,3 +129,17 @@ def test_a_small_label_counts_more():
     for n, cells in enumerate((0, 4, 16, 512)):
         masks[n].view(-1)[:cells] = 1
     assert denoiser.label_weight(masks).flatten().tolist() == [64.0, 64.0, 16.0, 4.0]
+
+
+def test_a_thin_defect_is_learned_in_pieces_that_go_on_beyond_their_crop():
+    label = np.zeros((120, 300), dtype=bool)
+    label[60:63, 20:280] = True
+    photo = np.repeat(label[..., None].astype(np.uint8) * 255, 3, axis=2)
+    view = RegionView(context=0.5, least=32, slender=4)
+    found = list(crops.around_defects(photo, label, view, 40, np.random.default_rng(0), turn=False))
+    assert 40 <= len(found) <= 60
+    for part, shown in found:
+        assert ((part[..., 0] == 255) == shown).all()
+        assert max(shown.shape) <= 52
+    through = sum(bool(shown.any(axis=0).all()) for _, shown in found)
+    assert through > len(found) / 2

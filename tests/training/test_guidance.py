@@ -27,7 +27,13 @@ def test_identity_start_carries_unit_normal_estimates_through() -> None:
 def test_identity_start_needs_no_more_than_the_preset_widths() -> None:
     for preset in PRESETS.values():
         assert min(preset.adapter_widths) >= 8
-        guidance.build(preset)
+        guidance.build(preset, preset.latent_channels(1))
+
+
+def test_adapters_of_colour_wavelets_are_wide_enough_to_carry_them() -> None:
+    for adapter in guidance.build(PRESETS["tiny"], 12).values():
+        eps = torch.randn(2, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(adapter.eval()(eps, torch.zeros(2, 1, 16, 16)), eps, atol=1e-4, rtol=0)
 
 
 class _Latents:

@@ -1,0 +1,74 @@
+"""Photographs and labels in memory, at the size a segmenter sees them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt.images.inputs import fit_mask, read_image, read_mask
+
+LABELLED = 1 / 3
+"""Share of a pixel of the smaller picture that must be labelled: thin defects would be lost at a half."""
+
+NDUint8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """``images`` uint8 ``[N, S, S, 3]`` and what each pixel shows, ``classes`` uint8 ``[N, S, S]``, 0 for no defect.
+
+    ``names`` says where they come from.
+    """
+
+    images: NDUint8
+    classes: NDUint8
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all pixels."""
+        content = hashlib.sha256(self.images.tobytes())
+        content.update(self.classes.tobytes())
+        return content.hexdigest()
+
+
+def load(pairs: Iterable[tuple[Path, Path | None, int]], side: int) -> Pictures:
+    """Read (photograph, mask or None, class) triples, each whole, at ``side`` pixels.
+
+    Raises:
+        ImageError, MaskError: a file is unusable.
+    """
+    images, classes, names = [], [], []
+    for photo, mask, number in pairs:
+        image = read_image(photo)
+        label = None if mask is None else fit_mask(read_mask(mask), image.shape[1::-1], mask)
+        small, drawn = at_size(image, label, side)
+        images.append(small)
+        classes.append(drawn * np.uint8(number))
+        names.append(f"{photo.parent.name}/{photo.name}")
+    return Pictures(np.stack(images), np.stack(classes), names)
+
+
+def at_size(image: NDUint8, label: NDArray[np.bool_] | None, side: int) -> tuple[NDUint8, NDUint8]:
+    """An image uint8 ``[H, W, 3]`` and its label bool ``[H, W]`` as ``[S, S, 3]`` and 0/1 ``[S, S]``."""
+    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3))
+    if label is None:
+        return small, np.zeros((side, side), dtype=np.uint8)
+    share = Image.fromarray(label.astype(np.float32)).resize((side, side), Image.Resampling.BOX)
+    return small, (np.asarray(share) >= LABELLED).astype(np.uint8)
+
+
+def joined(parts: Sequence[Pictures]) -> Pictures:
+    """All pictures of several."""
+    return Pictures(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.classes for part in parts]),
+        [name for part in parts for name in part.names],
+    )

@@ -1,0 +1,57 @@
+"""The package ``defect-synthesis``: procedural scratches, cracks, stains, pits and burns, with labels of its own."""
+
+import random
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.errors import InputError
+
+GENERATORS = {
+    "crack": "CrackGenerator",
+    "scratch": "ScratchGenerator",
+    "stain": "StainGenerator",
+    "hole": "PittingGenerator",
+    "pit": "PittingGenerator",
+    "burn": "BurnGenerator",
+}
+"""Its generators by what the name of a type holds; for other types any of them."""
+TRIES = 8
+"""A generator that is kept inside a small label may draw nothing."""
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def painter(kind: str) -> Callable[..., Pair]:
+    """What paints a pair of a type with the package, kept inside the label.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        package = import_module("defect_synthesis")
+    except ImportError:
+        raise InputError(
+            "source `procedural` is the package defect-synthesis, which is not installed: "
+            "`pip install --no-deps defect-synthesis`"
+        ) from None
+    fitting = [generator for word, generator in GENERATORS.items() if word in kind.lower()]
+
+    def paint(
+        photo: NDArray[np.uint8], label: NDArray[np.bool_], other: NDArray[np.uint8], rng: np.random.Generator
+    ) -> Pair:
+        random.seed(int(rng.integers(2**32)))
+        # It draws from NumPy's global generator too.
+        np.random.seed(int(rng.integers(2**32)))
+        result: Any = None
+        for _ in range(TRIES):
+            name = fitting[0] if fitting else str(rng.choice(sorted(set(GENERATORS.values()))))
+            result = getattr(package, name)().apply(photo.copy(), roi_mask=label.astype(np.uint8) * 255)
+            if (result.anomaly_mask > 0).any():
+                break
+        return np.asarray(result.image, dtype=np.uint8), np.asarray(result.anomaly_mask) > 0
+
+    return paint

@@ -1,0 +1,77 @@
+"""How far painted defects are from real ones in the features of a segmenter that learned real ones alone."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stage_rt.training.loop import Device
+
+from .learning import BATCH_OF_TEST, inputs
+from .pictures import Pictures
+
+HALVES = 50
+"""How often the real defects are halved for the noise floor."""
+
+Floats = NDArray[np.float64]
+
+
+class Distance(NamedTuple):
+    """Kernel distance of painted from real defects, and ``floor``, its 95th percentile between halves of the real."""
+
+    distance: float
+    floor: float
+
+
+@torch.no_grad()
+def features(network: nn.Module, pictures: Pictures, device: Device) -> Floats:
+    """What goes into a segmenter's last layer, averaged under each picture's labels: float64 ``[N, d]``.
+
+    Pictures without a label are left out.
+    """
+    kept: list[Tensor] = []
+    last: nn.Module = network.last  # type: ignore[assignment]  # PyTorch types attributes as tensors
+    handle = last.register_forward_hook(lambda _, given, __: kept.append(given[0].float()))
+    rows = []
+    try:
+        for start in range(0, len(pictures), BATCH_OF_TEST):
+            part = slice(start, start + BATCH_OF_TEST)
+            with device.precision():
+                network(inputs(pictures.images[part]).to(device.device))
+            seen = kept.pop()
+            label = torch.from_numpy(pictures.classes[part] > 0).float()[:, None].to(seen.device)
+            share = functional.interpolate(label, seen.shape[-2:], mode="area")
+            mean = (seen * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3)).clamp(min=1e-6)
+            rows.append(mean[label.flatten(1).any(dim=1)].cpu().double().numpy())
+    finally:
+        handle.remove()
+    return np.concatenate(rows)
+
+
+def compare(painted: Floats, real: Floats, seed: int = 0) -> Distance:
+    """Features ``[n, d]`` of painted defects against those ``[m, d]`` of real ones, in deviations of the latter."""
+    rng = np.random.default_rng(seed)
+    mean, spread = real.mean(axis=0), real.std(axis=0) + 1e-6
+    painted, real = (painted - mean) / spread, (real - mean) / spread
+    floors = []
+    for _ in range(HALVES):
+        order = rng.permutation(len(real))
+        floors.append(kid(real[order[::2]], real[order[1::2]]))
+    return Distance(kid(painted, real), float(np.quantile(floors, 0.95)))
+
+
+def kid(first: Floats, second: Floats) -> float:
+    """Unbiased squared maximum mean discrepancy with the cubic kernel of KID (Binkowski et al., ICLR 2018)."""
+    n, m = len(first), len(second)
+    if min(n, m) < 2:
+        return float("nan")
+    own, other, cross = _kernel(first, first), _kernel(second, second), _kernel(first, second)
+    within = (own.sum() - np.trace(own)) / (n * (n - 1)) + (other.sum() - np.trace(other)) / (m * (m - 1))
+    return float(within - 2 * cross.mean())
+
+
+def _kernel(a: Floats, b: Floats) -> Floats:
+    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3)

@@ -1,0 +1,90 @@
+"""The page of an evaluation, a plot of its rows, and pictures of what segmenters said."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from stage_rt.files import write_atomic
+
+from .pictures import Pictures
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # after the choice of backend
+
+RESULT, PAGE, PLOT, EXAMPLES = "result.json", "report.html", "miou.png", "examples.png"
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_COLOURS = np.array([[0, 0, 0], [230, 80, 60], [60, 140, 230], [240, 180, 40], [90, 190, 90], [170, 90, 200]])
+_CELL, _LINE = 128, 20
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write result, plot and page into ``folder``."""
+    write_atomic(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    _plot(result["rows"], folder / PLOT)
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        _TEMPLATE.read_text(encoding="utf-8")
+    )
+    page = template.render(result=result, verdicts=verdicts(result), plot=PLOT, examples=EXAMPLES)
+    write_atomic(folder / PAGE, page.encode())
+
+
+def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every row with real pairs against real only, in words: helps, harms, or no difference that can be told."""
+    told = []
+    for one in result["differences"]:
+        if one["from"] != "real only":
+            continue
+        word = (
+            "no difference that can be told" if not one["real"] else "helps" if one["points"] > 0 else "harms"
+        )
+        told.append({**one, "word": word})
+    return told
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 0.32 * len(rows) + 1), layout="constrained")
+    for n, row in enumerate(reversed(rows)):
+        axis.barh(n, row["miou"], color="#4a7bb5" if "alone" not in row["row"] else "#b9cbe2")
+        axis.plot(row["miou_by_seed"], [n] * row["seeds"], "k.", markersize=4)
+    axis.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
+    axis.set_xlabel("mean IoU of the types on held-out photographs; dots are seeds")
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def write_examples(
+    folder: Path, test: Pictures, found: Mapping[str, NDArray[np.uint8]], types: Sequence[str], each: int = 2
+) -> None:
+    """A sheet of test pictures, ``each`` a type: photograph, label, and what the segmenters of some rows found."""
+    chosen = [
+        n
+        for number in range(1, len(types) + 1)
+        for n in np.flatnonzero((test.classes == number).any(axis=(1, 2)))[:each]
+    ]
+    columns = ["photograph", "label", *found]
+    sheet = Image.new("RGB", (len(columns) * _CELL, len(chosen) * _CELL + _LINE), (250, 250, 248))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for column, name in enumerate(columns):
+        pen.text((column * _CELL + 3, 3), name, (40, 40, 40), font)
+    for line, n in enumerate(chosen):
+        tiles = [test.images[n], _over(test.images[n], test.classes[n])]
+        tiles += [_over(test.images[n], classes[n]) for classes in found.values()]
+        for column, tile in enumerate(tiles):
+            picture = Image.fromarray(tile).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+            sheet.paste(picture, (column * _CELL, line * _CELL + _LINE))
+    sheet.save(folder / EXAMPLES)
+
+
+def _over(image: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    colour = _COLOURS[classes % len(_COLOURS)]
+    mixed = np.where(classes[..., None] > 0, 0.45 * image + 0.55 * colour, image)
+    return np.rint(mixed).astype(np.uint8)

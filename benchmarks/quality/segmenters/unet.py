@@ -1,0 +1,43 @@
+"""A small U-Net (Ronneberger, Fischer and Brox, MICCAI 2015): full resolution, for defects of a few pixels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .blocks import convolution, enlarged
+
+WIDTHS = (16, 32, 64, 96)
+
+
+class UNet(nn.Module):
+    """Four levels of two convolutions each, joined by skips."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        pairs = list(zip((3, *WIDTHS), WIDTHS, strict=False))
+        self.down = nn.ModuleList(_level(channels, out) for channels, out in pairs)
+        self.up = nn.ModuleList(
+            _level(below + beside, beside)
+            for below, beside in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
+        )
+        self.head = nn.Conv2d(WIDTHS[0], classes, 1)
+
+    @property
+    def last(self) -> nn.Module:
+        """See `SEGMENTERS`."""
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `SEGMENTERS`."""
+        kept: list[Tensor] = []
+        for level in self.down:
+            x = level(functional.max_pool2d(x, 2) if kept else x)
+            kept.append(x)
+        for level, beside in zip(self.up, kept[-2::-1], strict=True):
+            x = level(torch.cat([enlarged(x, beside), beside], dim=1))
+        scores: Tensor = self.head(x)
+        return scores
+
+
+def _level(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(convolution(channels, out), convolution(out, out))

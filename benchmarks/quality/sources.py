@@ -1,0 +1,182 @@
+"""Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt.engine import Engine
+from stage_rt.errors import InputError
+from stage_rt.files import write_atomic
+from stage_rt.images.inputs import read_image
+from stage_rt.progress import Progress, portion
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.run.plan import make_plan
+from stage_rt.run.sample import Sample
+from stage_rt.run.writer import pair_paths, write_pair
+
+from . import procedural, published
+from .baselines import BASELINES
+from .split import Split
+
+PROCEDURAL = "procedural"
+SHIFT = 20
+"""Pixels that the labels of the planted check lie beside the truth."""
+
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours-1000": {"steps": None},
+    "ours-whole": {"view": "whole"},
+    "ours-once": {"min_fill": 0.0},
+    "ours-shifted": {},
+    "realnet": {"sampler": "sdas", "steps": None, "min_fill": 0.0},
+}
+"""The engine's own pairs by name, and what of the job is another than the default.
+
+``ours-once`` paints nothing again, ``ours-shifted`` is the check that a lying label is noticed, ``realnet`` the
+picture that RealNet's SDAS (Zhang et al., CVPR 2024) makes, under the label.
+"""
+
+NAMES = (*OURS, *BASELINES, PROCEDURAL)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How many pairs a type are wanted, in how many network calls each, and the seed of labels and noise."""
+
+    pairs: int
+    steps: int
+    seed: int
+
+
+def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> Job:
+    """The pairs of a type: labels made of those of the real photographs, on good ones.
+
+    Raises:
+        InputError: the sampler or the recipe cannot do that.
+    """
+    asked = Job(
+        normals=split.good,
+        masks=[mask for _, mask in split.real[kind]],
+        prompt=split.prompt(kind),
+        count=order.pairs,
+        seed=order.seed,
+        composite=True,
+        batch=max(engine.spec.batch),
+        steps=order.steps,
+        augment=True,
+    )
+    return replace(asked, **other)
+
+
+def make(
+    name: str,
+    split: Split,
+    order: Order,
+    engine: Engine,
+    folder: Path,
+    recipe: str | None,
+    progress: Progress,
+) -> dict[str, list[tuple[Path, Path]]]:
+    """Fill ``folder`` with the pairs of a source, those there are stay; by type, (image, mask) files.
+
+    Args:
+        name: one of `NAMES`.
+        split: the object.
+        order: how many.
+        engine: whose labels all sources get, and whose pairs ours are.
+        folder: where; a run for each type is made in it.
+        recipe: a branch plan for our own pairs.
+        progress: told the share that is done.
+
+    Raises:
+        InputError: the source is unknown or cannot be had here.
+        StageError: as `stage_rt.run.fill.fill`.
+    """
+    made = {}
+    for number, kind in enumerate(split.types):
+        run = folder / kind
+        share = portion(progress, number / len(split.types), (number + 1) / len(split.types))
+        if name in OURS:
+            asked = job(split, kind, order, engine, **(OURS[name] | ({"recipe": recipe} if recipe else {})))
+            fill(engine, asked, run, progress=share)
+            pairs = [
+                (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
+            ]
+            made[kind] = (
+                list(_shifted(pairs, folder / f"{kind}-shifted")) if name == "ours-shifted" else pairs
+            )
+        else:
+            plan = make_plan(engine.spec, job(split, kind, order, engine), lambda notice: None)
+            made[kind] = _painted(name, split, kind, plan.samples, run, order.seed, share)
+    return made
+
+
+def _manifest(run: Path) -> Iterator[dict[str, Any]]:
+    for line in (run / "manifest.jsonl").read_text().splitlines():
+        yield json.loads(line)
+
+
+def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The same images, each with its label moved by `SHIFT` pixels down and right."""
+    for image, mask in pairs:
+        label = np.roll(np.asarray(Image.open(mask)) > 0, (SHIFT, SHIFT), axis=(0, 1))
+        picture = Image.open(image)
+        paths = (f"{image.stem}.png", f"{image.stem}_mask.png")
+        write_pair(folder, paths, picture, label)
+        yield folder / paths[0], folder / paths[1]
+
+
+def _painted(
+    name: str, split: Split, kind: str, samples: list[Sample], run: Path, seed: int, progress: Progress
+) -> list[tuple[Path, Path]]:
+    """Pairs of a baseline under the labels of a plan's samples, and what each was made of in ``manifest.jsonl``."""
+    paint = _painter(name, kind)
+    made, lines = [], []
+    for done, sample in enumerate(samples, start=1):
+        paths = pair_paths(split.prompt(kind), sample.index)
+        image, mask = run / paths[0], run / paths[1]
+        if not image.exists() or not mask.exists():
+            rng = np.random.default_rng([seed, sample.index])
+            photo = read_image(sample.normal)
+            label = sample.label(photo)
+            other = read_image(split.good[int(rng.integers(len(split.good)))])
+            painted, label = paint(photo, label, other, rng)
+            picture = Image.fromarray(painted)
+            write_pair(run, paths, picture.convert("L") if sample.grey else picture, label)
+        made.append((image, mask))
+        lines.append(
+            {"index": sample.index, "image": paths[0], "mask": paths[1], "normal": sample.normal.name}
+        )
+        progress(done / len(samples))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomic(run / "manifest.jsonl", text.encode())
+    return made
+
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def _painter(name: str, kind: str) -> Callable[..., Pair]:
+    if name == PROCEDURAL:
+        return procedural.painter(kind)
+    if name not in BASELINES:
+        raise InputError(f"unknown source {name!r}: use {', '.join(NAMES)} or `NAME=DIR` of a published run")
+
+    def paint(
+        photo: NDArray[np.uint8], label: NDArray[np.bool_], other: NDArray[np.uint8], rng: np.random.Generator
+    ) -> Pair:
+        return BASELINES[name](photo, label, other, rng), label
+
+    return paint
+
+
+def of_others(name: str, folder: Path, split: Split, most: int) -> dict[str, list[tuple[Path, Path]]]:
+    """Pairs that somebody published, up to ``most`` a type (`stage_rt.quality.published`)."""
+    return {kind: published.pairs(name, folder, split.name, kind)[:most] for kind in split.types}

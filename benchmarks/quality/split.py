@@ -1,0 +1,114 @@
+"""Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stage_rt.errors import DatasetError, InputError
+from stage_rt.images.layouts import Dataset, datasets, normals
+from stage_rt.spec import ModelSpec
+
+FEWEST = 6
+"""Labelled photographs a type must have: a third of fewer is one, and says nothing."""
+
+Pair = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
+
+    ``good`` are those the generator may paint on, ``test_good`` those that only test.
+    """
+
+    name: str
+    types: list[str]
+    good: list[Path]
+    test_good: list[Path]
+    real: dict[str, list[Pair]]
+    test: dict[str, list[Pair]]
+
+    def prompt(self, kind: str) -> str:
+        """What a model that was trained on the object calls a type."""
+        return f"{self.name}+{kind}"
+
+
+def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> Split:
+    """The split that a model's training made with ``--hold-out``.
+
+    Args:
+        root: the object's folder, in a layout that `stage_rt.images.layouts` knows.
+        model: what the engine was built from; its provenance lists the photographs held out.
+        types: only these, or all that the model knows.
+
+    Raises:
+        DatasetError: the folder is not that of the training, has too few labelled photographs of a type or no good
+            ones, or shows the generator or the segmenter a photograph of the test.
+        InputError: the model was trained on every photograph, or does not know a type.
+    """
+    found = datasets(root)
+    if len(found) != 1:
+        names = ", ".join(dataset.name for dataset in found)
+        raise DatasetError(f"`{root}` holds several objects ({names}): give the folder of one")
+    dataset = found[0]
+    held_out = model.provenance.get("held_out")
+    if not isinstance(held_out, list) or not held_out:
+        raise InputError(
+            "the engine's model saw every labelled photograph, so that none is left to test on: "
+            f"train it with `stage-rt train {root} --hold-out 0.67`"
+        )
+    chosen = _types(dataset, model, types)
+    real: dict[str, list[Pair]] = {}
+    test: dict[str, list[Pair]] = {}
+    for kind in chosen:
+        pairs = dataset.defects[kind]
+        if len(pairs) < FEWEST:
+            raise DatasetError(
+                f"{dataset.name}: type {kind!r} has {len(pairs)} labelled photographs, at least {FEWEST} are needed: "
+                "leave it out with `--types`"
+            )
+        out = {pair for pair in pairs if f"{dataset.name}/{kind}/{pair[0].name}" in held_out}
+        test[kind] = [pair for pair in pairs if pair in out]
+        real[kind] = [pair for pair in pairs if pair not in out]
+        if not test[kind] or not real[kind]:
+            raise DatasetError(
+                f"`{root}` is not what the model was trained on: of type {kind!r} "
+                f"{len(test[kind])} photographs were held out and {len(real[kind])} not"
+            )
+    if not dataset.normals:
+        raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
+    good_folder = root / "test" / "good"
+    test_good = normals(good_folder) if good_folder.is_dir() and any(good_folder.iterdir()) else []
+    result = Split(dataset.name, chosen, dataset.normals, test_good, real, test)
+    _refuse_leaks(result)
+    return result
+
+
+def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> list[str]:
+    known = [kind for kind in dataset.defects if f"{dataset.name}+{kind}" in model.prompts]
+    if not known:
+        raise DatasetError(
+            f"the engine paints {', '.join(sorted(model.prompts))}, and no type of `{dataset.name}` is one of them: "
+            "give the data set it was trained on"
+        )
+    for kind in types or ():
+        if kind not in known:
+            raise InputError(f"unknown type {kind!r}: use of {', '.join(known)}")
+    return [kind for kind in known if not types or kind in types]
+
+
+def _refuse_leaks(parts: Split) -> None:
+    """A photograph of the test must not be among those that anything learns from, under whatever name."""
+    tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
+    learned = [photo for pairs in parts.real.values() for photo, _ in pairs] + parts.good
+    known = {_digest(path): path for path in tested}
+    for path in learned:
+        if (twin := known.get(_digest(path))) is not None:
+            raise DatasetError(
+                f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
+            )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

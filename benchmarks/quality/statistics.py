@@ -1,0 +1,46 @@
+"""Means over seeds, and whether two rows differ: intervals of paired differences."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .metrics import Counts, iou
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+class Difference(NamedTuple):
+    """A difference of mean IoU in points and the interval it lies in (`LEVEL`); ``real`` if that is without 0."""
+
+    points: float
+    low: float
+    high: float
+
+    @property
+    def real(self) -> bool:
+        """Whether a difference may be called one."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_iou(counts: Counts) -> NDArray[np.float64]:
+    """Mean IoU over the defect classes of matrices ``[..., N, classes, classes]``, in points."""
+    each = iou(counts.sum(axis=-3))[..., 1:]
+    return np.asarray(100 * np.nanmean(each, axis=-1))
+
+
+def difference(row: Counts, other: Counts, seed: int = 0) -> Difference:
+    """How much better ``row`` is than ``other``, int64 ``[seeds, N, classes, classes]`` of the same test and seeds.
+
+    A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over the test's pictures and the seeds: both are drawn
+    again with replacement, and for both rows alike.
+    """
+    rng = np.random.default_rng(seed)
+    seeds, pictures = row.shape[:2]
+    draws = np.empty(RESAMPLES)
+    for n in range(RESAMPLES):
+        s, p = rng.integers(seeds, size=seeds), rng.integers(pictures, size=pictures)
+        draws[n] = (mean_iou(row[s][:, p]) - mean_iou(other[s][:, p])).mean()
+    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(float((mean_iou(row) - mean_iou(other)).mean()), float(low), float(high))

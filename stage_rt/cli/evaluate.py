@@ -1,0 +1,78 @@
+"""``stage-rt evaluate``: whether the pairs of an engine help a segmenter, beside other ways to make pairs."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage_rt.cli import console
+from stage_rt.names import RecipeName, SegmenterName, SizeName
+
+
+def evaluate(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="The object's folder that the model was trained on.")
+    ],
+    engine: Annotated[
+        Path,
+        typer.Option(metavar="ENGINE", help="Engine of a model from `stage-rt train --hold-out`."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RESULTS", help="Folder of runs, results and the page.")
+    ],
+    size: Annotated[
+        SizeName, typer.Option(help="`cpu`: 128 px and a small network, under an hour. `paper`: the paper's.")
+    ] = "cpu",
+    sources: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Comma-separated: ours, ours-1000, ours-whole, ours-once, ours-shifted, realnet, cutpaste, draem, "
+            "nsa, glass, procedural, or NAME=DIR of a published run.",
+        ),
+    ] = "cutpaste,draem,nsa,ours",
+    segmenter: Annotated[
+        SegmenterName | None, typer.Option(help="Which network learns.", show_default="the size's")
+    ] = None,
+    types: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Comma-separated defect types.", show_default="all")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Segmenters trained for every row.")] = 3,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Pairs of a type from each source.", show_default="the size's")
+    ] = None,
+    recipe: Annotated[
+        RecipeName | None,
+        typer.Option(help="Branch plan or ablation for our own pairs.", show_default="the model's"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train segmenters with and without painted pairs and test them on photographs that nothing has seen.
+
+    The same command again goes on; what was computed is kept by its content.
+    """
+    from functools import partial
+
+    from stage_rt.cli.progress import watched_share
+    from stage_rt.loading import load
+
+    with console.extra("quality"):
+        from stage_rt.quality.evaluate import Request, run
+
+    loaded = load(engine, notify=partial(console.message, "notice"))
+    request = Request(
+        root=data,
+        size=size,
+        sources=[name for name in sources.split(",") if name],
+        segmenter=segmenter,
+        types=types.split(",") if types else None,
+        seeds=seeds,
+        pairs=pairs,
+        recipe=recipe,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+    with watched_share("evaluating") as progress:
+        done = run(loaded, request, output, say=console.messages().print, progress=progress)
+    console.result(done.text, done.result, as_json=as_json)
