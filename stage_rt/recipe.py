@@ -119,8 +119,8 @@ class Recipe(BaseModel):
         """The paper's ablation (Fig. 5 and 6): the baseline with one part of the method, or with all.
 
         ``baseline`` is the UNet alone in a loop that blends the noised photograph in around the mask at every step
-        (Eq. 7 with a hard mask, as RePaint does). ``+mga`` adds the adapters, ``+aif`` the mixing of the estimate with
-        the clean latent (Eq. 6), ``+gd`` the only branch (Algorithm 1), ``+ema`` the mask that hardens (Eq. 8).
+        (Eq. 7 with a hard mask, as RePaint does). ``+mga`` adds the adapters, ``+aif`` the mixing of the estimate
+        with the clean latent (Eq. 6), ``+gd`` the only branch (Algorithm 1), ``+ema`` the mask that hardens (Eq. 8).
         ``full`` is the authors' loop.
         """
         full = cls.authors()

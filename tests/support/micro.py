@@ -23,13 +23,13 @@ MICRO = Preset(
 )
 
 
-def write_dataset(root: Path, side: int = 40) -> Path:
-    """Six good photographs and three of each of two defect types, grey, with masks."""
+def write_dataset(root: Path, side: int = 40, defects: int = 3) -> Path:
+    """Six good photographs and ``defects`` of each of two defect types, grey, with masks."""
     rng = np.random.default_rng(0)
     for k in range(6):
         _save(root / "train" / "good" / f"{k}.png", rng.integers(90, 110, (side, side)))
     for kind, shade in (("dent", 20), ("spot", 230)):
-        for k in range(3):
+        for k in range(defects):
             photo = rng.integers(90, 110, (side, side))
             mask = np.zeros((side, side))
             mask[10 + k : 18 + k, 12:20] = 255

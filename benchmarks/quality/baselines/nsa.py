@@ -43,7 +43,8 @@ def _blended(
     left: int,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    padded = np.pad(part.astype(np.uint8) * 255, MARGIN)
+    # Grown by a pixel, so that paint meets the photograph just outside the label, and OpenCV can do a single one.
+    padded = ndimage.binary_dilation(np.pad(part, MARGIN), np.ones((3, 3))).astype(np.uint8) * 255
     source = np.pad(patch, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="edge")
     around = MARGIN + 1
     canvas = np.pad(photo, ((around, around), (around, around), (0, 0)), mode="reflect")

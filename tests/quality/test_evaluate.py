@@ -1,0 +1,166 @@
+"""An evaluation from photographs to its page, with an engine that darkens what is under the mask."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine, opened
+from micro import write_dataset
+from PIL import Image
+
+from stage_rt.errors import InputError
+from stage_rt.quality import evaluate, protocol
+from stage_rt.quality.evaluate import Request, run
+from stage_rt.quality.learning import Lesson
+from stage_rt.quality.sizes import SIZES, Size
+
+SOURCES = ["ours", "ours-shifted", "cutpaste"]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(SIZES, "cpu", Size(32, 4, 10, Lesson("unet", 3, 4, 1e-3)))
+    root = write_dataset(tmp_path / "part", defects=6)
+    (root / "test" / "good").mkdir()
+    surface = np.random.default_rng(9).integers(90, 110, (40, 40)).astype(np.uint8)
+    Image.fromarray(surface).save(root / "test" / "good" / "0.png")
+    return root
+
+
+def engine() -> FakeEngine:
+    made = FakeEngine()
+    model = made.spec.model.model_copy(
+        update={
+            "prompts": {"part+dent": "a", "part+spot": "a"},
+            "provenance": {
+                "held_out": [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in range(2, 6)]
+            },
+        }
+    )
+    made.spec = made.spec.model_copy(update={"model": model})
+    return made
+
+
+def request(data: Path, **changes) -> Request:
+    asked = {
+        "root": data,
+        "size": "cpu",
+        "sources": SOURCES,
+        "segmenter": None,
+        "types": None,
+        "seeds": 2,
+        "pairs": None,
+        "recipe": None,
+        "command": "stage-rt evaluate part",
+    }
+    return Request(**(asked | changes))
+
+
+def evaluated(data: Path, folder: Path, shares: list[float] | None = None, **changes) -> dict:
+    told = [] if shares is None else shares
+    return run(engine(), request(data, **changes), folder, say=lambda line: None, progress=told.append).result
+
+
+def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_path: Path) -> None:
+    shares: list[float] = []
+    result = evaluated(data, tmp_path / "r", shares)
+    names = [row["row"] for row in result["rows"]]
+    assert names == [
+        "real only",
+        *(f"with {name}" for name in SOURCES),
+        *(f"{name} alone" for name in SOURCES),
+    ]
+    assert [row["seeds"] for row in result["rows"]] == [2, 2, 2, 2, 1, 1, 1]
+    assert set(result["rows"][0]["iou"]) == {"dent", "spot"}
+    assert result["real_pairs"] == {"dent": 2, "spot": 2}
+    assert result["test_pairs"] == {"dent": 4, "spot": 4}
+    assert set(result["agreement"]) == set(SOURCES)
+    assert len(result["differences"]) == 12
+    assert json.loads((tmp_path / "r" / "result.json").read_text()) == json.loads(json.dumps(result))
+    page = (tmp_path / "r" / "report.html").read_text()
+    for name in names:
+        assert f"<td>{name}</td>" in page
+    assert "stage-rt evaluate part" in page
+    for picture in ("miou.png", "examples.png"):
+        assert opened(tmp_path / "r" / picture).width > 300
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
+    data: Path, tmp_path: Path
+) -> None:
+    evaluated(data, tmp_path / "r", seeds=1)
+    ours, other = (tmp_path / "r" / "pairs" / name / "dent" for name in ("ours", "cutpaste"))
+    for n in range(4):
+        mask = f"ground_truth/dent/{n:06d}_mask.png"
+        assert (ours / mask).read_bytes() == (other / mask).read_bytes()
+        first, second = (
+            np.asarray(opened(run / f"test/dent/{n:06d}.png").convert("L")) for run in (ours, other)
+        )
+        beyond = np.asarray(opened(ours / mask)) == 0
+        assert (first != second).any()
+        assert (first[beyond] == second[beyond]).mean() > 0.8
+
+
+def test_shifted_labels_are_the_same_labels_elsewhere(data: Path, tmp_path: Path) -> None:
+    evaluated(data, tmp_path / "r", sources=["ours-shifted"], seeds=1)
+    place = tmp_path / "r" / "pairs" / "ours-shifted"
+    right = np.asarray(opened(place / "dent/ground_truth/dent/000000_mask.png"))
+    wrong = np.asarray(opened(place / "dent-shifted/000000_mask.png"))
+    np.testing.assert_array_equal(np.roll(right, (20, 20), (0, 1)), wrong)
+
+
+def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = evaluated(data, tmp_path / "r", sources=["ours"])
+    learned: list[int] = []
+    real = protocol.learn
+
+    def counted(*arguments):
+        learned.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(protocol, "learn", counted)
+    assert evaluated(data, tmp_path / "r", sources=["ours"]) == result
+    assert not learned
+    evaluated(data, tmp_path / "r", sources=["ours", "draem"])
+    # Two segmenters with its pairs, one with them alone, and the real ones look at what is new to them.
+    assert len(learned) == 5
+    image = tmp_path / "r" / "pairs" / "draem" / "dent" / "test" / "dent" / "000001.png"
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(image)
+    learned.clear()
+    evaluated(data, tmp_path / "r", sources=["ours", "draem"])
+    assert len(learned) == 5
+
+
+def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
+    for kind in ("dent", "spot"):
+        for name, source in (("image", data / "test"), ("mask", data / "ground_truth")):
+            folder = tmp_path / "theirs" / kind / name
+            folder.mkdir(parents=True)
+            for n in (0, 1):
+                stem = f"{n}_mask.png" if name == "mask" else f"{n}.png"
+                (folder / f"{n}.png").write_bytes((source / kind / stem).read_bytes())
+    result = evaluated(data, tmp_path / "r", sources=[f"dfmgan={tmp_path / 'theirs'}"], seeds=1)
+    assert "with dfmgan" in [row["row"] for row in result["rows"]]
+    with pytest.raises(InputError, match="asked for twice"):
+        evaluate._named(["ours", "ours"])
+
+
+@pytest.mark.parametrize("name", ["nothing", "procedurally"])
+def test_an_unknown_source_is_named_with_those_there_are(data: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown source '{name}': use ours, "):
+        evaluated(data, tmp_path / "r", sources=[name])
+
+
+def test_the_ablation_paints_with_another_recipe_in_runs_of_its_own(data: Path, tmp_path: Path) -> None:
+    fake = engine()
+    recipe = fake.spec.model.recipe.model_copy(update={"steps": 1000, "ema_stop": 200})
+    fake.spec = fake.spec.model_copy(update={"model": fake.spec.model.model_copy(update={"recipe": recipe})})
+    asked = request(data, sources=["ours"], seeds=1, recipe="+aif")
+    run(fake, asked, tmp_path / "r", say=lambda line: None, progress=lambda share: None)
+    spec = json.loads((tmp_path / "r" / "pairs" / "ours-+aif" / "dent" / "run.json").read_text())
+    assert spec["recipe"]["name"] == "+aif"

@@ -1,0 +1,85 @@
+"""What is learned from and what is tested on, and every way the two could meet."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from micro import write_dataset
+
+from stage_rt.errors import DatasetError, InputError
+from stage_rt.quality.split import split
+from stage_rt.recipe import Recipe
+from stage_rt.spec import ModelSpec
+
+HELD_OUT = [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in range(2, 7)]
+
+
+def model(held_out: list[str] | None) -> ModelSpec:
+    return ModelSpec(
+        image_size=32,
+        image_channels=1,
+        latent_size=16,
+        latent_scale=1,
+        tokens=2,
+        context_dim=8,
+        recipe=Recipe.authors(),
+        prompts={"part+dent": "part+dent", "part+spot": "part+spot"},
+        provenance={} if held_out is None else {"held_out": held_out},
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Seven labelled photographs a type, and good ones for the test."""
+    root = write_dataset(tmp_path / "part", defects=7)
+    (root / "test" / "good").mkdir()
+    for n in (0, 1):
+        shutil.move(root / "train" / "good" / f"{n}.png", root / "test" / "good" / f"{n}.png")
+    return root
+
+
+def test_the_test_is_what_the_training_held_out(data: Path) -> None:
+    parts = split(data, model(HELD_OUT))
+    assert parts.types == ["dent", "spot"]
+    assert [path.name for path, _ in parts.real["dent"]] == ["0.png", "1.png"]
+    assert [path.name for path, _ in parts.test["spot"]] == [f"{n}.png" for n in range(2, 7)]
+    assert (len(parts.good), len(parts.test_good)) == (4, 2)
+    assert split(data, model(HELD_OUT), ["spot"]).types == ["spot"]
+    assert parts.prompt("spot") == "part+spot"
+
+
+@pytest.mark.parametrize("held_out", [None, []])
+def test_a_generator_that_saw_everything_is_refused(data: Path, held_out: list[str] | None) -> None:
+    with pytest.raises(InputError, match=r"none is left to test on: train it with .*--hold-out 0\.67"):
+        split(data, model(held_out))
+
+
+def test_a_photograph_on_both_sides_is_refused_under_any_name(data: Path) -> None:
+    shutil.copy(data / "test" / "dent" / "3.png", data / "train" / "good" / "twin.png")
+    with pytest.raises(DatasetError, match=r"`.*twin.png` is to be learned from and is the test's `.*3.png`"):
+        split(data, model(HELD_OUT))
+
+
+def test_too_few_labelled_photographs_are_refused(data: Path) -> None:
+    for n in (5, 6):
+        (data / "test" / "dent" / f"{n}.png").unlink()
+    with pytest.raises(DatasetError, match="type 'dent' has 5 labelled photographs, at least 6 are needed"):
+        split(data, model(HELD_OUT))
+    assert split(data, model(HELD_OUT), ["spot"]).types == ["spot"]
+
+
+def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is not what the model was trained on"):
+        split(data, model(["part/dent/99.png"]))
+    shutil.copytree(data, tmp_path / "other")
+    with pytest.raises(DatasetError, match=r"no type of `.*other` is one of them"):
+        split(tmp_path / "other", model(HELD_OUT))
+    with pytest.raises(InputError, match="unknown type 'hole'"):
+        split(data, model(HELD_OUT), ["hole"])
+
+
+def test_without_good_photographs_nothing_can_be_painted(data: Path) -> None:
+    for path in (data / "train" / "good").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match="no good photographs in `train/good`"):
+        split(data, model(HELD_OUT))
