@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
-from stage_rt.errors import InputError
 from stage_rt.files import write_atomic
 from stage_rt.training.loop import Device
 
@@ -89,8 +88,7 @@ def evaluate(
         StageError: a photograph or a run is unusable.
     """
     for name in plan.names:
-        if name not in sources.NAMES and name not in plan.outside:
-            raise InputError(f"unknown source {name!r}: use {', '.join(sources.NAMES)} or `NAME=DIR`")
+        sources.check(name, plan.outside, split)
     device = Device.best()
     real, test = _real(split, plan.side)
     painted, part = {}, PAINTING / max(len(plan.names), 1)

@@ -1,7 +1,7 @@
 """Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,18 @@ def _painter(name: str, kind: str) -> Callable[..., Pair]:
         return BASELINES[name](photo, label, other, rng), label
 
     return paint
+
+
+def check(name: str, outside: Mapping[str, Path], split: Split) -> None:
+    """Whether a source can be had, before an hour went into the others.
+
+    Raises:
+        InputError, DatasetError: it cannot.
+    """
+    if name in outside:
+        of_others(name, outside[name], split, most=1)
+    elif name not in OURS:
+        _painter(name, split.types[0])
 
 
 def of_others(name: str, folder: Path, split: Split, most: int) -> dict[str, list[tuple[Path, Path]]]:
