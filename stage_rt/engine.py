@@ -25,6 +25,11 @@ Float32 = NDArray[np.float32]
 LOGVAR_RANGE = (-30.0, 20.0)
 """The authors clamp the log variance of the encoder's posterior to this."""
 
+NO_SURFACE = (
+    "the model has no context of good surface, which `prompt_guidance` weighs the prompt against: "
+    "train it again, or leave `prompt_guidance` at 1"
+)
+
 
 class Engine:
     """A compiled model; made by `stage_rt.load`.
@@ -153,6 +158,8 @@ class Engine:
         condition = self.condition(prompt)
         recipe = model.recipe if recipe is None else recipe
         _require("recipe", recipe, Recipe)
+        if recipe.prompt_guidance != 1 and condition.surface is None:
+            raise InputError(NO_SURFACE)
         _require("noise", noise, PhiloxNoise)
         steps, count = steps_of(sampler, recipe, steps), len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
@@ -212,9 +219,11 @@ class Engine:
         Raises:
             PromptError: the model does not know it.
         """
-        if not isinstance(prompt, str) or prompt not in self._contexts:
+        model = self.spec.model
+        if not isinstance(prompt, str) or prompt not in model.prompts:
             raise PromptError(f"unknown prompt {prompt!r}: use one of {', '.join(self.prompts)}")
-        return Condition(self._contexts[prompt], self.spec.model.prompts[prompt])
+        surface = self._contexts[model.surface] if model.surface else None
+        return Condition(self._contexts[prompt], model.prompts[prompt], surface)
 
     def close(self) -> None:
         """Give the networks' memory back; a second time nothing is left to be done."""

@@ -20,10 +20,14 @@ Float32 = NDArray[np.float32]
 
 
 class Condition(NamedTuple):
-    """What a prompt is to the networks: its context float32 ``[tokens, dim]``, and its adapters' name or None."""
+    """What a prompt is to the networks: its context float32 ``[tokens, dim]``, and its adapters' name or None.
+
+    ``surface`` is the context of good surface, None where the model has none.
+    """
 
     context: Float32
     adapter: str | None
+    surface: Float32 | None = None
 
 
 class Painted(Protocol):
@@ -103,7 +107,9 @@ class HostExecutor:
         """See `Executor`."""
         way = SAMPLERS[sampler]
         denoise = self.denoiser(
-            condition if way.guided else condition._replace(adapter=None), guidance=recipe.guidance
+            condition if way.guided else condition._replace(adapter=None),
+            guidance=recipe.guidance,
+            prompt_guidance=recipe.prompt_guidance,
         )
         done, calls = itertools.count(1), way.calls(recipe, steps)
         latent: Float32 = way.run(
@@ -117,16 +123,24 @@ class HostExecutor:
         )
         return latent
 
-    def denoiser(self, condition: Condition, *, guidance: float = 1.0) -> Denoiser:
+    def denoiser(
+        self, condition: Condition, *, guidance: float = 1.0, prompt_guidance: float = 1.0
+    ) -> Denoiser:
         """What a sampler calls: the UNet, then the adapter of the branch if the condition has any.
 
-        ``guidance`` is the weight of the adapter's estimate against the UNet's.
+        ``guidance`` is the weight of the adapter's estimate against the UNet's, ``prompt_guidance`` that of the
+        UNet's for the prompt against its estimate for good surface, which the condition then has.
         """
 
+        def estimate(x: Float32, i: int, context: Float32) -> Float32:
+            repeated = np.repeat(context[None], len(x), axis=0)
+            return self._backend.run(UNET, sample=x, timestep=np.array([i], dtype=np.int64), context=repeated)
+
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
-            context = np.repeat(condition.context[None], len(x), axis=0)
-            timestep = np.array([i], dtype=np.int64)
-            eps = self._backend.run(UNET, sample=x, timestep=timestep, context=context)
+            eps = estimate(x, i, condition.context)
+            if prompt_guidance != 1:
+                assert condition.surface is not None
+                eps = guide(estimate(x, i, condition.surface), eps, prompt_guidance)
             if condition.adapter is None:
                 return eps
             adapted = self._backend.run(adapter_graph(condition.adapter, branch), eps=eps, mask=mask)

@@ -72,7 +72,7 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
 
 
 def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
-    """The context float32 ``[tokens, dim]`` of every prompt of ``model``.
+    """The context float32 ``[tokens, dim]`` of every prompt of ``model``, and of good surface if it has one.
 
     Raises:
         EngineError: the file cannot be read, or one is missing or of another shape.
@@ -82,7 +82,7 @@ def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
     except (OSError, SafetensorError) as error:
         raise EngineError(f"`{path}` cannot be read ({error})", REBUILD) from error
     shape = (model.tokens, model.context_dim)
-    for prompt in model.prompts:
-        if prompt not in contexts or contexts[prompt].shape != shape:
-            raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {prompt!r}", REBUILD)
-    return {prompt: contexts[prompt].astype(np.float32) for prompt in model.prompts}
+    for name in model.contexts:
+        if name not in contexts or contexts[name].shape != shape:
+            raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {name!r}", REBUILD)
+    return {name: contexts[name].astype(np.float32) for name in model.contexts}

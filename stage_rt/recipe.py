@@ -63,8 +63,10 @@ class Recipe(BaseModel):
     the image-sized label becomes the latent mask: ``cover`` sets every cell that any labelled pixel touches,
     ``authors`` is the bilinear resize without antialiasing of the authors' code, which loses small defects.
     ``guidance`` moves the UNet's estimate that many times as far as the adapter does; 1 is the authors' loop, 0 does
-    without adapters. Without ``aif`` the estimate is not mixed with the clean latent (Eq. 6), without ``soft_mask``
-    the mask is the real one from the beginning (Eq. 8): parts of the paper's ablation.
+    without adapters. ``prompt_guidance`` moves the UNet's estimate for good surface that many times as far as the
+    prompt does (classifier-free guidance, Ho and Salimans, 2022), at a second UNet call a step. Without ``aif`` the
+    estimate is not mixed with the clean latent (Eq. 6), without ``soft_mask`` the mask is the real one from the
+    beginning (Eq. 8): parts of the paper's ablation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -79,6 +81,9 @@ class Recipe(BaseModel):
     # Left out of the JSON where it says nothing, so that digests of older descriptions stay what they are.
     calls: int | None = Field(default=None, exclude_if=lambda calls: calls is None)
     guidance: float = Field(
+        default=1.0, ge=0, le=20, allow_inf_nan=False, exclude_if=lambda weight: weight == 1
+    )
+    prompt_guidance: float = Field(
         default=1.0, ge=0, le=20, allow_inf_nan=False, exclude_if=lambda weight: weight == 1
     )
     aif: bool = Field(default=True, exclude_if=lambda mixed: mixed)
@@ -164,6 +169,16 @@ class Recipe(BaseModel):
         if not 0 <= weight <= 20:
             raise InputError(f"`guidance` must be between 0 and 20, not {weight}")
         return self._with(guidance=weight)
+
+    def contrasted(self, weight: float) -> Self:
+        """The same loop with another guidance by the prompt against good surface.
+
+        Raises:
+            InputError: ``weight`` is not a number from 0 to 20.
+        """
+        if not 0 <= weight <= 20:
+            raise InputError(f"`prompt_guidance` must be between 0 and 20, not {weight}")
+        return self._with(prompt_guidance=weight)
 
     def respaced(self, calls: int) -> Self:
         """The same loop in ``calls`` network calls; all ``steps`` of them are the loop itself.

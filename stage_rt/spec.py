@@ -92,7 +92,8 @@ class ModelSpec(_Spec):
 
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
-    the median over pictures of the training of what `stage_rt.images.labels.round_trip` says.
+    the median over pictures of the training of what `stage_rt.images.labels.round_trip` says. ``surface`` names the
+    context of good surface, which `Recipe.prompt_guidance` needs.
     """
 
     format: Literal[1] = 1
@@ -111,6 +112,7 @@ class ModelSpec(_Spec):
         default_factory=dict, exclude_if=lambda defaults: not defaults
     )
     round_trip: float | None = Field(default=None, gt=0, exclude_if=lambda levels: levels is None)
+    surface: PromptName | None = Field(default=None, exclude_if=lambda name: name is None)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -128,6 +130,11 @@ class ModelSpec(_Spec):
         if view == "region" and self.region is None:
             return RegionView(least=max(self.image_size // 2, 8))
         return self.region
+
+    @property
+    def contexts(self) -> list[str]:
+        """Names of the contexts that `PROMPTS_FILE` holds."""
+        return [*self.prompts, *([self.surface] if self.surface else [])]
 
     @property
     def adapters(self) -> list[str]:

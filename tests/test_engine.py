@@ -373,3 +373,10 @@ def test_guidance_moves_the_estimate_and_1_is_the_adapters_own(plain):
     }
     assert np.array_equal(results[1], paint(plain, images, masks, [1]).images)
     assert np.abs(results[2] - results[1]).max() > 1e-4
+
+
+def test_guidance_by_the_prompt_needs_a_context_of_good_surface(plain):
+    images, masks = prepared(plain, 1)
+    recipe = plain.spec.model.recipe.contrasted(2)
+    with pytest.raises(InputError, match=r"no context of good surface, .*: train it again, or leave"):
+        plain.paint(images, masks, prompt=PROMPT, noise=PhiloxNoise([1]), recipe=recipe)

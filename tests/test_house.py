@@ -21,6 +21,7 @@ def tree(tmp_path: Path) -> Path:
         "training": "training",
         "export": "export",
         "engines": "engines",
+        "benchmarks/quality": "quality",
     }.items():
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "stage_rt" / place, ignore=ignored, dirs_exist_ok=True)

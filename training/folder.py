@@ -36,7 +36,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 @dataclass(frozen=True)
 class Description:
-    """All of a model but its networks; ``contexts`` maps prompt names to float32 ``[tokens, dim]``."""
+    """All of a model but its networks; ``contexts`` maps prompts, and the surface, to float32 ``[tokens, dim]``."""
 
     contexts: dict[str, Tensor]
     spec: ModelSpec
@@ -204,10 +204,10 @@ def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
         contexts = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"`{path}` cannot be read: {error}") from None
-    if missing := sorted(set(spec.prompts) - set(contexts)):
+    if missing := sorted(set(spec.contexts) - set(contexts)):
         raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names")
     shape = (spec.tokens, spec.context_dim)
-    for name in spec.prompts:
+    for name in spec.contexts:
         if tuple(contexts[name].shape) != shape:
             raise ModelError(f"`{path}` holds {name!r} with shape {tuple(contexts[name].shape)}, not {shape}")
-    return {name: contexts[name].float() for name in spec.prompts}
+    return {name: contexts[name].float() for name in spec.contexts}

@@ -84,7 +84,7 @@ PRESETS: dict[PresetName, Preset] = {
         adapter_widths=(16, 48, 64, 48, 16),
         tokens=8,
         context_dim=64,
-        denoiser=Stage(steps=6000, batch=8, rate=1e-3),
+        denoiser=Stage(steps=12000, batch=8, rate=1e-3),
         guidance=Stage(steps=350, batch=8, rate=2e-3),
         calibration=Trials(pairs=16, calls=100),
     ),

@@ -104,7 +104,7 @@ def train(
         unet=unet.cpu().eval(),
         vae=vae.cpu().eval(),
         adapters={name: {b: adapter.cpu() for b, adapter in pair.items()} for name, pair in adapters.items()},
-        contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names) if k},
+        contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
         spec=spec.model_copy(
             update={
                 "defaults": defaults,
@@ -132,6 +132,7 @@ def _spec(preset: Preset, view: ViewName, channels: Literal[1, 3], names: list[s
         context_dim=preset.context_dim,
         recipe=Recipe.masked(),
         prompts=dict(zip(names, _adapter_names(names), strict=True)),
+        surface=data.GOOD,
     )
 
 

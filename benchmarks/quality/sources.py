@@ -101,7 +101,7 @@ def make(
     """
     made = {}
     for number, kind in enumerate(split.types):
-        run = folder / kind
+        run = folder.with_name(folder.name.replace("ours-shifted", "ours")) / kind
         share = portion(progress, number / len(split.types), (number + 1) / len(split.types))
         if name in OURS:
             asked = job(split, kind, order, engine, **(OURS[name] | ({"recipe": recipe} if recipe else {})))

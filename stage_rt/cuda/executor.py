@@ -44,7 +44,8 @@ class DeviceExecutor:
 
     `decode` returns while the images are decoded, in a stream beside that of the loop, so that a run can begin the
     next batch meanwhile. When the device's memory is full, the batch is halved until it fits, which ``notify`` is
-    told. The device's loop is STAGE's own; the other samplers are driven from the host, over the same networks.
+    told. The device's loop is STAGE's own; the other samplers, and guidance by the prompt, are driven from
+    the host, over the same networks.
     """
 
     def __init__(self, spec: EngineSpec, backend: DeviceBackend, notify: Callable[[str], None]) -> None:
@@ -81,7 +82,7 @@ class DeviceExecutor:
         progress: Progress,
     ) -> Float32:
         """See `stage_rt.executor.Executor`."""
-        if sampler != "stage" or condition.adapter is None:
+        if sampler != "stage" or condition.adapter is None or recipe.prompt_guidance != 1:
             return self._host.sample(
                 condition,
                 clean,

@@ -18,10 +18,11 @@ class Job:
 
     ``recipe`` names a branch plan to use in place of the model's own; ``steps`` is how many levels the sampler
     visits, its own number if None; ``guidance`` is the weight of the adapters' estimate, the prompt's or else the
-    recipe's if None. ``view`` is how photographs are seen, as the model was trained if None. A region of which less
-    than ``min_fill`` of the label was painted, the prompt's own if None, is painted again up to ``retries`` times; a
-    pair that stays below is left out if ``strict``. ``augment`` makes every label from the masks instead of taking
-    one as it is (`stage_rt.run.supply`), inside the object that ``objects``, masks of the photographs, show.
+    recipe's if None, ``prompt_guidance`` that of the prompt against good surface. ``view`` is how photographs are
+    seen, as the model was trained if None. A region of which less than ``min_fill`` of the label was painted, the
+    prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is left out if ``strict``.
+    ``augment`` makes every label from the masks instead of taking one as it is (`stage_rt.run.supply`), inside the
+    object that ``objects``, masks of the photographs, show.
     """
 
     normals: Sequence[Path]
@@ -35,6 +36,7 @@ class Job:
     recipe: RecipeName | None = None
     steps: int | None = None
     guidance: float | None = None
+    prompt_guidance: float | None = None
     view: ViewName | None = None
     min_fill: float | None = None
     retries: int = 5
@@ -86,6 +88,13 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         recipe = recipe.guided(job.guidance)
     elif defaults.guidance is not None and job.recipe is None:
         recipe = recipe.guided(defaults.guidance)
+    if job.prompt_guidance is not None:
+        recipe = recipe.contrasted(job.prompt_guidance)
+        if model.surface is None and job.prompt_guidance != 1:
+            raise InputError(
+                "the model has no context of good surface, which `--prompt-guidance` weighs the prompt against",
+                "train it again, or leave the option out",
+            )
     min_fill, retries = _refill(job, defaults)
     steps = steps_of(job.sampler, recipe, job.steps)
     own_steps = steps == SAMPLERS[job.sampler].steps(recipe)

@@ -43,6 +43,10 @@ def test_train_build_synth(run: Run, tmp_path: Path) -> None:
     )
     assert (code, err) == (0, "")
     assert json.loads(out)["pairs"] == 3
+    plainer = ("--count", "1", "--min-fill", "0", "--steps", "10", "--prompt-guidance", "2", "-o", "plainer")
+    code, out, err = run("synth", "engine", *arguments, *plainer)
+    assert (code, err) == (0, "")
+    assert run("synth", "engine", *arguments[:4], "--prompt", "good", "-o", "none")[0] == 1
     for k in range(3):
         image = np.asarray(opened(tmp_path / f"run/test/spot/{k:06}.png"))
         mask = np.asarray(opened(tmp_path / f"run/ground_truth/spot/{k:06}_mask.png"))

@@ -420,6 +420,11 @@ def test_guidance_is_part_of_the_recipe_and_of_what_a_run_was_started_with(job, 
     [
         ({"guidance": -1}, "`guidance` must be between 0 and 20, not -1"),
         ({"guidance": float("nan")}, "`guidance` must be between 0 and 20, not nan"),
+        ({"prompt_guidance": 30}, "`prompt_guidance` must be between 0 and 20, not 30"),
+        (
+            {"prompt_guidance": 2},
+            "has no context of good surface, .*: train it again, or leave the option out",
+        ),
         (
             {"guidance": 2, "sampler": "sdas"},
             "`guidance` weighs adapters, of which sampler `sdas` .* leave it out",

@@ -32,7 +32,8 @@ def test_model_folder_holds_what_the_design_says(model: Path) -> None:
     spec = json.loads((model / "stage.json").read_text())
     assert spec["prompts"] == {"part+dent": "part+dent", "part+spot": "part+spot"}
     assert (spec["image_size"], spec["image_channels"], spec["latent_size"]) == (32, 1, 16)
-    assert set(load_file(model / "prompts.safetensors")) == {"part+dent", "part+spot"}
+    assert set(load_file(model / "prompts.safetensors")) == {"part+dent", "part+spot", "good"}
+    assert spec["surface"] == "good"
     for place in ("unet", "vae", "adapters/part+dent/aware", "adapters/part+dent/only"):
         assert (model / place / "config.json").is_file()
         assert load_file(model / place / "diffusion_pytorch_model.safetensors")
