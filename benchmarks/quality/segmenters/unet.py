@@ -1,4 +1,8 @@
-"""A small U-Net (Ronneberger, Fischer and Brox, MICCAI 2015): full resolution, for defects of a few pixels."""
+"""A small U-Net (Ronneberger, Fischer and Brox, MICCAI 2015) for CPUs that still answers for every pixel.
+
+It works on squares of 2x2 pixels as channels and gives their scores back as pixels (Shi et al., CVPR 2016): a quarter
+of the work, and nothing of a defect of a few pixels is lost.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,21 +10,22 @@ from torch.nn import functional
 
 from .blocks import convolution, enlarged
 
-WIDTHS = (16, 32, 64, 96)
+WIDTHS = (24, 48, 96)
+SQUARE = 2
 
 
 class UNet(nn.Module):
-    """Four levels of two convolutions each, joined by skips."""
+    """Three levels of two convolutions each, joined by skips."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        pairs = list(zip((3, *WIDTHS), WIDTHS, strict=False))
+        pairs = list(zip((3 * SQUARE**2, *WIDTHS), WIDTHS, strict=False))
         self.down = nn.ModuleList(_level(channels, out) for channels, out in pairs)
         self.up = nn.ModuleList(
             _level(below + beside, beside)
             for below, beside in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(WIDTHS[0], classes, 1)
+        self.head = nn.Conv2d(WIDTHS[0], classes * SQUARE**2, 1)
 
     @property
     def last(self) -> nn.Module:
@@ -28,15 +33,15 @@ class UNet(nn.Module):
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `SEGMENTERS`."""
+        """See `SEGMENTERS`; the size of pictures is a multiple of 8."""
+        x = functional.pixel_unshuffle(x, SQUARE)
         kept: list[Tensor] = []
         for level in self.down:
             x = level(functional.max_pool2d(x, 2) if kept else x)
             kept.append(x)
         for level, beside in zip(self.up, kept[-2::-1], strict=True):
             x = level(torch.cat([enlarged(x, beside), beside], dim=1))
-        scores: Tensor = self.head(x)
-        return scores
+        return functional.pixel_shuffle(self.head(x), SQUARE)
 
 
 def _level(channels: int, out: int) -> nn.Sequential:
