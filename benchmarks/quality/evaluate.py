@@ -68,7 +68,7 @@ def run(
     how = {
         "command": request.command,
         "engine": engine.spec.graphs_fingerprint,
-        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {lesson.batch} pictures, {size.side} px",
+        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {lesson.batch} crops of {lesson.crop} from {size.side} px",
         "pairs": order.pairs,
         "steps": order.steps,
         "seeds": request.seeds,

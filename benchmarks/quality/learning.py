@@ -1,6 +1,6 @@
 """One segmenter trained on pictures, and what it finds in others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,16 @@ BATCH_OF_TEST = 16
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a segmenter is trained: which, for how many steps of how many pictures, at which peak learning rate."""
+    """How a segmenter is trained: which, for how many steps of how many crops, at which peak learning rate.
+
+    ``crop`` is the side of the crops in pixels.
+    """
 
     segmenter: SegmenterName
     steps: int
     batch: int
     rate: float
+    crop: int
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,21 @@ def learn(
     device: Device,
     progress: Callable[[float], None],
 ) -> nn.Module:
-    """A segmenter of ``classes`` classes, trained on pictures drawn uniformly, mirrored and brightened at random.
+    """A segmenter of ``classes`` classes, trained on crops that are mirrored and brightened at random.
 
-    Cross entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small
-    defects as much as large ones.
+    Half of them lie around a labelled pixel, of each class as often; the others anywhere in any picture. Cross
+    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as
+    much as large ones.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = device.place(SEGMENTERS[lesson.segmenter](classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lesson.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.rate, lesson.steps)
+    present = np.unique(pictures.classes)
+    holding = [np.flatnonzero((pictures.classes == k).any(axis=(1, 2))) for k in present[present > 0]]
     for step in range(lesson.steps):
-        x, y = _batch(pictures, rng.integers(0, len(pictures), lesson.batch), rng)
+        x, y = _batch(pictures, holding, lesson, rng)
         with device.precision():
             scores = network(x.to(device.device))
         heads = scores if isinstance(scores, list) else [scores]
@@ -86,14 +93,39 @@ def _loss(scores: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(scores, target) + dice
 
 
-def _batch(pictures: Pictures, index: NDArray[np.integer], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Network inputs ``[B, 3, S, S]`` and classes ``[B, S, S]``, each picture mirrored and brightened on its own."""
-    images, classes = pictures.images[index].astype(np.float32), pictures.classes[index].copy()
-    images *= rng.uniform(*EXPOSURE, (len(index), 1, 1, 1)).astype(np.float32)
-    for axis in (1, 2):
-        turned = rng.random(len(index)) < 0.5
-        images[turned], classes[turned] = np.flip(images[turned], axis), np.flip(classes[turned], axis)
-    return inputs(images), torch.from_numpy(np.ascontiguousarray(classes)).long()
+def _batch(
+    pictures: Pictures, holding: Sequence[NDArray[np.integer]], lesson: Lesson, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Network inputs ``[B, 3, s, s]`` and classes ``[B, s, s]``, each crop mirrored and brightened on its own.
+
+    ``holding`` are the pictures of each class.
+    """
+    images, classes = [], []
+    for number in range(lesson.batch):
+        around = bool(holding) and number < lesson.batch // 2
+        candidates = holding[int(rng.integers(len(holding)))] if around else np.arange(len(pictures))
+        window = _window(pictures, int(rng.choice(candidates)), lesson.crop, rng, around=around)
+        image, label = pictures.images[window].astype(np.float32), pictures.classes[window]
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                image, label = np.flip(image, axis), np.flip(label, axis)
+        images.append(image * np.float32(rng.uniform(*EXPOSURE)))
+        classes.append(label)
+    return inputs(np.stack(images)), torch.from_numpy(np.stack(classes)).long()
+
+
+def _window(
+    pictures: Pictures, number: int, crop: int, rng: np.random.Generator, *, around: bool
+) -> tuple[int, slice, slice]:
+    """Where a crop of a picture is; ``around`` one of its labelled pixels, or anywhere."""
+    span = pictures.classes.shape[1] - crop
+    corner = rng.integers(0, span + 1, 2)
+    if around:
+        labelled = np.argwhere(pictures.classes[number])
+        pixel = labelled[int(rng.integers(len(labelled)))]
+        corner = np.clip(pixel - rng.integers(0, crop, 2), 0, span)
+    top, left = corner.tolist()
+    return number, slice(top, top + crop), slice(left, left + crop)
 
 
 def inputs(images: NDArray[np.floating] | NDArray[np.uint8]) -> Tensor:

@@ -28,6 +28,8 @@ from .split import Split
 REAL = "real only"
 GOOD_A_REAL = 1.0
 """Good photographs in the training set for each real pair."""
+ALONE = ("ours",)
+"""Sources that one segmenter also learns from without real pairs."""
 PAINTING = 0.3
 """Share of an evaluation's time that painting is taken to be."""
 FORMAT = 1
@@ -72,7 +74,7 @@ def evaluate(
     *,
     progress: Callable[[float, str], None],
 ) -> tuple[list[Row], Pictures, dict[str, NDArray[np.uint8]]]:
-    """All rows, real only first, then each source with the real pairs, then each alone.
+    """All rows, real only first, then each source with the real pairs, then ours alone.
 
     Beside them the test's pictures, and what the first segmenters of the rows with real pairs found in them.
 
@@ -101,7 +103,7 @@ def evaluate(
     lists = [(REAL, real, plan.seeds)]
     lists += [(f"with {name}", joined([real, pairs]), plan.seeds) for name, pairs in painted.items()]
     good = _good(real)
-    lists += [(f"{name} alone", joined([good, pairs]), 1) for name, pairs in painted.items()]
+    lists += [(f"{name} alone", joined([good, pairs]), 1) for name, pairs in painted.items() if name in ALONE]
     total, done, rows = sum(seeds for *_, seeds in lists), 0, []
     found: dict[str, NDArray[np.uint8]] = {}
     for name, pictures, seeds in lists:

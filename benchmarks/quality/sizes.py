@@ -18,8 +18,16 @@ class Size:
 
 
 SIZES: dict[SizeName, Size] = {
-    "cpu": Size(side=128, pairs=60, steps=100, lesson=Lesson("unet", steps=350, batch=12, rate=4e-3)),
+    "cpu": Size(
+        side=192,
+        pairs=60,
+        steps=100,
+        lesson=Lesson("unet", steps=800, batch=12, rate=4e-3, crop=96),
+    ),
     "paper": Size(
-        side=256, pairs=500, steps=1000, lesson=Lesson("segformer", steps=20000, batch=16, rate=1e-3)
+        side=256,
+        pairs=500,
+        steps=1000,
+        lesson=Lesson("segformer", steps=20000, batch=16, rate=1e-3, crop=256),
     ),
 }

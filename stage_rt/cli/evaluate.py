@@ -23,7 +23,7 @@ def evaluate(
         Path, typer.Option("--output", "-o", metavar="RESULTS", help="Folder of runs, results and the page.")
     ],
     size: Annotated[
-        SizeName, typer.Option(help="`cpu`: 128 px and a small network, under an hour. `paper`: the paper's.")
+        SizeName, typer.Option(help="`cpu`: 192 px and a small network, about an hour. `paper`: the paper's.")
     ] = "cpu",
     sources: Annotated[
         str,

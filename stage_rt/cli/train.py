@@ -16,7 +16,7 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")],
     preset: Annotated[
-        PresetName, typer.Option(help="`tiny`: 128 px, a CPU, under an hour. `small`: 256 px, one GPU.")
+        PresetName, typer.Option(help="`tiny`: 64 px, a CPU, under an hour. `small`: 256 px, one GPU.")
     ] = "tiny",
     view: Annotated[
         ViewName,
@@ -40,7 +40,7 @@ def train(
     dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a small model: autoencoder, UNet, then both adapters and the contexts (Eq. 12).
+    """Train a small model: latents, UNet, then both adapters and the contexts (Eq. 12).
 
     The same command again goes on where it was interrupted.
     """

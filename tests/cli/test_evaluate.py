@@ -15,7 +15,7 @@ from stage_rt.quality.sizes import SIZES, Size
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setitem(SIZES, "cpu", Size(32, 3, 10, Lesson("unet", 2, 2, 1e-3)))
+    monkeypatch.setitem(SIZES, "cpu", Size(32, 3, 10, Lesson("unet", 2, 2, 1e-3, 32)))
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "part", defects=6)
 
