@@ -65,10 +65,11 @@ def run(
             at = what
 
     rows, test, found = protocol.evaluate(parts, engine, folder, plan, progress=told)
+    crops = f"{lesson.batch} crops of {lesson.crop} px from {size.side}"
     how = {
         "command": request.command,
         "engine": engine.spec.graphs_fingerprint,
-        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {lesson.batch} crops of {lesson.crop} from {size.side} px",
+        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}",
         "pairs": order.pairs,
         "steps": order.steps,
         "seeds": request.seeds,

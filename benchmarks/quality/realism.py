@@ -52,9 +52,13 @@ def features(network: nn.Module, pictures: Pictures, device: Device) -> Floats:
 
 
 def compare(painted: Floats, real: Floats, seed: int = 0) -> Distance:
-    """Features ``[n, d]`` of painted defects against those ``[m, d]`` of real ones, in deviations of the latter."""
+    """Features ``[n, d]`` of painted defects against those ``[m, d]`` of real ones, in deviations of both together.
+
+    Features that no real defect has would have no deviation of their own.
+    """
     rng = np.random.default_rng(seed)
-    mean, spread = real.mean(axis=0), real.std(axis=0) + 1e-6
+    both = np.concatenate([painted, real])
+    mean, spread = both.mean(axis=0), both.std(axis=0) + 1e-6
     painted, real = (painted - mean) / spread, (real - mean) / spread
     floors = []
     for _ in range(HALVES):

@@ -22,7 +22,7 @@ SIZES: dict[SizeName, Size] = {
         side=192,
         pairs=60,
         steps=100,
-        lesson=Lesson("unet", steps=800, batch=12, rate=4e-3, crop=96),
+        lesson=Lesson("unet", steps=600, batch=12, rate=4e-3, crop=96),
     ),
     "paper": Size(
         side=256,

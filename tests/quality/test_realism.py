@@ -1,0 +1,47 @@
+"""The distance of painted from real defects: none between halves, large for what is plainly different."""
+
+import numpy as np
+import pytest
+import torch
+
+from stage_rt.quality import realism
+from stage_rt.quality.pictures import Pictures
+from stage_rt.quality.segmenters import SEGMENTERS
+from stage_rt.training.loop import Device
+
+RNG = np.random.default_rng(0)
+
+
+def test_kid_of_two_points_is_that_by_hand() -> None:
+    first, second = np.array([[1.0], [1.0]]), np.array([[0.0], [0.0]])
+    assert realism.kid(first, second) == pytest.approx(2**3 + 1 - 2)
+    assert realism.kid(first, first) == pytest.approx(0)
+    assert np.isnan(realism.kid(first[:1], second))
+
+
+def test_defects_of_the_same_kind_are_within_the_floor_and_others_far_beyond() -> None:
+    real, alike = (RNG.normal(size=(80, 6)) for _ in range(2))
+    near, far = realism.compare(alike, real), realism.compare(alike + 2, real)
+    assert near.distance < 3 * near.floor
+    assert far.distance > 20 * far.floor
+
+
+def test_a_feature_that_no_real_defect_has_does_not_blow_up() -> None:
+    real, painted = (RNG.normal(size=(40, 6)) for _ in range(2))
+    real[:, 0] = 0
+    assert realism.compare(painted, real).distance < 100
+
+
+def test_features_are_averaged_under_the_label_of_the_pictures_that_have_one() -> None:
+    images = RNG.integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)
+    classes = np.zeros((3, 32, 32), dtype=np.uint8)
+    classes[0, 4:12, 4:12] = classes[2, 20:22, 20:22] = 1
+    network = SEGMENTERS["unet"](2).eval()
+    device = Device(torch.device("cpu"), False)
+    found = realism.features(network, Pictures(images, classes, ["a", "b", "c"]), device)
+    assert found.shape == (2, network.last.in_channels)
+    changed = images.copy()
+    changed[0, 28:, 28:] = 0
+    again = realism.features(network, Pictures(changed, classes, ["a", "b", "c"]), device)
+    np.testing.assert_allclose(again[1], found[1], rtol=1e-5)
+    assert not network.last._forward_hooks
