@@ -64,7 +64,7 @@ def run(
             say(f"{share:4.0%} {what}")
             at = what
 
-    rows, test, found = protocol.evaluate(parts, engine, folder, plan, progress=told)
+    outcome = protocol.evaluate(parts, engine, folder, plan, progress=told)
     crops = f"{lesson.batch} crops of {lesson.crop} px from {size.side}"
     how = {
         "command": request.command,
@@ -74,9 +74,10 @@ def run(
         "steps": order.steps,
         "seeds": request.seeds,
     }
-    summary = result(parts, rows, how)
+    summary = result(parts, outcome, how)
     report.write(folder, summary)
-    report.write_examples(folder, test, found, parts.types)
+    found = {row.name: row.figures[0].found for row in outcome.rows}
+    report.write_examples(folder, outcome.test, found, parts.types)
     return Done(summary, _text(summary, folder))
 
 

@@ -1,22 +1,22 @@
 """What an evaluation came to, as JSON: rows in the paper's form, and what may be called a difference."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .metrics import Scores, accuracy, iou
-from .protocol import REAL, Row
+from .metrics import Counts, Scores, accuracy, iou
+from .protocol import REAL, Outcome, Row
 from .split import Split
 from .statistics import Difference, difference, mean_iou
+from .trials import Opinion
 
 DIGITS = 2
 
 
-def result(split: Split, rows: Sequence[Row], how: dict[str, Any]) -> dict[str, Any]:
+def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any]:
     """``how`` it was made, one entry a row, and the differences of every row with real pairs from the others'."""
-    by_name = {row.name: row for row in rows}
-    several = [row for row in rows if len(row.counts) == len(by_name[REAL].counts)]
+    seeds = len(outcome.rows[0].figures)
+    several = {row.name: _counts(row) for row in outcome.rows if len(row.figures) == seeds and _has_real(row)}
     return {
         "object": split.name,
         "types": split.types,
@@ -24,30 +24,40 @@ def result(split: Split, rows: Sequence[Row], how: dict[str, Any]) -> dict[str, 
         "test_pairs": {kind: len(split.test[kind]) for kind in split.types},
         "test_good": len(split.test_good),
         "how": how,
-        "rows": [_entry(row, split) for row in rows],
+        "rows": [_entry(row, split) for row in outcome.rows],
         "differences": [
-            {"row": row.name, "from": other.name, **_rounded(difference(row.counts, other.counts))}
-            for row in several
+            {"row": name, "from": other, **_rounded(difference(counts, several[other]))}
+            for name, counts in several.items()
             for other in several
-            if row is not other
+            if name != other
         ],
-        "agreement": _agreement(by_name[REAL], split),
+        "agreement": {source: _agreement(opinions, split) for source, opinions in outcome.opinions.items()},
     }
 
 
+def _has_real(row: Row) -> bool:
+    return row.name == REAL or row.name.startswith("with ")
+
+
+def _counts(row: Row) -> Counts:
+    """int64 ``[seeds, N, C, C]``."""
+    return np.stack([one.counts for one in row.figures])
+
+
 def _entry(row: Row, split: Split) -> dict[str, Any]:
-    means = mean_iou(row.counts)
-    each, found = iou(row.counts.sum(axis=1)), accuracy(row.counts.sum(axis=1))
+    counts = _counts(row)
+    means = mean_iou(counts)
+    each, found = iou(counts.sum(axis=1)), accuracy(counts.sum(axis=1))
     return {
         "row": row.name,
-        "seeds": len(row.counts),
+        "seeds": len(counts),
         "miou": round(float(means.mean()), DIGITS),
         "miou_by_seed": [round(float(value), DIGITS) for value in means],
         "acc": round(float(100 * np.nanmean(found[:, 1:])), DIGITS),
         "iou": _by_type(each, split),
         "acc_by_type": _by_type(found, split),
         "anomaly": {
-            field: round(float(100 * np.mean([getattr(one, field) for one in row.scores])), DIGITS)
+            field: round(float(100 * np.mean([getattr(one.scores, field) for one in row.figures])), DIGITS)
             for field in Scores._fields
         },
     }
@@ -63,16 +73,17 @@ def _rounded(one: Difference) -> dict[str, float | bool]:
     return {"points": round(one.points, DIGITS), "low": low, "high": high, "real": one.real}
 
 
-def _agreement(row: Row, split: Split) -> dict[str, Any]:
-    """Of segmenters that learned real pairs alone: IoU a type on painted pairs, and how far these are from real."""
+def _agreement(opinions: list[Opinion], split: Split) -> dict[str, dict[str, float]]:
+    """By type, means over the segmenters that learned real pairs alone."""
+
+    def mean(values: list[float]) -> float:
+        return round(float(np.mean(values)), DIGITS)
+
     return {
-        source: {
-            kind: {
-                "iou": round(100 * row.agreement[source][n], DIGITS),
-                "distance": round(row.realism[source][kind].distance, DIGITS),
-                "floor": round(row.realism[source][kind].floor, DIGITS),
-            }
-            for n, kind in enumerate(split.types)
+        kind: {
+            "iou": mean([100 * one.iou[kind] for one in opinions]),
+            "distance": mean([one.distance[kind].distance for one in opinions]),
+            "floor": mean([one.distance[kind].floor for one in opinions]),
         }
-        for source in row.agreement
+        for kind in split.types
     }
