@@ -1,4 +1,4 @@
-"""The paper's protocol (section IV): segmenters learn real pairs, with painted ones or without, and are tested alike."""
+"""The paper's protocol (section IV): segmenters learn real pairs, alone and with painted ones, and are tested."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
