@@ -1,7 +1,7 @@
 """``stage-rt evaluate``: whether the pairs of an engine help a segmenter, beside other ways to make pairs."""
 
 import shlex
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +61,15 @@ def evaluate(
     with console.extra("quality"):
         from stage_rt.quality.evaluate import Request, run
 
+    given = {
+        "size": size,
+        "sources": sources,
+        "segmenter": segmenter,
+        "types": types,
+        "seeds": seeds,
+        "pairs": pairs,
+        "recipe": recipe,
+    }
     loaded = load(engine, notify=partial(console.message, "notice"))
     request = Request(
         root=data,
@@ -71,8 +80,18 @@ def evaluate(
         seeds=seeds,
         pairs=pairs,
         recipe=recipe,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=_command(data, engine, output, given),
     )
     with watched_share("evaluating") as progress:
         done = run(loaded, request, output, say=console.messages().print, progress=progress)
     console.result(done.text, done.result, as_json=as_json)
+
+
+def _command(data: Path, engine: Path, output: Path, given: Mapping[str, object]) -> str:
+    """The command that gives the same result, with every option that is not the size's or the model's own."""
+    options = [
+        word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))
+    ]
+    return shlex.join(
+        ["stage-rt", "evaluate", str(data), "--engine", str(engine), "-o", str(output), *options]
+    )

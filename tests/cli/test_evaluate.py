@@ -38,7 +38,9 @@ def test_the_result_is_on_the_page_and_as_json(run, tmp_path: Path) -> None:
     assert code == 0, err
     result = json.loads(out)
     assert [row["row"] for row in result["rows"]][:3] == ["real only", "with ours", "with nsa"]
-    assert result["how"]["command"].startswith("stage-rt") or "evaluate" in result["how"]["command"]
+    assert result["how"]["command"] == (
+        "stage-rt evaluate part --engine engine -o results --size cpu --sources ours,nsa --seeds 1"
+    )
     assert (tmp_path / "results" / "report.html").is_file()
     code, out, err = run("--sources", "ours,nsa", "--seeds", "1")
     assert code == 0, err
