@@ -22,6 +22,7 @@ from skimage import data
 from torch import Tensor, nn
 
 import stage_rt
+from stage_rt.quality.baselines.textures import perlin
 from stage_rt.recipe import Recipe
 from stage_rt.training.loop import Device
 
@@ -49,25 +50,6 @@ def cut_paste(good: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
         patch = np.roll(image, shift, (0, 1)).astype(np.float64) * rng.uniform(0.6, 1.4)
         image[label] = np.clip(patch, 0, 255).astype(np.uint8)[label]
     return result
-
-
-def perlin(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Gradient noise (Perlin, 1985) of ``cells`` lattice cells a side, about -0.7 to 0.7."""
-    angle = rng.uniform(0, 2 * np.pi, (cells + 1, cells + 1))
-    y, x = (np.linspace(0, cells, length, endpoint=False) for length in shape)
-    row, column = np.floor(y).astype(int), np.floor(x).astype(int)
-    v, u = (y - row)[:, None], (x - column)[None]
-
-    def corner(down: int, right: int) -> np.ndarray:
-        turn = angle[np.ix_(row + down, column + right)]
-        return np.sin(turn) * (v - down) + np.cos(turn) * (u - right)
-
-    def fade(t: np.ndarray) -> np.ndarray:
-        return t**3 * (t * (6 * t - 15) + 10)
-
-    top = corner(0, 0) + fade(u) * (corner(0, 1) - corner(0, 0))
-    bottom = corner(1, 0) + fade(u) * (corner(1, 1) - corner(1, 0))
-    return top + fade(v) * (bottom - top)
 
 
 def perlin_textures(good: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

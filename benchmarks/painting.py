@@ -1,5 +1,6 @@
 """Pairs painted as a run paints them, from arrays: squares around defects, pieces, paint put into the photograph."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ def method_of(engine: Engine, prompt: str, steps: int, recipe: Recipe | None = N
     least = None if recipe is None else 0.0
     job = Job([], [], prompt, 1, 0, composite=True, batch=1, steps=steps, min_fill=least)
     method = resolve(job, engine.spec.model)
-    return method if recipe is None else method.__class__(**(vars(method) | {"recipe": recipe}))
+    return method if recipe is None else replace(method, recipe=recipe)
 
 
 def painted(

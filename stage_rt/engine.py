@@ -25,11 +25,6 @@ Float32 = NDArray[np.float32]
 LOGVAR_RANGE = (-30.0, 20.0)
 """The authors clamp the log variance of the encoder's posterior to this."""
 
-NO_SURFACE = (
-    "the model has no context of good surface, which `prompt_guidance` weighs the prompt against: "
-    "train it again, or leave `prompt_guidance` at 1"
-)
-
 
 class Engine:
     """A compiled model; made by `stage_rt.load`.
@@ -158,8 +153,7 @@ class Engine:
         condition = self.condition(prompt)
         recipe = model.recipe if recipe is None else recipe
         _require("recipe", recipe, Recipe)
-        if recipe.prompt_guidance != 1 and condition.surface is None:
-            raise InputError(NO_SURFACE)
+        model.check(recipe)
         _require("noise", noise, PhiloxNoise)
         steps, count = steps_of(sampler, recipe, steps), len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))

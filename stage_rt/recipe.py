@@ -166,9 +166,7 @@ class Recipe(BaseModel):
         Raises:
             InputError: ``weight`` is not a number from 0 to 20.
         """
-        if not 0 <= weight <= 20:
-            raise InputError(f"`guidance` must be between 0 and 20, not {weight}")
-        return self._with(guidance=weight)
+        return self._weighed("guidance", weight)
 
     def contrasted(self, weight: float) -> Self:
         """The same loop with another guidance by the prompt against good surface.
@@ -176,9 +174,7 @@ class Recipe(BaseModel):
         Raises:
             InputError: ``weight`` is not a number from 0 to 20.
         """
-        if not 0 <= weight <= 20:
-            raise InputError(f"`prompt_guidance` must be between 0 and 20, not {weight}")
-        return self._with(prompt_guidance=weight)
+        return self._weighed("prompt_guidance", weight)
 
     def respaced(self, calls: int) -> Self:
         """The same loop in ``calls`` network calls; all ``steps`` of them are the loop itself.
@@ -274,6 +270,11 @@ class Recipe(BaseModel):
             guidance=self.guidance,
             free=float(not self.aif),
         )
+
+    def _weighed(self, field: str, weight: float) -> Self:
+        if not 0 <= weight <= 20:
+            raise InputError(f"`{field}` must be between 0 and 20, not {weight}")
+        return self._with(**{field: weight})
 
     def _with(self, **changes: Any) -> Self:
         # Not `model_copy`, which would keep the tables of this one.

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from stage_rt.errors import InputError
 from stage_rt.names import BackendName, DType, SamplerName, ViewName
 from stage_rt.recipe import Recipe
 
@@ -130,6 +131,18 @@ class ModelSpec(_Spec):
         if view == "region" and self.region is None:
             return RegionView(least=max(self.image_size // 2, 8))
         return self.region
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a recipe that needs what the model has not.
+
+        Raises:
+            InputError: the recipe weighs the prompt against good surface, and the model has no context of it.
+        """
+        if recipe.prompt_guidance != 1 and self.surface is None:
+            raise InputError(
+                "the model has no context of good surface, which `prompt_guidance` weighs the prompt against",
+                "train it again, or leave the option out",
+            )
 
     @property
     def contexts(self) -> list[str]:

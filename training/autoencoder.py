@@ -114,14 +114,10 @@ def wavelets(examples: Examples, device: Device) -> HaarAutoencoder:
     vae: HaarAutoencoder = device.place(HaarAutoencoder(examples.images.shape[1]))
     coefficients = encode(vae, examples.images, device).chunk(2, dim=1)[0]
     mean = coefficients[:, ::4].mean(dim=(0, 2, 3))
-    centred = coefficients - mean.repeat_interleave(4)[:, None, None] * _first_of_four(coefficients)
-    vae.standardise(mean, centred.square().mean(dim=(0, 2, 3)).sqrt())
+    coefficients[:, ::4] -= mean[:, None, None]
+    vae.standardise(mean, coefficients.square().mean(dim=(0, 2, 3)).sqrt())
     vae.eval().requires_grad_(False)
     return vae
-
-
-def _first_of_four(coefficients: Tensor) -> Tensor:
-    return (torch.arange(coefficients.shape[1]) % 4 == 0).float()[:, None, None]
 
 
 @torch.no_grad()

@@ -48,7 +48,9 @@ class HaarAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         weight.zero_()
         weight[: 4 * channels] = kernel / deviation[:, None, None, None]
         self.decoder.weight.copy_(kernel * deviation[:, None, None, None])
-        shift, bias = _present(self.encoder.bias), _present(self.decoder.bias)
+        shift, bias = self.encoder.bias, self.decoder.bias
+        assert shift is not None
+        assert bias is not None
         shift.zero_()
         shift[: 4 * channels : 4] = -mean / deviation[::4]
         shift[4 * channels :] = CERTAIN
@@ -63,8 +65,3 @@ class HaarAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Latents ``[B, 4 c, S/2, S/2]`` back to images ``[B, c, S, S]``."""
         image: Tensor = self.decoder(z)
         return DecoderOutput(sample=image) if return_dict else (image,)
-
-
-def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor

@@ -31,6 +31,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.names)
 
+    def pick(self, chosen: NDArray[np.bool_]) -> "Pictures":
+        """Those of them that are ``chosen``, bool ``[N]``."""
+        index = np.flatnonzero(chosen)
+        return Pictures(self.images[index], self.classes[index], [self.names[n] for n in index])
+
     @property
     def digest(self) -> str:
         """sha256 of all pixels."""

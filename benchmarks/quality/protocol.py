@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from stage_rt.engine import Engine
 
 from . import sources
@@ -94,7 +92,7 @@ def evaluate(
 
 def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> list[tuple[str, Pictures, int]]:
     """What the segmenters of every row learn, and how many there are."""
-    good = _good(real)
+    good = real.pick((real.classes == 0).all(axis=(1, 2)))
     together = [(f"with {name}", joined([real, pairs]), seeds) for name, pairs in painted.items()]
     alone = [(f"{name} alone", joined([good, pairs]), 1) for name, pairs in painted.items() if name in ALONE]
     return [(REAL, real, seeds), *together, *alone]
@@ -130,19 +128,13 @@ def _real(split: Split, side: int) -> tuple[Pictures, Pictures]:
     )
 
 
-def _good(real: Pictures) -> Pictures:
-    index = np.flatnonzero(~real.classes.any(axis=(1, 2)))
-    return Pictures(real.images[index], real.classes[index], [real.names[n] for n in index])
-
-
 def _pictures_of(
     name: str, split: Split, engine: Engine, folder: Path, plan: Plan, progress: Callable[[float], None]
 ) -> Pictures:
     if name in plan.outside:
         pairs = sources.of_others(name, plan.outside[name], split, plan.order.pairs)
     else:
-        place = folder / "pairs" / (f"{name}-{plan.recipe}" if plan.recipe else name)
-        pairs = sources.make(name, split, plan.order, engine, place, plan.recipe, progress)
+        pairs = sources.make(name, split, plan.order, engine, folder / "pairs", plan.recipe, progress)
     numbers = {kind: n for n, kind in enumerate(split.types, start=1)}
     return load(
         [(image, mask, numbers[kind]) for kind in split.types for image, mask in pairs[kind]], plan.side

@@ -26,6 +26,7 @@ from .baselines import BASELINES
 from .split import Split
 
 PROCEDURAL = "procedural"
+SHIFTED = "ours-shifted"
 SHIFT = 20
 """Pixels that the labels of the planted check lie beside the truth."""
 
@@ -34,7 +35,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours-1000": {"steps": None},
     "ours-whole": {"view": "whole"},
     "ours-once": {"min_fill": 0.0},
-    "ours-shifted": {},
+    SHIFTED: {},
     "realnet": {"sampler": "sdas", "steps": None, "min_fill": 0.0},
 }
 """The engine's own pairs by name, and what of the job is another than the default.
@@ -84,14 +85,14 @@ def make(
     recipe: str | None,
     progress: Progress,
 ) -> dict[str, list[tuple[Path, Path]]]:
-    """Fill ``folder`` with the pairs of a source, those there are stay; by type, (image, mask) files.
+    """Fill a folder of the source's own with its pairs, those there are stay; by type, (image, mask) files.
 
     Args:
         name: one of `NAMES`.
         split: the object.
         order: how many.
         engine: whose labels all sources get, and whose pairs ours are.
-        folder: where; a run for each type is made in it.
+        folder: of all sources; a source's has a run for each type.
         recipe: a branch plan for our own pairs.
         progress: told the share that is done.
 
@@ -100,8 +101,10 @@ def make(
         StageError: as `stage_rt.run.fill.fill`.
     """
     made = {}
+    suffix = f"-{recipe}" if recipe else ""
+    place = folder / f"{'ours' if name == SHIFTED else name}{suffix}"
     for number, kind in enumerate(split.types):
-        run = folder.with_name(folder.name.replace("ours-shifted", "ours")) / kind
+        run = place / kind
         share = portion(progress, number / len(split.types), (number + 1) / len(split.types))
         if name in OURS:
             asked = job(split, kind, order, engine, **(OURS[name] | ({"recipe": recipe} if recipe else {})))
@@ -109,9 +112,9 @@ def make(
             pairs = [
                 (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
             ]
-            made[kind] = (
-                list(_shifted(pairs, folder / f"{kind}-shifted")) if name == "ours-shifted" else pairs
-            )
+            if name == SHIFTED:
+                pairs = list(_shifted(pairs, folder / f"{SHIFTED}{suffix}" / f"{kind}-shifted"))
+            made[kind] = pairs
         else:
             plan = make_plan(engine.spec, job(split, kind, order, engine), lambda notice: None)
             made[kind] = _painted(name, split, kind, plan.samples, run, order.seed, share)

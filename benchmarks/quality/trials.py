@@ -116,7 +116,9 @@ class Trials:
         distance = {}
         for number, kind in enumerate(self.types, start=1):
             painted, real = (
-                realism.features(network, _of_type(pictures, number), self.device)
+                realism.features(
+                    network, pictures.pick((pictures.classes == number).any(axis=(1, 2))), self.device
+                )
                 for pictures in (source, self.test)
             )
             distance[kind] = realism.compare(painted, real)
@@ -124,8 +126,3 @@ class Trials:
             "iou": {kind: float(each[n]) for n, kind in enumerate(self.types, start=1)},
             "distance": distance,
         }
-
-
-def _of_type(pictures: Pictures, number: int) -> Pictures:
-    index = np.flatnonzero((pictures.classes == number).any(axis=(1, 2)))
-    return Pictures(pictures.images[index], pictures.classes[index], [pictures.names[n] for n in index])

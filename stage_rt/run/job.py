@@ -90,11 +90,7 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         recipe = recipe.guided(defaults.guidance)
     if job.prompt_guidance is not None:
         recipe = recipe.contrasted(job.prompt_guidance)
-        if model.surface is None and job.prompt_guidance != 1:
-            raise InputError(
-                "the model has no context of good surface, which `--prompt-guidance` weighs the prompt against",
-                "train it again, or leave the option out",
-            )
+    model.check(recipe)
     min_fill, retries = _refill(job, defaults)
     steps = steps_of(job.sampler, recipe, job.steps)
     own_steps = steps == SAMPLERS[job.sampler].steps(recipe)

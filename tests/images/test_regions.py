@@ -22,12 +22,13 @@ def sides(region):
     return tuple(part.stop - part.start for part in region.window)
 
 
-def covered(label, found):
-    """How often each pixel is in the label of a region."""
+def covered(label, found, part="label"):
+    """How often each pixel is in that part of a region: all it shows, or its own."""
     count = np.zeros(label.shape, dtype=int)
     for region in found:
         assert region.label.shape == sides(region)
-        count[region.window] += region.label
+        assert not (region.own & ~region.label).any()
+        count[region.window] += getattr(region, part)
     return count
 
 
@@ -128,14 +129,6 @@ def test_every_labelled_pixel_is_in_exactly_one_region(label, context, least):
 SLENDER = RegionView(context=0.5, least=32, slender=4)
 
 
-def shares(found):
-    """How often each pixel is a region's own."""
-    count = np.zeros((400, 400), dtype=int)
-    for region in found:
-        count[region.window] += region.own
-    return count
-
-
 @pytest.mark.parametrize("lying", [True, False])
 def test_a_thin_line_is_cut_into_pieces_at_the_scale_of_its_width(lying):
     label = drawn((400, 400), ((200, 203), (40, 340)))
@@ -144,7 +137,7 @@ def test_a_thin_line_is_cut_into_pieces_at_the_scale_of_its_width(lying):
     assert len(found) == 19
     assert {sides(region) for region in found} == {(32, 32)}
     assert {region.group for region in found} == {0}
-    assert (shares(found) == label).all()
+    assert (covered(label, found, "own") == label).all()
 
 
 def test_a_piece_is_shown_where_its_defect_goes_on():
@@ -174,10 +167,7 @@ def test_a_photograph_full_of_lines_has_no_more_pieces_than_streams():
     label[::40] = True
     found = regions(label, SLENDER)
     assert 1 < len(found) <= MOST
-    count = np.zeros(label.shape, dtype=int)
-    for region in found:
-        count[region.window] += region.own
-    assert (count == label).all()
+    assert (covered(label, found, "own") == label).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,8 +180,4 @@ def test_a_photograph_full_of_lines_has_no_more_pieces_than_streams():
 )
 def test_every_labelled_pixel_is_the_own_of_exactly_one_piece(label, slender, least):
     found = regions(label, RegionView(context=0.5, least=least, slender=slender))
-    count = np.zeros(label.shape, dtype=int)
-    for region in found:
-        assert not (region.own & ~region.label).any()
-        count[region.window] += region.own
-    assert (count == label).all()
+    assert (covered(label, found, "own") == label).all()
