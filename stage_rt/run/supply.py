@@ -1,6 +1,8 @@
 """More labels than there are masks: those given, moved, turned, scaled and joined, inside the object.
 
-A label is a function of the run's seed and the sample's number alone, so a run can grow or be resumed.
+What lies at a border of the photograph stays there: a chip is at an edge, a crack runs through, and a model that
+learned them there paints nothing likely elsewhere. A label is a function of the run's seed and the sample's number
+alone, so a run can grow or be resumed.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,10 @@ from stage_rt.kernels import philox_words
 
 SCALES = (0.7, 1.4)
 """Smallest and largest factor a mask's sides are multiplied by."""
+TURN = 20.0
+"""Degrees to either side that a mask is turned by: how defects lie on the part is left as it is."""
+NEAR = 0.03
+"""Share of the photograph's side within which a mask lies at its border."""
 JOINED = 0.25
 """Share of labels that are made of two masks."""
 PLACES = 24
@@ -59,10 +65,10 @@ def partner(seed: int, sample: int, count: int) -> int | None:
 
 
 def placed(label: Label, inside: Label, dice: Dice) -> Label:
-    """A label somewhere else in the object, turned, mirrored and scaled.
+    """A label somewhere else in the object, turned, mirrored and scaled; at the same borders as it was.
 
     Args:
-        label: bool ``[h, w]``, something labelled; at the scale of the photograph.
+        label: bool ``[H, W]``, something labelled.
         inside: bool ``[H, W]``, the object in the photograph, somewhere true.
         dice: draws turn, scale and place.
 
@@ -70,13 +76,12 @@ def placed(label: Label, inside: Label, dice: Dice) -> Label:
         bool ``[H, W]``, labelled inside the object only. If the label fits nowhere it is cut off at the object's
         outline, where most of it lies inside.
     """
-    cut = label[ndimage.find_objects(label.astype(np.uint8))[0]]
-    best = _Put((slice(0, 0), slice(0, 0)), cut[:0, :0], -1.0)
+    cut = _Cut.of(label)
+    best = _Put((slice(0, 0), slice(0, 0)), cut.label[:0, :0], -1.0)
     for place in range(PLACES):
         largest = SCALES[1] - (SCALES[1] - SCALES[0] / 2) * place / PLACES
-        shape = _posed(
-            cut, dice.between(0, 360), dice.between(min(SCALES[0], largest), largest), dice() < 0.5
-        )
+        scale = dice.between(min(SCALES[0], largest), largest)
+        shape = cut.posed(dice.between(-TURN, TURN), scale, (dice() < 0.5, dice() < 0.5))
         best = max(best, _put(shape, _somewhere(inside, dice), inside), key=lambda put: put.share)
         if best.share == 1:
             break
@@ -87,15 +92,63 @@ def placed(label: Label, inside: Label, dice: Dice) -> Label:
     return result
 
 
-def _posed(cut: Label, degrees: float, scale: float, mirrored: bool) -> Label:
-    """A cut-out label turned about its centre and scaled; never empty."""
-    turned = ndimage.rotate(
-        np.pad(cut[:, ::-1] if mirrored else cut, 1).astype(np.float32), degrees, order=1, reshape=True
-    )
-    sized: Label = ndimage.zoom(turned, scale, order=1, grid_mode=True, mode="grid-constant") >= 0.5
-    if not sized.any():
-        return np.ones((1, 1), dtype=np.bool_)
-    return np.asarray(sized[ndimage.find_objects(sized.astype(np.uint8))[0]])
+class _Cut(NamedTuple):
+    """A label cut out of its photograph.
+
+    ``borders`` says of each axis at which of its ends the label lies, -1 or 1, or 0 for neither; ``anchors`` is the
+    pixel of the cut that lies on that border. Beyond the border the label goes on as it ends there.
+    """
+
+    label: Label
+    borders: tuple[int, ...]
+    anchors: tuple[NDArray[np.float64], ...]
+
+    @classmethod
+    def of(cls, label: Label) -> "_Cut":
+        spans, borders, pads = [], [], []
+        for span, length in zip(ndimage.find_objects(label.astype(np.uint8))[0], label.shape, strict=True):
+            near = max(round(NEAR * length), 1)
+            low, high = span.start < near, span.stop > length - near
+            spans.append(slice(0 if low else span.start, length if high else span.stop))
+            borders.append(-1 if low else int(high))
+            reach = span.stop - span.start
+            pads.append((-(-reach // 2) if low else 0, -(-reach // 2) if high else 0))
+        cut = label[tuple(spans)]
+        places = [np.array(pad[0]) for pad in pads]
+        anchors = [cls._anchor(cut, axis, border) + places for axis, border in enumerate(borders)]
+        return cls(np.pad(cut, pads, mode="edge"), tuple(borders), tuple(anchors))
+
+    @staticmethod
+    def _anchor(cut: Label, axis: int, border: int) -> NDArray[np.float64]:
+        """The pixel on the border, beside the middle of what lies nearest to it."""
+        lines = np.flatnonzero(cut.any(axis=1 - axis))
+        nearest = lines[0] if border < 0 else lines[-1]
+        anchor = np.empty(2)
+        anchor[axis] = 0 if border < 0 else cut.shape[axis] - 1
+        anchor[1 - axis] = np.flatnonzero(cut.take(nearest, axis)).mean()
+        return anchor
+
+    def posed(self, degrees: float, scale: float, mirrored: tuple[bool, bool]) -> "_Cut":
+        """Mirrored in rows and columns, turned about the middle and scaled; never empty."""
+        angle, flips = np.deg2rad(degrees), np.where(mirrored, -1, 1)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        forward = scale * turn * flips
+        size = np.ceil(np.abs(forward) @ self.label.shape).astype(int) + 2
+        middle, centre = (np.array(self.label.shape) - 1) / 2, (size - 1) / 2
+        back = np.linalg.inv(forward)
+        shape = ndimage.affine_transform(
+            np.where(self.label, np.uint8(255), np.uint8(0)),
+            back,
+            middle - back @ centre,
+            output_shape=tuple(size),
+            order=1,
+        )
+        label = shape >= 128
+        if not label.any():
+            label[tuple(size // 2)] = True
+        anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
+        borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
+        return _Cut(label, tuple(borders), tuple(anchors))
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:
@@ -120,15 +173,21 @@ class _Put(NamedTuple):
     share: float
 
 
-def _put(shape: Label, centre: tuple[int, int], inside: Label) -> _Put:
-    """The shape around a pixel, without what is outside of the object."""
-    (top, height), (left, width) = (
-        (middle - length // 2, length) for length, middle in zip(shape.shape, centre, strict=True)
-    )
-    window = (
-        slice(max(top, 0), min(top + height, inside.shape[0])),
-        slice(max(left, 0), min(left + width, inside.shape[1])),
-    )
-    kept = shape[window[0].start - top : window[0].stop - top, window[1].start - left : window[1].stop - left]
-    kept = kept & inside[window]
-    return _Put(window, kept, float(kept.sum() / shape.sum()))
+def _put(shape: _Cut, centre: tuple[int, int], inside: Label) -> _Put:
+    """The shape around a pixel, or at its borders, without what is outside of the object."""
+    seen = ndimage.find_objects(shape.label.astype(np.uint8))[0]
+    window, parts, there = [], [], []
+    for axis, (length, span) in enumerate(zip(inside.shape, seen, strict=True)):
+        border = shape.borders[axis]
+        if border:
+            start = (0 if border < 0 else length - 1) - round(shape.anchors[axis][axis])
+        else:
+            start = centre[axis] - (span.start + span.stop) // 2
+        first, end = max(start + span.start, 0), min(start + span.stop, length)
+        end = max(end, first)
+        window.append(slice(first, end))
+        parts.append(slice(first - start, end - start))
+        there.append(parts[-1] if border else span)
+    kept = shape.label[tuple(parts)] & inside[tuple(window)]
+    wanted = int(shape.label[tuple(there)].sum())
+    return _Put((window[0], window[1]), kept, float(kept.sum() / wanted) if wanted else 0.0)

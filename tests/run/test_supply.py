@@ -9,7 +9,7 @@ from scipy import ndimage
 from stage_rt.errors import InputError, MaskError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.supply import JOINED, SCALES, Dice, partner, placed
+from stage_rt.run.supply import JOINED, SCALES, TURN, Dice, partner, placed
 
 BAR = np.zeros((60, 80), dtype=bool)
 BAR[20:24, 10:40] = True
@@ -38,11 +38,64 @@ def test_labels_keep_their_size_within_the_limits_and_lie_everywhere():
     assert all(ndimage.label(label, np.ones((3, 3)))[1] == 1 for label in labels)
 
 
-def test_labels_are_turned():
-    flat = [ndimage.find_objects(moved(n).astype(int))[0] for n in range(100)]
-    heights = np.array([rows.stop - rows.start for rows, _ in flat])
-    widths = np.array([columns.stop - columns.start for _, columns in flat])
-    assert 25 < (heights > widths).sum() < 75
+def test_labels_are_turned_a_little():
+    rows, columns = np.nonzero(BAR)
+    for degrees, label in ((0, BAR), *((TURN, moved(n)) for n in range(100))):
+        rows, columns = np.nonzero(label)
+        slope = np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0]))
+        assert abs(slope) < degrees + 3
+    assert np.ptp([np.polyfit(*np.nonzero(moved(n))[::-1], 1)[0] for n in range(100)]) > np.tan(
+        np.radians(TURN)
+    )
+
+
+def touched(label):
+    return bool(label[0].any()), bool(label[-1].any()), bool(label[:, 0].any()), bool(label[:, -1].any())
+
+
+def drawn(rows, columns):
+    label = np.zeros_like(EVERYWHERE)
+    label[slice(*rows), slice(*columns)] = True
+    return label
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "allowed"),
+    [
+        ((20, 30), (0, 12), {(False, False, True, False), (False, False, False, True)}),
+        ((0, 6), (30, 60), {(True, False, False, False), (False, True, False, False)}),
+        ((0, 60), (40, 44), {(True, True, False, False)}),
+        (
+            (50, 60),
+            (60, 80),
+            {
+                (vertical, not vertical, side, not side)
+                for vertical in (True, False)
+                for side in (True, False)
+            },
+        ),
+    ],
+    ids=["at the left", "at the top", "from top to bottom", "in a corner"],
+)
+def test_what_lies_at_a_border_stays_at_one(rows, columns, allowed):
+    labels = [moved(n, drawn(rows, columns)) for n in range(60)]
+    seen = [touched(label) for label in labels]
+    assert set(allowed) <= set(seen)
+    assert np.mean([sides in allowed for sides in seen]) > 0.9
+    assert len({label.tobytes() for label in labels}) > 55
+
+
+def test_what_lies_close_to_a_border_keeps_its_distance():
+    for n in range(60):
+        label = moved(n, drawn((20, 40), (1, 5)))
+        columns = np.flatnonzero(label.any(axis=0))
+        assert min(columns[0], 79 - columns[-1]) <= 2
+
+
+def test_what_lies_at_no_border_is_not_cut_off_by_one():
+    assert all(moved(n).sum() > 0.8 * (SCALES[0] / 2) ** 2 * BAR.sum() for n in range(100))
+    whole = [moved(n) for n in range(100)]
+    assert np.mean([not any(touched(label)) for label in whole]) > 0.85
 
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 50), (3, 3), (1, 1)])
