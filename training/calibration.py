@@ -128,16 +128,12 @@ def appearances(examples: Examples, index: torch.Tensor, most: int = 200) -> NDA
     return np.array(
         [
             appearance(image, label)
-            for image, label in zip(examples.images[index].numpy(), _labels(examples, index), strict=True)
+            for image, label in zip(
+                examples.images[index].numpy(), examples.labels[index].numpy(), strict=True
+            )
             if label.any()
         ]
     )
-
-
-def _labels(examples: Examples, index: torch.Tensor) -> NDArray[np.bool_]:
-    """Latent masks at the size of the images, ``[n, S, S]``."""
-    factor = examples.images.shape[-1] // examples.masks.shape[-1]
-    return examples.masks[index, 0].numpy().repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 @torch.no_grad()
@@ -161,7 +157,7 @@ def _painted(
     latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise)
     decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    labels = _labels(examples, mask_of)
+    labels = examples.labels[mask_of].numpy()
     looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
     before = examples.images[surface].numpy()
     cells = examples.masks.shape[-1]

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
-from stage_rt.images.inputs import fit_mask, latent_mask, network_image, read_header, read_image, read_mask
+from stage_rt.images.inputs import (
+    fit_mask,
+    latent_mask,
+    network_image,
+    network_mask,
+    read_header,
+    read_image,
+    read_mask,
+)
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec, RegionView
 
@@ -26,11 +34,13 @@ GOOD_SHARE = 1 / 4
 class Examples:
     """Training data; sample ``n`` shows ``names[prompt[n]]``.
 
-    ``images`` is uint8 ``[N, c, S, S]``, ``masks`` is bool ``[N, 1, h, w]`` (all false for good parts),
-    ``prompt`` is int64 ``[N]``. ``names[0]`` is ``good``; the others are ``<object>+<defect type>``.
+    ``images`` is uint8 ``[N, c, S, S]``, ``labels`` is bool ``[N, S, S]`` and ``masks``, the latent cells they touch,
+    bool ``[N, 1, h, w]``; both are all false for good parts. ``prompt`` is int64 ``[N]``. ``names[0]`` is ``good``,
+    the others are ``<object>+<defect type>``.
     """
 
     images: Tensor
+    labels: Tensor
     masks: Tensor
     prompt: Tensor
     names: list[str]
@@ -69,6 +79,7 @@ def load(found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool) -> Exa
         ImageError, MaskError: a file is unusable.
     """
     images: list[NDArray[np.uint8]] = []
+    labels: list[NDArray[np.bool_]] = []
     masks: list[NDArray[np.bool_]] = []
     prompt: list[int] = []
     names = [GOOD]
@@ -79,13 +90,16 @@ def load(found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool) -> Exa
             for photo, label in views.defects(kind):
                 images.append(_levels(photo, spec))
                 masks.append(latent_mask(label, spec) > 0)
+                labels.append(_visible(label, masks[-1], spec))
                 prompt.append(len(names) - 1)
         for photo in views.good():
             images.append(_levels(photo, spec))
+            labels.append(np.zeros((spec.image_size, spec.image_size), dtype=np.bool_))
             masks.append(np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.bool_))
             prompt.append(0)
     return Examples(
         images=torch.from_numpy(np.stack(images)),
+        labels=torch.from_numpy(np.stack(labels)),
         masks=torch.from_numpy(np.stack(masks)),
         prompt=torch.tensor(prompt),
         names=names,
@@ -97,6 +111,16 @@ def _levels(photo: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
         np.rint((network_image(photo, spec) + 1) * 127.5).clip(0, 255).astype(np.uint8)
     )
     return levels
+
+
+def _visible(label: NDArray[np.bool_], cells: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]:
+    """A label at the size of the images; its latent cells, where it is too thin for one pixel of theirs."""
+    small = network_mask(label, spec)
+    return (
+        small
+        if small.any()
+        else np.kron(cells[0], np.ones((spec.image_size // spec.latent_size,) * 2, dtype=np.bool_))
+    )
 
 
 class _Whole:

@@ -15,7 +15,9 @@ def examples(side: int = 32, cells: int = 16) -> Examples:
     images = torch.randint(0, 256, (6, 1, side, side), generator=draws).to(torch.uint8)
     masks = torch.zeros(6, 1, cells, cells, dtype=torch.bool)
     masks[3:, 0, 4:6, 4:6] = True
-    return Examples(images, masks, torch.tensor([0, 0, 0, 1, 1, 2]), ["good", "part+a", "part+b"])
+    labels = torch.zeros(6, side, side, dtype=torch.bool)
+    labels[3:, 16:24, 16:24] = True
+    return Examples(images, labels, masks, torch.tensor([0, 0, 0, 1, 1, 2]), ["good", "part+a", "part+b"])
 
 
 def test_standardised_latents_are_unit_and_decode_the_same(micro: Preset) -> None:

@@ -20,11 +20,14 @@ def examples(shades: list[int], surface: int = 100) -> Examples:
     """Two good images, then a square of each shade in the middle of ``surface``."""
     images = np.full((2 + len(shades), 1, 32, 32), surface, dtype=np.uint8)
     masks = np.zeros((2 + len(shades), 1, 16, 16), dtype=bool)
+    labels = np.zeros((2 + len(shades), 32, 32), dtype=bool)
     for n, shade in enumerate(shades, start=2):
         masks[n, 0, 6:10, 6:10] = True
         images[n, 0, 12:20, 12:20] = shade
+        labels[n, 12:20, 12:20] = True
     prompt = torch.tensor([0, 0] + [1] * len(shades))
-    return Examples(torch.from_numpy(images), torch.from_numpy(masks), prompt, ["good", "part+dent"])
+    parts = (torch.from_numpy(part) for part in (images, labels, masks))
+    return Examples(*parts, prompt, ["good", "part+dent"])
 
 
 def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():

@@ -84,6 +84,11 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
         cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
         # A defect of 8x8 in a crop of about 32 is a quarter of a side, whatever the photograph's size.
         assert 10 < cells.float().median() < 27
+    covered = examples.masks.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, 0]
+    assert not (examples.labels & ~covered).any()
+    drawn, cells = (part[examples.prompt > 0].flatten(1).sum(1) for part in (examples.labels, covered))
+    assert drawn.min() > 0
+    assert 0.4 < (drawn / cells).median() < 0.95
     again = data.load(found, spec, seed=0, turn=True)
     assert torch.equal(examples.images, again.images)
     assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True).images)

@@ -18,8 +18,8 @@ def surfaces(channels: int) -> Examples:
     rng = np.random.default_rng(0)
     ramp = np.linspace(60, 180, 32)[None, None, :, None]
     images = np.clip(ramp + rng.normal(0, 4, (9, channels, 32, 32)), 0, 255).astype(np.uint8)
-    masks = torch.zeros(9, 1, 16, 16, dtype=torch.bool)
-    return Examples(torch.from_numpy(images), masks, torch.zeros(9).long(), ["good"])
+    labels, masks = torch.zeros(9, 32, 32, dtype=torch.bool), torch.zeros(9, 1, 16, 16, dtype=torch.bool)
+    return Examples(torch.from_numpy(images), labels, masks, torch.zeros(9).long(), ["good"])
 
 
 def scaled(examples: Examples) -> torch.Tensor:
