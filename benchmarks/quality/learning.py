@@ -45,7 +45,7 @@ class Found:
 
 
 def learn(
-    pictures: Pictures,
+    parts: Sequence[Pictures],
     classes: int,
     lesson: Lesson,
     seed: int,
@@ -54,19 +54,19 @@ def learn(
 ) -> nn.Module:
     """A segmenter of ``classes`` classes, trained on crops that are mirrored and brightened at random.
 
-    Half of them lie around a labelled pixel, of each class as often; the others anywhere in any picture. Cross
-    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as
-    much as large ones.
+    Every crop is of any part with the same chance, so that many painted pairs do not crowd out a few real ones. Half
+    of the crops lie around a labelled pixel, of each class as often; the others anywhere in any picture. Cross
+    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects
+    as much as large ones.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = device.place(SEGMENTERS[lesson.segmenter](classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lesson.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.rate, lesson.steps)
-    present = np.unique(pictures.classes)
-    holding = [np.flatnonzero((pictures.classes == k).any(axis=(1, 2))) for k in present[present > 0]]
+    holding = [_holding(pictures) for pictures in parts]
     for step in range(lesson.steps):
-        x, y = _batch(pictures, holding, lesson, rng)
+        x, y = _batch(parts, holding, lesson, rng)
         with device.precision():
             scores = network(x.to(device.device))
         heads = scores if isinstance(scores, list) else [scores]
@@ -93,17 +93,28 @@ def _loss(scores: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(scores, target) + dice
 
 
+def _holding(pictures: Pictures) -> list[NDArray[np.integer]]:
+    """Which pictures show each class that there is."""
+    present = np.unique(pictures.classes)
+    return [np.flatnonzero((pictures.classes == k).any(axis=(1, 2))) for k in present[present > 0]]
+
+
 def _batch(
-    pictures: Pictures, holding: Sequence[NDArray[np.integer]], lesson: Lesson, rng: np.random.Generator
+    parts: Sequence[Pictures],
+    holding: Sequence[list[NDArray[np.integer]]],
+    lesson: Lesson,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Network inputs ``[B, 3, s, s]`` and classes ``[B, s, s]``, each crop mirrored and brightened on its own.
 
-    ``holding`` are the pictures of each class.
+    ``holding`` are the pictures of each class, of every part.
     """
     images, classes = [], []
     for number in range(lesson.batch):
-        around = bool(holding) and number < lesson.batch // 2
-        candidates = holding[int(rng.integers(len(holding)))] if around else np.arange(len(pictures))
+        part = int(rng.integers(len(parts)))
+        pictures, shown = parts[part], holding[part]
+        around = bool(shown) and number < lesson.batch // 2
+        candidates = shown[int(rng.integers(len(shown)))] if around else np.arange(len(pictures))
         window = _window(pictures, int(rng.choice(candidates)), lesson.crop, rng, around=around)
         image, label = pictures.images[window].astype(np.float32), pictures.classes[window]
         for axis in (0, 1):

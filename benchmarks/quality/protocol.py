@@ -10,7 +10,7 @@ from . import sources
 from .learning import Lesson
 from .pictures import Pictures, joined, load
 from .split import Split
-from .trials import Figures, Opinion, Trials
+from .trials import Figures, Job, Opinion, Trials
 
 REAL = "real only"
 GOOD_A_REAL = 1.0
@@ -81,38 +81,24 @@ def evaluate(
 
         painted[name] = _pictures_of(name, split, engine, folder, plan, painting)
     trials = Trials(folder / "cache", split.types, plan.lesson, test)
-    rows = _rows(trials, _lists(real, painted, plan.seeds), progress)
-    opinions = {
-        name: [trials.opinion(real, seed, pairs) for seed in range(plan.seeds)]
-        for name, pairs in painted.items()
-    }
+    lists = _lists(real, painted, plan.seeds)
+    trials.train(
+        [job for jobs in lists.values() for job in jobs],
+        lambda share, name: progress(PAINTING + (1 - PAINTING) * share, name),
+    )
+    rows = [Row(name, [trials.figures(job) for job in jobs]) for name, jobs in lists.items()]
+    opinions = {name: [trials.opinion(job, pairs) for job in lists[REAL]] for name, pairs in painted.items()}
     progress(1.0, "report")
     return Outcome(rows, opinions, test)
 
 
-def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> list[tuple[str, Pictures, int]]:
-    """What the segmenters of every row learn, and how many there are."""
+def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[str, list[Job]]:
+    """What the segmenters of every row learn."""
     good = real.pick((real.classes == 0).all(axis=(1, 2)))
-    together = [(f"with {name}", joined([real, pairs]), seeds) for name, pairs in painted.items()]
-    alone = [(f"{name} alone", joined([good, pairs]), 1) for name, pairs in painted.items() if name in ALONE]
-    return [(REAL, real, seeds), *together, *alone]
-
-
-def _rows(
-    trials: Trials, lists: Sequence[tuple[str, Pictures, int]], progress: Callable[[float, str], None]
-) -> list[Row]:
-    total, done, rows = sum(seeds for *_, seeds in lists), 0, []
-    for name, pictures, seeds in lists:
-        figures = []
-        for seed in range(seeds):
-
-            def learning(share: float, before: int = done, name: str = name) -> None:
-                progress(PAINTING + (1 - PAINTING) * (before + share) / total, name)
-
-            figures.append(trials.figures(pictures, seed, learning))
-            done += 1
-        rows.append(Row(name, figures))
-    return rows
+    parts = {REAL: [real], **{f"with {name}": [real, pairs] for name, pairs in painted.items()}}
+    lists = {name: [Job(name, part, seed) for seed in range(seeds)] for name, part in parts.items()}
+    alone = {name: f"{name} alone" for name in painted if name in ALONE}
+    return lists | {row: [Job(row, [joined([good, painted[name]])], 0)] for name, row in alone.items()}
 
 
 def _real(split: Split, side: int) -> tuple[Pictures, Pictures]:

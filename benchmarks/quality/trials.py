@@ -7,17 +7,23 @@ off or asked for more.
 import hashlib
 import io
 import json
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
+from stage_rt.errors import StageError
 from stage_rt.files import write_atomic
+from stage_rt.machine import cores
 from stage_rt.training.loop import Device
 
 from . import metrics, realism
@@ -26,7 +32,7 @@ from .metrics import Counts, Scores
 from .pictures import Pictures
 from .segmenters import SEGMENTERS
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; another one is computed anew."""
 
 
@@ -49,6 +55,15 @@ class Opinion:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One segmenter to be trained: the row it is of, the parts it learns, and its seed."""
+
+    name: str
+    parts: Sequence[Pictures]
+    seed: int
+
+
+@dataclass(frozen=True)
 class Trials:
     """What all segmenters of an evaluation share; ``folder`` is where results are kept."""
 
@@ -58,16 +73,43 @@ class Trials:
     test: Pictures
     device: Device = field(default_factory=Device.best)
 
-    def figures(self, learned: Pictures, seed: int, progress: Callable[[float], None]) -> Figures:
-        """Of the segmenter that learned these pictures, which is trained if it was not yet."""
-        path = self._trained(learned, seed, progress)
+    def train(self, jobs: Sequence[Job], progress: Callable[[float, str], None]) -> None:
+        """Train the segmenters that were not yet: on CPUs one a core at once, on a GPU one after another.
+
+        Args:
+            jobs: what they learn.
+            progress: told the share that is done and what was learned last.
+
+        Raises:
+            StageError: a file cannot be written, or a process was killed.
+        """
+        missing = list(
+            {
+                path: job for job in jobs if not (path := self._path(job)).with_suffix(".json").exists()
+            }.values()
+        )
+        before, workers = len(jobs) - len(missing), min(len(missing), self._at_once)
+        if workers > 1:
+            for done, job in enumerate(_side_by_side(self, missing, workers), start=before + 1):
+                progress(done / len(jobs), job.name)
+        else:
+            for done, job in enumerate(missing, start=before):
+
+                def learning(share: float, done: int = done, name: str = job.name) -> None:
+                    progress((done + share) / len(jobs), name)
+
+                self.learn(job, learning)
+
+    def figures(self, job: Job) -> Figures:
+        """Of a segmenter that was trained."""
+        path = self._path(job)
         kept = json.loads(path.with_suffix(".json").read_text())
         with np.load(path.with_suffix(".npz")) as file:
             return Figures(np.array(kept["counts"], dtype=np.int64), Scores(*kept["scores"]), file["found"])
 
-    def opinion(self, learned: Pictures, seed: int, source: Pictures) -> Opinion:
-        """Of the segmenter that learned these pictures, on pairs of a source."""
-        trained = self._trained(learned, seed, lambda share: None)
+    def opinion(self, job: Job, source: Pictures) -> Opinion:
+        """Of a segmenter that was trained, on pairs of a source."""
+        trained = self._path(job)
         path = trained.with_name(f"{trained.name}-{source.digest[:16]}.json")
         if not path.exists():
             network: nn.Module = SEGMENTERS[self.lesson.segmenter](self._classes)
@@ -78,25 +120,30 @@ class Trials:
         return Opinion(kept["iou"], distances)
 
     @property
+    def _at_once(self) -> int:
+        return cores() if self.device.device.type == "cpu" else 1
+
+    @property
     def _classes(self) -> int:
         return len(self.types) + 1
 
-    def _trained(self, learned: Pictures, seed: int, progress: Callable[[float], None]) -> Path:
+    def _path(self, job: Job) -> Path:
         """The stem of a segmenter's files; the JSON is written last."""
         key = {
             "format": FORMAT,
             "lesson": asdict(self.lesson),
-            "seed": seed,
+            "seed": job.seed,
             "types": self.types,
-            "learned": learned.digest,
+            "learned": [part.digest for part in job.parts],
             "tested": self.test.digest,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = self.folder / digest[:32]
-        if path.with_suffix(".json").exists():
-            progress(1.0)
-            return path
-        network = learn(learned, self._classes, self.lesson, seed, self.device, progress)
+        return self.folder / digest[:32]
+
+    def learn(self, job: Job, progress: Callable[[float], None]) -> None:
+        """Train one segmenter, test it and keep both."""
+        path = self._path(job)
+        network = learn(job.parts, self._classes, self.lesson, job.seed, self.device, progress)
         found = find(network, self.test, self.device)
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
         scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)
@@ -108,7 +155,6 @@ class Trials:
         write_atomic(path.with_suffix(".npz"), shown.getvalue())
         kept = {"counts": counts.tolist(), "scores": scores}
         write_atomic(path.with_suffix(".json"), json.dumps(kept).encode())
-        return path
 
     def _look(self, network: nn.Module, source: Pictures) -> dict[str, Any]:
         said = metrics.confusion(find(network, source, self.device).classes, source.classes, self._classes)
@@ -126,3 +172,27 @@ class Trials:
             "iou": {kind: float(each[n]) for n, kind in enumerate(self.types, start=1)},
             "distance": distance,
         }
+
+
+def _side_by_side(trials: Trials, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """Every job when it is done; small networks on one core each are faster than one on all."""
+    threads = max(cores() // workers, 1)
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    try:
+        pending = {pool.submit(_learn, trials, job): job for job in jobs}
+        for future in as_completed(pending):
+            future.result()
+            yield pending[future]
+    except BrokenProcessPool:
+        raise StageError(
+            "a process that trained a segmenter was killed, as happens when memory is short",
+            "give the same command again; what was computed is kept",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _learn(trials: Trials, job: Job) -> None:
+    trials.learn(job, lambda share: None)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from stage_rt import extras
 from stage_rt.errors import BackendError, EngineError, first_line
+from stage_rt.machine import cores
 from stage_rt.spec import EngineSpec
 
 LIBRARY = "onnxruntime"
@@ -46,7 +47,7 @@ class OnnxRuntimeBackend:
         self._library = library()
         self._folder = folder
         self._sessions: dict[str, Any] = {}
-        self._cores = _cores()
+        self._cores = cores()
         self._pool = ThreadPoolExecutor(self._cores)
         _OPEN.add(self)
         found, expected = self._library.__version__, spec.library_version
@@ -110,11 +111,6 @@ def _abandon() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_abandon)
-
-
-def _cores() -> int:
-    """Cores this process may use; a container or ``taskset`` may keep some of the machine's from it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cast(array: NDArray[Any], kind: str) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """An evaluation from photographs to its page, with an engine that darkens what is under the mask."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from fake_engine import FakeEngine, opened
 from micro import write_dataset
 from PIL import Image
 
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, StageError
 from stage_rt.quality import evaluate, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Lesson
@@ -21,6 +22,7 @@ SOURCES = ["ours", "ours-shifted", "cutpaste"]
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(SIZES, "cpu", Size(32, 4, 10, Lesson("unet", 3, 4, 1e-3, 16)))
+    monkeypatch.setattr(trials, "cores", lambda: 1)
     root = write_dataset(tmp_path / "part", defects=6)
     (root / "test" / "good").mkdir()
     surface = np.random.default_rng(9).integers(90, 110, (40, 40)).astype(np.uint8)
@@ -133,6 +135,30 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
     learned.clear()
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
     assert len(learned) == 2
+
+
+def test_segmenters_trained_side_by_side_are_those_trained_in_turn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn = evaluated(data, tmp_path / "1", sources=["cutpaste"])
+    monkeypatch.setattr(trials, "cores", lambda: 2)
+    side_by_side = evaluated(data, tmp_path / "2", sources=["cutpaste"])
+    assert side_by_side["rows"] == in_turn["rows"]
+
+
+def test_a_killed_trainer_is_told_and_what_was_computed_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "cores", lambda: 2)
+    monkeypatch.setattr(trials, "_learn", killed)
+    with pytest.raises(
+        StageError, match="was killed, as happens when memory is short: give the same command"
+    ):
+        evaluated(data, tmp_path / "r", sources=["cutpaste"])
+
+
+def killed(trials, job) -> None:
+    os._exit(9)
 
 
 def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
