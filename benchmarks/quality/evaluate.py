@@ -12,7 +12,7 @@ from stage_rt.progress import Progress
 
 from . import protocol, report
 from .result import result
-from .sizes import SIZES
+from .sizes import SIZES, side_of
 from .sources import Order
 from .split import split
 
@@ -53,7 +53,8 @@ def run(
     lesson = size.lesson if request.segmenter is None else replace(size.lesson, segmenter=request.segmenter)
     parts = split(request.root, engine.spec.model, request.types)
     order = Order(request.pairs or size.pairs, size.steps, seed=0)
-    plan = protocol.Plan(size.side, lesson, request.seeds, order, names, outside, request.recipe)
+    side = size.side or side_of(parts.good)
+    plan = protocol.Plan(side, lesson, request.seeds, order, names, outside, request.recipe)
     folder.mkdir(parents=True, exist_ok=True)
     at = ""
 
@@ -65,7 +66,7 @@ def run(
             at = what
 
     outcome = protocol.evaluate(parts, engine, folder, plan, progress=told)
-    crops = f"{lesson.batch} crops of {lesson.crop} px from {size.side}"
+    crops = f"{lesson.batch} crops of {lesson.crop} px from {side}"
     how = {
         "command": request.command,
         "engine": engine.spec.graphs_fingerprint,

@@ -1,17 +1,33 @@
 """The two sizes of an evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from stage_rt.images.inputs import read_header
 from stage_rt.names import SizeName
 
 from .learning import Lesson
 
+SCALE = 0.7
+"""Of photographs in the smaller evaluation: a crack of three pixels still has two."""
+LIMITS = (128, 384)
+"""Least and largest side of its pictures; sides are multiples of `GRID`."""
+GRID = 32
+PROBE = 50
+"""How many photographs are asked for their size."""
+
 
 @dataclass(frozen=True)
 class Size:
-    """``side`` of the pictures in pixels, ``pairs`` a type and source, network ``steps`` a pair, and the lesson."""
+    """``side`` of the pictures in pixels, ``pairs`` a type and source, network ``steps`` a pair, and the lesson.
 
-    side: int
+    Without a ``side`` it follows from the photographs (`side_of`).
+    """
+
+    side: int | None
     pairs: int
     steps: int
     lesson: Lesson
@@ -19,10 +35,10 @@ class Size:
 
 SIZES: dict[SizeName, Size] = {
     "cpu": Size(
-        side=192,
+        side=None,
         pairs=60,
         steps=100,
-        lesson=Lesson("unet", steps=600, batch=12, rate=4e-3, crop=96),
+        lesson=Lesson("unet", steps=2000, batch=12, rate=4e-3, crop=96),
     ),
     "paper": Size(
         side=256,
@@ -31,3 +47,10 @@ SIZES: dict[SizeName, Size] = {
         lesson=Lesson("segformer", steps=20000, batch=16, rate=1e-3, crop=256),
     ),
 }
+
+
+def side_of(photographs: Sequence[Path]) -> int:
+    """Side of square pictures that hold about `SCALE` of the median photograph's side, within `LIMITS`."""
+    sizes = [read_header(path) for path in photographs[:: -(-len(photographs) // PROBE)]]
+    middle = float(np.median([(size.width * size.height) ** 0.5 for size in sizes]))
+    return min(max(round(SCALE * middle / GRID) * GRID, LIMITS[0]), LIMITS[1])

@@ -23,7 +23,8 @@ def evaluate(
         Path, typer.Option("--output", "-o", metavar="RESULTS", help="Folder of runs, results and the page.")
     ],
     size: Annotated[
-        SizeName, typer.Option(help="`cpu`: 192 px and a small network, about an hour. `paper`: the paper's.")
+        SizeName,
+        typer.Option(help="`cpu`: up to 384 px and a small network, about an hour. `paper`: the paper's."),
     ] = "cpu",
     sources: Annotated[
         str,

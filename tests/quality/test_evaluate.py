@@ -14,7 +14,7 @@ from stage_rt.errors import InputError, StageError
 from stage_rt.quality import evaluate, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Lesson
-from stage_rt.quality.sizes import SIZES, Size
+from stage_rt.quality.sizes import SIZES, Size, side_of
 
 SOURCES = ["ours", "ours-shifted", "cutpaste"]
 
@@ -159,6 +159,17 @@ def test_a_killed_trainer_is_told_and_what_was_computed_is_kept(
 
 def killed(trials, job) -> None:
     os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [((222, 290), 192), ((500, 1260), 384), ((40, 40), 128), ((40, 500), 128), ((8000, 8000), 384)],
+)
+def test_pictures_are_not_much_smaller_than_photographs(tmp_path: Path, size, side: int) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path, shape in zip(paths, (size, size, (9, 9)), strict=True):
+        Image.new("L", shape).save(path)
+    assert side_of(paths) == side
 
 
 def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
