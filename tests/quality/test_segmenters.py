@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stage_rt.quality.learning import Lesson, find, learn
 from stage_rt.quality.metrics import confusion, iou
@@ -27,6 +28,14 @@ def test_the_backbone_of_stdc1_has_the_papers_parameters() -> None:
     """Table 2 of the paper gives 8.44 M, with the head for ImageNet's 1000 classes."""
     head = 1024 * 1024 + 2 * 1024 + 1024 * 1024 + 2 * 1024 + 1024 * 1000
     assert parameters(STDC()) + head == pytest.approx(8.44e6, rel=0.001)
+
+
+def test_bisenet_v2_has_about_the_papers_work() -> None:
+    """The paper gives no parameters but 21.15 G multiplications at 512x1024 with 19 classes; ours has 24.6 G."""
+    network = SEGMENTERS["bisenetv2"](19).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 512, 1024))
+    assert counter.get_total_flops() / 2 == pytest.approx(21.15e9, rel=0.17)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
