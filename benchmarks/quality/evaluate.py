@@ -12,6 +12,8 @@ from stage_rt.progress import Progress
 
 from . import protocol, report
 from .result import result
+from .segmenters import SEGMENTERS
+from .segmenters.encoder import load_encoder
 from .sizes import SIZES, side_of
 from .sources import Order
 from .split import split
@@ -25,6 +27,7 @@ class Request:
     size: SizeName
     sources: Sequence[str]
     segmenter: SegmenterName | None
+    encoder: Path | None
     types: Sequence[str] | None
     seeds: int
     pairs: int | None
@@ -50,7 +53,10 @@ def run(
     """
     size = SIZES[request.size]
     names, outside = _named(request.sources)
-    lesson = size.lesson if request.segmenter is None else replace(size.lesson, segmenter=request.segmenter)
+    segmenter = request.segmenter or size.lesson.segmenter
+    lesson = replace(size.lesson, segmenter=segmenter, encoder=request.encoder)
+    if lesson.encoder is not None:
+        load_encoder(SEGMENTERS[segmenter](1), lesson.encoder)
     parts = split(request.root, engine.spec.model, request.types)
     order = Order(request.pairs or size.pairs, size.steps, seed=0)
     side = size.side or side_of(parts.good)

@@ -1,7 +1,10 @@
 """One segmenter trained on pictures, and what it finds in others."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stage_rt.files import sha256
 from stage_rt.names import SegmenterName
 from stage_rt.training.loop import Device
 
 from .pictures import Pictures
 from .segmenters import SEGMENTERS
+from .segmenters.encoder import load_encoder
 
 AUXILIARY = 0.4
 """Weight of an auxiliary head's loss, as mmsegmentation has it."""
@@ -26,7 +31,7 @@ BATCH_OF_TEST = 16
 class Lesson:
     """How a segmenter is trained: which, for how many steps of how many crops, at which peak learning rate.
 
-    ``crop`` is the side of the crops in pixels.
+    ``crop`` is the side of the crops in pixels, ``encoder`` a file of trained weights to begin with.
     """
 
     segmenter: SegmenterName
@@ -34,6 +39,13 @@ class Lesson:
     batch: int
     rate: float
     crop: int
+    encoder: Path | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all of it, the file's content in place of its name."""
+        content = asdict(self) | {"encoder": self.encoder and sha256(self.encoder)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,10 @@ def learn(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = device.place(SEGMENTERS[lesson.segmenter](classes)).train()
+    network = SEGMENTERS[lesson.segmenter](classes)
+    if lesson.encoder is not None:
+        load_encoder(network, lesson.encoder)
+    network = device.place(network).train()
     optimizer = torch.optim.AdamW(network.parameters(), lesson.rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.rate, lesson.steps)
     holding = [_holding(pictures) for pictures in parts]

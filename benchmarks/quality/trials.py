@@ -11,7 +11,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class Trials:
         """The stem of a segmenter's files; the JSON is written last."""
         key = {
             "format": FORMAT,
-            "lesson": asdict(self.lesson),
+            "lesson": self.lesson.digest,
             "seed": job.seed,
             "types": self.types,
             "learned": [part.digest for part in job.parts],

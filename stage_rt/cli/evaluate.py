@@ -37,6 +37,14 @@ def evaluate(
     segmenter: Annotated[
         SegmenterName | None, typer.Option(help="Which network learns.", show_default="the size's")
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trained weights (safetensors) its encoder begins with.",
+            show_default="random weights",
+        ),
+    ] = None,
     types: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Comma-separated defect types.", show_default="all")
     ] = None,
@@ -66,6 +74,7 @@ def evaluate(
         "size": size,
         "sources": sources,
         "segmenter": segmenter,
+        "encoder": encoder,
         "types": types,
         "seeds": seeds,
         "pairs": pairs,
@@ -77,6 +86,7 @@ def evaluate(
         size=size,
         sources=[name for name in sources.split(",") if name],
         segmenter=segmenter,
+        encoder=encoder,
         types=types.split(",") if types else None,
         seeds=seeds,
         pairs=pairs,

@@ -50,6 +50,7 @@ def request(data: Path, **changes) -> Request:
         "size": "cpu",
         "sources": SOURCES,
         "segmenter": None,
+        "encoder": None,
         "types": None,
         "seeds": 2,
         "pairs": None,

@@ -1,14 +1,21 @@
 """The segmenters: sizes as the papers give them, shapes, and that they learn."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save, save_file
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import SegformerConfig, SegformerForImageClassification
 
+from stage_rt.errors import InputError
 from stage_rt.quality.learning import Lesson, find, learn
 from stage_rt.quality.metrics import confusion, iou
 from stage_rt.quality.pictures import Pictures
 from stage_rt.quality.segmenters import SEGMENTERS
+from stage_rt.quality.segmenters.encoder import load_encoder
 from stage_rt.quality.segmenters.stdc import STDC
 from stage_rt.training.loop import Device
 
@@ -48,6 +55,68 @@ def test_scores_are_of_the_pictures_size_and_the_last_layer_makes_them(name: str
     with torch.no_grad():
         assert network.eval()(x).shape == (2, 4, 64, 64)
     assert network.last.out_channels % 4 == 0
+
+
+def trained(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file of trained weights as they are found, with a head of another task, and the encoder's own."""
+    torch.manual_seed(1)
+    if name == "segformer":
+        other = SegformerForImageClassification(SegformerConfig())
+        other.save_pretrained(folder)
+        return folder / "model.safetensors", other.segformer.state_dict()
+    path, weights = folder / "backbone.safetensors", STDC().state_dict()
+    save_file({f"backbone.{key}": tensor for key, tensor in weights.items()} | {"fc": torch.zeros(1)}, path)
+    return path, weights
+
+
+def encoder_of(network: torch.nn.Module) -> torch.nn.Module:
+    return network.encoder if hasattr(network, "encoder") else network.network.segformer
+
+
+@pytest.mark.parametrize("name", ["segformer", "stdc"])
+def test_a_trained_encoder_is_taken_from_a_file_that_holds_more(tmp_path: Path, name: str) -> None:
+    path, weights = trained(name, tmp_path)
+    network = SEGMENTERS[name](2)
+    load_encoder(network, path)
+    taken = encoder_of(network).state_dict()
+    assert set(taken) == set(weights)
+    assert all(torch.equal(taken[key], weights[key]) for key in taken)
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["segformer", "stdc"])
+@pytest.mark.parametrize("wrong", ["missing", "shape"])
+def test_weights_of_another_encoder_are_told(tmp_path: Path, name: str, wrong: str) -> None:
+    path, _ = trained(name, tmp_path)
+    weights = load_file(path)
+    key = next(key for key in weights if ".0." in key and key.endswith("weight"))
+    tensor = weights.pop(key)
+    if wrong == "shape":
+        weights[key] = tensor[:1].clone()
+    path.write_bytes(save(weights))
+    with pytest.raises(InputError, match=r"` has no weight `.*` of the right shape: give weights"):
+        load_encoder(SEGMENTERS[name](2), path)
+
+
+def test_what_is_no_file_of_weights_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(b"weights")
+    for name in (path, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"` cannot be read as safetensors .*: save the encoder's"):
+            load_encoder(SEGMENTERS["stdc"](2), name)
+    with pytest.raises(
+        InputError, match="no encoder to be trained apart: use `--segmenter segformer` or `stdc`"
+    ):
+        load_encoder(SEGMENTERS["unet"](2), path)
+
+
+def test_a_lesson_with_an_encoder_is_another_one(tmp_path: Path) -> None:
+    lesson = Lesson("stdc", 1, 1, 0.1, 32)
+    digests = {lesson.digest, replace(lesson, steps=2).digest}
+    for content in (b"1", b"2"):
+        (tmp_path / "encoder").write_bytes(content)
+        digests.add(replace(lesson, encoder=tmp_path / "encoder").digest)
+    assert len(digests) == 4
 
 
 def test_a_segmenter_learns_what_is_plain_to_see() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .blocks import convolution, enlarged, plain
+from .encoder import begin_with
 
 WIDTHS = (32, 64, 256, 512, 1024)
 BLOCKS = 4
@@ -77,7 +78,7 @@ class STDCSeg(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.backbone = STDC()
+        self.encoder = STDC()
         _, _, eighth, sixteenth, last = WIDTHS
         self.mean = convolution(last, 128, 1)
         self.refine = nn.ModuleList([_Refine(last, 128), _Refine(sixteenth, 128)])
@@ -94,9 +95,13 @@ class STDCSeg(nn.Module):
         """See `SEGMENTERS`."""
         return self.head[-1]
 
+    def begin_with(self, weights: dict[str, Tensor]) -> list[str]:
+        """See `stage_rt.quality.segmenters.encoder`."""
+        return begin_with(self.encoder, weights)
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """See `SEGMENTERS`."""
-        eighth, sixteenth, last = self.backbone(x)
+        eighth, sixteenth, last = self.encoder(x)
         deep = self.refine[0](last) + self.mean(last.mean(dim=(2, 3), keepdim=True))
         deep = self.smooth[0](_nearest(deep, sixteenth))
         deep = self.smooth[1](_nearest(self.refine[1](sixteenth) + deep, eighth))
