@@ -13,6 +13,7 @@ from pydantic import (
     JsonValue,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -176,11 +177,11 @@ class _Sealed(_Spec):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _unseal(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(content, dict) or "sha256" not in content:
+    def _unseal(cls, content: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if not isinstance(content, dict) or info.mode != "json":
             return handler(content)
         spec = handler({key: value for key, value in content.items() if key != "sha256"})
-        if spec._digest() != content["sha256"]:
+        if spec._digest() != content.get("sha256"):
             raise PydanticCustomError("changed", "it was changed after it was written")
         return spec
 

@@ -6,6 +6,7 @@ import shutil
 
 import onnxruntime
 import pytest
+from descriptions import rewrite
 
 import stage_rt
 from stage_rt import loading as module
@@ -146,28 +147,37 @@ def test_a_path_that_leads_outside_is_refused(engine, source, tmp_path, outside)
         (engine, ENGINE_FILE, EngineError, stage_rt.load),
         (source, GRAPHS_FILE, GraphsError, read_graphs),
     ):
-        content = json.loads((folder / name).read_text())
-        del content["sha256"]
-        content["files"][outside] = "0" * 64
-        (folder / name).write_text(json.dumps(content))
+        files = json.loads((folder / name).read_text())["files"]
+        rewrite(folder / name, files=files | {outside: "0" * 64})
         assert "is not a path inside the folder" in refusal(error, call, folder)
+
+
+@pytest.mark.parametrize("kind", ["engine", "graphs"])
+def test_a_description_without_its_digest_is_refused(engine, source, kind):
+    folder, name, error, call = {
+        "engine": (engine, ENGINE_FILE, EngineError, stage_rt.load),
+        "graphs": (source, GRAPHS_FILE, GraphsError, read_graphs),
+    }[kind]
+    content = json.loads((folder / name).read_text())
+    del content["sha256"]
+    (folder / name).write_text(json.dumps(content))
+    assert "(it was changed after it was written)" in refusal(error, call, folder)
+
+
+def with_prompts(engine, prompts):
+    model = json.loads((engine / ENGINE_FILE).read_text())["model"]
+    rewrite(engine / ENGINE_FILE, model=model | {"prompts": prompts})
 
 
 @pytest.mark.parametrize("prompt", ["../../escape", "tile/hole", "tile\\hole", "tile\n+hole"])
 def test_a_prompt_that_is_no_name_is_refused(engine, prompt):
-    content = json.loads((engine / ENGINE_FILE).read_text())
-    del content["sha256"]
-    content["model"]["prompts"] = {prompt: "tile"}
-    (engine / ENGINE_FILE).write_text(json.dumps(content))
+    with_prompts(engine, {prompt: "tile"})
     assert "model.prompts" in refusal(EngineError, stage_rt.load, engine)
 
 
 @pytest.mark.parametrize("adapter", ["../tile", "a/b", "", "."])
 def test_an_adapter_that_is_no_name_is_refused(engine, adapter):
-    content = json.loads((engine / ENGINE_FILE).read_text())
-    del content["sha256"]
-    content["model"]["prompts"] = {"tile+hole": adapter}
-    (engine / ENGINE_FILE).write_text(json.dumps(content))
+    with_prompts(engine, {"tile+hole": adapter})
     assert "model.prompts" in refusal(EngineError, stage_rt.load, engine)
 
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from descriptions import rewrite
 from small_model import PROMPTS, small_model, write_small_model
 
 from stage_rt.engines.build import build
@@ -52,11 +53,9 @@ def failed(report):
 
 def sign_again(engine):
     """List the files of an engine anew, as whoever changes it on purpose would."""
-    path = engine / ENGINE_FILE
-    described = json.loads(path.read_text())
-    path.unlink()
-    described.pop("sha256")
-    path.write_text(json.dumps({**described, "files": digests(engine)}))
+    files = digests(engine)
+    del files[ENGINE_FILE]
+    rewrite(engine / ENGINE_FILE, files=files)
 
 
 def test_an_fp32_engine_agrees_to_rounding(report):
@@ -205,9 +204,7 @@ def test_a_folder_that_is_no_model_and_a_prompt_that_is_none(engine_folder, mode
 def test_an_engine_that_cannot_run_here_is_not_verified(engine_folder, model_folder, tmp_path):
     engine = tmp_path / "engine"
     shutil.copytree(engine_folder, engine)
-    described = json.loads((engine / ENGINE_FILE).read_text())
-    described.pop("sha256")
-    (engine / ENGINE_FILE).write_text(json.dumps({**described, "library_version": "0.1.0"}))
+    rewrite(engine / ENGINE_FILE, library_version="0.1.0")
     with pytest.raises(EngineError, match=r"nothing was verified: .* was built with onnxruntime 0\.1\.0"):
         verify(engine, model_folder)
 

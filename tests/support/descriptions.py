@@ -3,15 +3,22 @@
 import json
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from stage_rt.files import digests
-from stage_rt.spec import GRAPHS_FILE
+from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE, EngineSpec, GraphsSpec
+
+KINDS = {GRAPHS_FILE: GraphsSpec, ENGINE_FILE: EngineSpec}
 
 
 def rewrite(path: Path, **fields: object) -> None:
-    """Change fields of a description."""
+    """Change fields of a description; one that is no longer valid has a digest that fits nothing."""
     content = json.loads(path.read_text()) | fields
-    content.pop("sha256", None)
-    path.write_text(json.dumps(content))
+    del content["sha256"]
+    try:
+        path.write_text(KINDS[path.name].model_validate(content).sealed())
+    except ValidationError:
+        path.write_text(json.dumps(content | {"sha256": "0" * 64}))
 
 
 def relist(folder: Path) -> None:
