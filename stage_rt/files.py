@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from stage_rt.errors import InputError
 
 _LOCK_SECONDS = 0.2
+_STAGED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 
 def sha256(path: Path) -> str:
@@ -137,6 +139,12 @@ def inside(folder: Path) -> list[PurePosixPath]:
         for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
     )
+
+
+def staged_for(path: Path) -> str | None:
+    """The name of the file that ``path`` was to become when a crash left it, None if it is no such file."""
+    name = _STAGED.fullmatch(path.name)
+    return name and name[1]
 
 
 def _beside(path: Path) -> Path:

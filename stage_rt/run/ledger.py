@@ -5,6 +5,7 @@ A pair is in place before its line is appended to ``manifest.jsonl``; the line i
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError, StageError
-from stage_rt.files import sha256, write_atomic
+from stage_rt.files import sha256, staged_for, write_atomic
+from stage_rt.run.report import CONTACT_SHEET, LABELS, PAGE
 from stage_rt.run.writer import pair_paths
 from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 _LOCK_FILE = ".lock"
+_OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
+_PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _DIGESTS = ("engine", "normals", "masks", "objects")
 
 
@@ -90,13 +94,22 @@ def open_run(folder: Path, spec: RunSpec) -> Iterator[Manifest]:
     try:
         with _locked(folder):
             _same_job(folder / RUN_FILE, spec)
-            for staged in folder.rglob(".*.tmp"):
+            for staged in _left_by_a_crash(folder, spec.prompt):
                 staged.unlink()
             yield Manifest(folder / MANIFEST_FILE, spec.prompt)
     except OSError as failure:
         raise StageError(
             f"writing to `{folder}` failed ({failure.strerror}): mend that and run the same command again"
         ) from failure
+
+
+def _left_by_a_crash(folder: Path, prompt: str) -> Iterator[Path]:
+    """Staged files of the run's own, found where it makes them; nobody else's."""
+    pair = [(folder / path).parent for path in pair_paths(prompt, 0)]
+    for place, own in ((folder, _OWN), *((place, _PAIR) for place in pair)):
+        for path in place.glob(".*.tmp"):
+            if own.fullmatch(staged_for(path) or ""):
+                yield path
 
 
 def _claim(folder: Path) -> None:

@@ -193,6 +193,24 @@ def test_what_a_crash_left_staged_is_swept_out(tmp_path):
         assert [path.name for path in tmp_path.rglob("*.tmp")] == []
 
 
+def test_what_the_run_did_not_make_is_left_alone(tmp_path):
+    names = [
+        ".notes.tmp",
+        ".notes.txt.0123abcd.tmp",
+        ".run.json.tmp",
+        ".run.json.0123ABCD.tmp",
+        "mine/.run.json.0123abcd.tmp",
+        "test/hole/.holiday.png.0123abcd.tmp",
+        "test/other/.000000.png.0123abcd.tmp",
+    ]
+    (tmp_path / "run.json").write_text(run_spec().model_dump_json())
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with open_run(tmp_path, run_spec()):
+        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")} == set(names)
+
+
 def test_a_folder_is_filled_by_one_run_at_a_time(tmp_path):
     message = "is being filled by another process: wait for it to end"
     with open_run(tmp_path, run_spec()), pytest.raises(RunError, match=message):
