@@ -122,6 +122,11 @@ class FailedSamplesError(StageError):
     exit_code = ExitCode.FAILED_SAMPLES
 
 
+def printable(text: str) -> str:
+    """``text`` on one line without control characters: names of files and in files may hold what moves a cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """What a library's own error says in its first line, or its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, printable
 from stage_rt.names import BackendName, DType, SamplerName, ViewName
 from stage_rt.recipe import Recipe
 
@@ -55,11 +55,7 @@ PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
 def first_fault(error: ValidationError) -> tuple[str, str]:
     """Where a description is not valid and why, each on one line whatever the file holds."""
     first = error.errors()[0]
-    return _printable(".".join(map(str, first["loc"])) or "the file"), _printable(first["msg"])
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return printable(".".join(map(str, first["loc"])) or "the file"), printable(first["msg"])
 
 
 class _Spec(BaseModel):

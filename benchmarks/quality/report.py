@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from stage_rt.files import write_atomic
+from stage_rt.run.report import template
 
 from .pictures import Pictures
 
@@ -27,12 +28,7 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result, plot and page into ``folder``."""
     write_atomic(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     _plot(result["rows"], folder / PLOT)
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        _TEMPLATE.read_text(encoding="utf-8")
-    )
-    page = template.render(result=result, verdicts=verdicts(result), plot=PLOT, examples=EXAMPLES)
+    page = template(_TEMPLATE).render(result=result, verdicts=verdicts(result), plot=PLOT, examples=EXAMPLES)
     write_atomic(folder / PAGE, page.encode())
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from stage_rt import errors
 from stage_rt.errors import CheckpointError
 
 MAX_OPCODES = 5_000_000
@@ -51,7 +52,7 @@ _KEYS = (str, int, float, bytes, type(None))
 
 def printable(text: str) -> str:
     """``text`` of a file that may be hostile, fit for a message: no control characters, and not for ever."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:200])
+    return errors.printable(text[:200])
 
 
 @dataclass(frozen=True, eq=False, slots=True)

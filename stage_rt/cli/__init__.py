@@ -1,5 +1,6 @@
 """The ``stage-rt`` command: one file per command, each importing what it needs in its body."""
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from stage_rt.cli.inspect import inspect
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
 from stage_rt.cli.verify import verify
-from stage_rt.errors import ExitCode, StageError
+from stage_rt.errors import ExitCode, StageError, first_line
 
 app = typer.Typer(
     name="stage-rt",
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Taken out here so that `--debug` can stand anywhere: a user adds it to the end of what failed.
     debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for signum in console.SIGNALS:
         signal.signal(signum, console.raise_stopped)
     try:
@@ -60,7 +64,10 @@ def _told(error: Exception) -> tuple[str, ExitCode]:
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
         return f"`{error.filename}`: {error.strerror}" if error.filename else error.strerror, ExitCode.BROKEN
-    return f"{type(error).__name__}: {error}, run with `--debug` for the traceback", ExitCode.BROKEN
+    return (
+        f"{type(error).__name__}: {first_line(error)}, run with `--debug` for the traceback",
+        ExitCode.BROKEN,
+    )
 
 
 def _version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from stage_rt.errors import MissingExtraError
+from stage_rt.errors import MissingExtraError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,8 @@ def message(kind: str, text: str) -> None:
     """One sentence on stderr behind its kind: ``error``, ``notice``, ``stopped``."""
     from rich.text import Text
 
-    messages().print(Text.assemble((f"{kind}: ", "bold red" if kind == "error" else "bold yellow"), text))
+    style = "bold red" if kind == "error" else "bold yellow"
+    messages().print(Text.assemble((f"{kind}: ", style), printable(text)))
 
 
 @contextmanager
@@ -61,7 +62,8 @@ def extra(name: str) -> Iterator[None]:
 
 def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
     """A command's result on stdout: ``fields`` as one JSON object, or ``text``."""
-    print(json.dumps(fields, ensure_ascii=False) if as_json else text, flush=True)
+    shown = [json.dumps(fields, ensure_ascii=False)] if as_json else map(printable, text.split("\n"))
+    print("\n".join(shown), flush=True)
 
 
 @contextmanager

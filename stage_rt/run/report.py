@@ -3,13 +3,18 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from stage_rt.errors import printable
 from stage_rt.files import write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.run.label_sheet import label_sheet
 from stage_rt.spec import PairRecord, RegionView, RunSpec
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 CONTACT_SHEET = "contact_sheet.png"
 LABELS = "labels.png"
@@ -118,6 +123,7 @@ def _fitted(image: Image.Image) -> Image.Image:
 
 
 def _shortened(caption: str, longest: int = 28) -> str:
+    caption = printable(caption)
     return (
         caption if len(caption) <= longest else f"{caption[: longest // 2]}...{caption[3 - longest // 2 :]}"
     )
@@ -129,16 +135,7 @@ def _page(
     sheet_size: tuple[int, int],
     labels_size: tuple[int, int] | None,
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return template(_TEMPLATE).render(
         spec=spec,
         recipe=spec.recipe.model_dump(),
         written=sorted((record for record in records if record.status == "ok"), key=_weakest_first),
@@ -152,6 +149,24 @@ def _page(
         labels=LABELS,
         labels_size=labels_size,
     )
+
+
+def template(path: Path) -> "Template":
+    """A page's template; what is put in is escaped and without control characters."""
+    from jinja2 import Environment, StrictUndefined
+
+    def shown(value: object) -> object:
+        return printable(value) if type(value) is str else value
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=shown,
+    )
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _weakest_first(record: PairRecord) -> tuple[float, int]:

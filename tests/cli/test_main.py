@@ -3,6 +3,8 @@
 import collections
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -10,6 +12,8 @@ import typer
 from stage_rt import __version__, cli
 from stage_rt.cli import console
 from stage_rt.errors import BackendError, FailedSamplesError, MissingExtraError, PromptError
+
+MAIN = "from stage_rt.cli import main; main()"
 
 
 @pytest.fixture
@@ -49,6 +53,8 @@ def run(arguments, capsys):
         (FailedSamplesError("2 samples failed"), 4, "error: 2 samples failed\n"),
         (OSError(28, "No space left on device", "x/y"), 3, "error: `x/y`: No space left on device\n"),
         (OSError(28, "No space left on device"), 3, "error: No space left on device\n"),
+        (PromptError("`a\x1b[2Jb\nc\udcff`: é"), 1, "error: `a\\x1b[2Jb\\nc\\udcff`: é\n"),
+        (RuntimeError("one\ntwo"), 3, "error: RuntimeError: one, run with `--debug` for the traceback\n"),
         (KeyError("k"), 3, "error: KeyError: 'k', run with `--debug` for the traceback\n"),
         (console.Stopped(15), 143, "stopped: run the same command again to go on\n"),
         (console.Stopped(2), 130, "stopped: run the same command again to go on\n"),
@@ -126,3 +132,26 @@ def test_a_signal_is_told_only_when_asked_and_handlers_are_put_back():
             collections.deque(iter(check, "never"), maxlen=0)
     assert stopped.value.exit_code == 143
     assert [signal.getsignal(signum) for signum in console.SIGNALS] == before
+
+
+def test_a_result_cannot_move_the_cursor(capsys):
+    console.result("a\x1b[2Jb\n  c", {"name": "a\x1b[2Jb"}, as_json=False)
+    console.result("", {"name": "a\x1b[2Jb"}, as_json=True)
+    assert capsys.readouterr().out == 'a\\x1b[2Jb\n  c\n{"name": "a\\u001b[2Jb"}\n'
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "é"], ["inspect", "é\x1b[2J\n"]])
+def test_a_terminal_without_unicode_is_no_internal_error(arguments):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *arguments],
+        capture_output=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: `\\xe9")
+    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.rstrip(b"\n").isascii()
+    assert b"\x1b" not in done.stderr

@@ -60,6 +60,13 @@ def test_names_of_files_cannot_carry_markup(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;&amp;.png" in text
 
 
+def test_names_of_files_cannot_carry_control_characters(tmp_path):
+    text = (filled(tmp_path, names="a\x1b[2J\n\u202e{n}") / "report.html").read_text()
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "a\\x1b[2J\\n\\u202e1.png" in text
+
+
 @pytest.mark.parametrize(("count", "tiles"), [(1, 1), (2, 2), (5, 5), (12, 12), (30, 12)])
 def test_the_contact_sheet_shows_up_to_twelve_pairs(tmp_path, count, tiles):
     sheet = opened(filled(tmp_path, count=count) / "contact_sheet.png")
