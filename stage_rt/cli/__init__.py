@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     for signum in console.SIGNALS:
         signal.signal(signum, console.raise_stopped)
+    if any(argument == "" or (argument.startswith("--") and argument.endswith("=")) for argument in given):
+        console.message(
+            "error", "an argument is empty, as an unset variable of a shell is: give a value or leave it out"
+        )
+        sys.exit(ExitCode.USAGE)
     try:
         command = typer.main.get_command(app)
         command(args=[argument for argument in given if argument != "--debug"], prog_name="stage-rt")

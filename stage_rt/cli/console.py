@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,11 @@ def extra(name: str) -> Iterator[None]:
 def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
     """A command's result on stdout: ``fields`` as one JSON object, or ``text``."""
     shown = [json.dumps(fields, ensure_ascii=False)] if as_json else map(printable, text.split("\n"))
-    print("\n".join(shown), flush=True)
+    try:
+        print("\n".join(shown), flush=True)
+    except BrokenPipeError:
+        # Whoever read it has enough; without this the interpreter would try once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

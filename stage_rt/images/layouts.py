@@ -120,7 +120,8 @@ def _images_or_error(folder: Path) -> list[Path]:
         raise DatasetError(f"`{folder}` is not a folder: give a folder of PNG, JPEG, BMP or TIFF files")
     found = _images(folder)
     if not found:
-        inside = next((child for child in _folders(folder) if _images(child)), None)
+        nearby = (folder / "train" / "good", *_folders(folder))
+        inside = next((child for child in nearby if child.is_dir() and _images(child)), None)
         fix = f"did you mean `{inside}`" if inside else "put the files directly into it"
         raise DatasetError(f"`{folder}` holds no PNG, JPEG, BMP or TIFF files: {fix}")
     return found

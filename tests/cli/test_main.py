@@ -122,6 +122,33 @@ def test_wrong_usage_is_exit_code_2(capsys):
         assert err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["inspect", ""], ["synth", "engine", "-o", ""], ["synth", "--output="]]
+)
+def test_an_empty_argument_is_wrong_usage_and_not_the_folder_here(capsys, arguments):
+    code, out, err = run(arguments, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: an argument is empty")
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "stage_rt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"stage-rt {__version__}\n"
+
+
+def test_a_reader_that_has_enough_is_no_failure():
+    code = "from stage_rt.cli import console; console.result('x' * 10**6, {}, as_json=False)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_a_signal_is_told_only_when_asked_and_handlers_are_put_back():
     before = [signal.getsignal(signum) for signum in console.SIGNALS]
     with console.orderly_stop() as check:

@@ -123,6 +123,7 @@ def test_a_folder_without_images_is_refused_with_the_fix(tmp_path, find):
     lay(tmp_path, "set/train/readme.txt", "set/train/good/0.png", "0.webp")
     for folder, message in [
         (tmp_path, "holds no PNG, JPEG, BMP or TIFF files: put the files directly into it"),
+        (tmp_path / "set", f"did you mean `{tmp_path}/set/train/good`"),
         (tmp_path / "set/train", f"did you mean `{tmp_path}/set/train/good`"),
         (tmp_path / "nowhere", "is not a folder: give a folder of PNG, JPEG, BMP or TIFF files"),
         (tmp_path / "0.webp", "is not a folder: give a folder of PNG, JPEG, BMP or TIFF files"),
