@@ -99,8 +99,18 @@ def open_run(folder: Path, spec: RunSpec) -> Iterator[Manifest]:
             yield Manifest(folder / MANIFEST_FILE, spec.prompt)
     except OSError as failure:
         raise StageError(
-            f"writing to `{folder}` failed ({failure.strerror}): mend that and run the same command again"
+            f"writing to `{_place(failure) or folder}` failed ({failure.strerror}): "
+            "mend that and run the same command again"
         ) from failure
+
+
+def _place(failure: OSError) -> Path | None:
+    """The file that could not be written, under the name it would have had."""
+    name = failure.filename2 or failure.filename
+    if not isinstance(name, str | os.PathLike):
+        return None
+    path = Path(name)
+    return path.with_name(staged_for(path) or path.name)
 
 
 def _left_by_a_crash(folder: Path, prompt: str) -> Iterator[Path]:

@@ -68,6 +68,15 @@ def test_the_disk_fills_up_at_any_write(job, tmp_path):
     assert failures >= 4 * 5
 
 
+@pytest.mark.parametrize("name", ["test/hole/000001.png", "ground_truth/hole/000001_mask.png", "report.html"])
+def test_a_folder_where_a_file_belongs_is_named(job, tmp_path, name):
+    fill(FakeEngine(), job, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / name).mkdir()
+    error = failure(job, tmp_path / "run")
+    assert str(error).startswith(f"writing to `{tmp_path}/run/{name}` failed (Is a directory): mend that")
+
+
 def test_a_real_limit_on_the_size_of_files(job, tmp_path):
     arguments = [sys.executable, "fake_engine.py", "0", str(tmp_path / "painting"), "synth", "engine"]
     arguments += ["--count", "4", "--prompt", PROMPT]
@@ -105,6 +114,6 @@ def test_a_file_where_a_folder_of_the_run_belongs(job, tmp_path):
     run.mkdir()
     (run / "run.json").write_bytes((tmp_path / "whole/run.json").read_bytes())
     (run / "test").write_text("in the way")
-    with pytest.raises(StageError, match=r"writing to `.*run` failed \((File exists|Not a directory)\)"):
+    with pytest.raises(StageError, match=r"writing to `.*run/test/hole` failed \((File exists|Not a directory)\)"):
         fill(FakeEngine(), job, run)
     assert not list(run.rglob("*.png"))
