@@ -24,6 +24,8 @@ from .unpickle import Name, Pickle, read_pickle
 GIB = 2**30
 MAX_BYTES = 8 * GIB
 """The public text2img-large checkpoint has 5.7 GiB."""
+MAX_DIMENSIONS = 64
+"""Of a tensor, as PyTorch has it."""
 MAX_PICKLE_BYTES = 16 * 2**20
 """The object without its tensors; that of text2img-large has 0.3 MiB."""
 
@@ -200,7 +202,8 @@ def _read_legacy(path: Path, file: IO[bytes]) -> Pickle:
         raise CheckpointError(f"`{path}` is of a version of `torch.save` that is not supported")
     read = _read_object(path, content, lambda storage: None, storages)
     keys = _plain_object(path, content)
-    if not isinstance(keys, list) or set(keys) != set(storages):
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not named or set(keys) != set(storages):
         raise CheckpointError(f"`{path}` is damaged: its list of tensor data is not that of its tensors")
     position, size = content.tell(), path.stat().st_size
     for storage in (storages[key] for key in keys):
@@ -259,9 +262,9 @@ def _read_object(
 
 
 def _stored(path: Path, storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    numbers = (offset, *shape, *stride)
-    valid = isinstance(storage, Storage) and len(shape) == len(stride)
-    if not valid or any(not isinstance(number, int) or number < 0 for number in numbers):
+    valid = isinstance(storage, Storage) and len(shape) == len(stride) <= MAX_DIMENSIONS
+    numbers = (offset, *shape, *stride) if valid else ()
+    if not valid or any(not isinstance(number, int) or not 0 <= number < 2**63 for number in numbers):
         raise ValueError("a tensor of no shape")
     elements = math.prod(shape)
     last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))

@@ -15,8 +15,13 @@ from typing import IO, Any
 from stage_rt import errors
 from stage_rt.errors import CheckpointError
 
-MAX_OPCODES = 5_000_000
-"""A pickle of 1,500 tensors has some 50,000 opcodes."""
+MAX_STEPS = 1_000_000
+"""A pickle of 1,500 tensors has some 50,000 opcodes. A step is an opcode, or as much work as one."""
+MAX_BITS = 128
+"""Of an integer; the magic number of older files has 77."""
+MAX_NAME = 1000
+NAME_STEP = 16
+"""Characters of a made up name that are a step: two texts in the memo can be joined again and again."""
 
 _ROOTS = sys.stdlib_module_names | {"__builtin__", "nt", "posix"}
 _HARMLESS = {
@@ -106,7 +111,7 @@ def read_pickle(stream: IO[bytes], *, where: str, storage: Callable[[Any], Any],
         for opcode, argument, _ in pickletools.genops(stream):
             machine.execute(opcode.name, argument)
     except _TooLongError:
-        raise CheckpointError(f"{where} asks for more than {MAX_OPCODES} steps, no checkpoint does") from None
+        raise CheckpointError(f"{where} asks for more than {MAX_STEPS} steps, no checkpoint does") from None
     except CheckpointError:
         raise
     except Exception as error:  # Whatever a damaged pickle trips over, from its text to the machine's stack.
@@ -142,6 +147,8 @@ class _Machine:
         """Do one opcode."""
         self._count(1)
         if opcode in _CONSTANTS:
+            if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+                raise ValueError(f"an integer of {argument.bit_length()} bits has no place in a checkpoint")
             self.stack.append(argument)
         elif opcode in _VALUES:
             self.stack.append(_VALUES[opcode])
@@ -154,7 +161,7 @@ class _Machine:
 
     def _count(self, steps: int) -> None:
         self._steps += steps
-        if self._steps > MAX_OPCODES:
+        if self._steps > MAX_STEPS:
             raise _TooLongError
 
     def _proto(self, version: int) -> None:
@@ -260,11 +267,17 @@ class _Machine:
 
     def _global(self, words: str) -> None:
         module, _, name = words.partition(" ")
-        self.stack.append(Name(f"{module}.{name}"))
+        self._named(module, name)
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self._global(f"{module} {name}")
+        self._named(module, name)
+
+    def _named(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
+            raise ValueError("a class has a short name")
+        self._count((len(module) + len(name)) // NAME_STEP)
+        self.stack.append(Name(f"{module}.{name}"))
 
     def _persid(self, key: Any) -> None:
         self.stack.append(self._storage(key))

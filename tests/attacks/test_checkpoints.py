@@ -227,7 +227,7 @@ def test_a_pickle_that_holds_itself_is_read(tmp_path: Path) -> None:
 
 
 def test_a_pickle_that_grows_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpickle, "MAX_OPCODES", 10_000)
+    monkeypatch.setattr(unpickle, "MAX_STEPS", 10_000)
     pairs = b"]q\x00(" + b"K\x01K\x01\x86" * 2000 + b"e0"
     many = b"ccollections\nOrderedDict\nq\x01h\x00\x85R0" + b"h\x01h\x00\x85R0" * 500
     for content in (b"N0" * 20_000 + b"N.", b"\x80\x02" + pairs + many + b"N."):
@@ -241,6 +241,63 @@ def test_keys_that_take_for_ever_to_hash_are_left_out(tmp_path: Path) -> None:
     assert read.value == {}
     as_set = b"\x80\x02cbuiltins\nset\n]" + doubled + b"a\x85R."
     assert len(read_torch_file(pickled(tmp_path / "x.pt", as_set)).value) == 1
+
+
+HUGE = b"\x8b" + struct.pack("<i", 8 << 20) + b"\x7f" * (8 << 20)
+"""An integer of 8 MiB."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"}" + HUGE + b"\x94" + b"h\x00Ns" * 200_000 + b".", "an integer of 67108863 bits has no place"),
+        (
+            tensor([1], [1], 1).replace(
+                b"(\x8a\x09" + (1).to_bytes(9, "little") + b"t", b"(" + HUGE + b"t", 1
+            ),
+            "an integer of 67108863 bits",
+        ),
+        (
+            b"("
+            + b"K\x01" * 800_000
+            + b"tq\x00"
+            + b"0ctorch._utils\n_rebuild_tensor_v2\nq\x01(h\x00h\x00h\x00h\x00tR.",
+            "a tensor of no shape",
+        ),
+        (
+            b"X"
+            + struct.pack("<I", 900)
+            + b"m" * 900
+            + b"q\x00"
+            + b"h\x00X\x01\x00\x00\x00n\x93" * 400_000
+            + b".",
+            "more than",
+        ),
+        (
+            b"X" + struct.pack("<I", 8 << 20) + b"m" * (8 << 20) + b"X\x01\x00\x00\x00n\x93.",
+            "a class has a short name",
+        ),
+        (b"N" * 3_000_000 + b".", "asks for more than 1000000 steps"),
+    ],
+    ids=["key", "shape of integers", "shape of ones", "joined names", "long name", "steps"],
+)
+def test_a_small_file_cannot_ask_for_hours(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_torch_file(
+            pickled(tmp_path / "x", b"\x80\x02" + content.removeprefix(b"\x80\x02"), _0=b"\0" * 4)
+        )
+
+
+def test_legacy_names_of_tensor_data_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for other in (b"\x80\x02](K\x01e.", b"\x80\x02](]e.", b"\x80\x02K\x01."):
+        begin = content.rindex(b"\x80\x02]")
+        end = content.index(b".", begin + 2) + 1
+        path.write_bytes(content[:begin] + other + content[end:])
+        with pytest.raises(CheckpointError, match="its list of tensor data is not that of its tensors"):
+            read_torch_file(path)
 
 
 def test_a_memo_index_of_two_billion_costs_no_memory(tmp_path: Path) -> None:

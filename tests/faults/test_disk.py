@@ -114,6 +114,8 @@ def test_a_file_where_a_folder_of_the_run_belongs(job, tmp_path):
     run.mkdir()
     (run / "run.json").write_bytes((tmp_path / "whole/run.json").read_bytes())
     (run / "test").write_text("in the way")
-    with pytest.raises(StageError, match=r"writing to `.*run/test/hole` failed \((File exists|Not a directory)\)"):
+    with pytest.raises(
+        StageError, match=r"writing to `.*run/test/hole` failed \((File exists|Not a directory)\)"
+    ):
         fill(FakeEngine(), job, run)
     assert not list(run.rglob("*.png"))
