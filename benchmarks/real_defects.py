@@ -19,8 +19,9 @@ from PIL import Image
 from scipy import ndimage
 
 import stage_rt
-from stage_rt.images.inputs import fit_mask, read_image, read_mask
+from stage_rt.images.inputs import fit_mask, read_image
 from stage_rt.images.layouts import datasets
+from stage_rt.images.masks import read_mask
 from stage_rt.images.regions import regions
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
@@ -129,13 +130,13 @@ def main(options: argparse.Namespace) -> None:
         by_name = {path.name: path for path in normals}
         painted, figures = [], []
         for line in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
-            after, label = read_image(folder / line["image"]), read_mask(folder / line["mask"])
+            after, label = read_image(folder / line["image"]), read_mask(folder / line["mask"]).label
             painted.append((after, label))
             figures.append(measured(read_image(by_name[line["normal"]]), after, label))
         real = []
         for image, mask in pairs:
             photo = read_image(image)
-            real.append((photo, fit_mask(read_mask(mask), (photo.shape[1], photo.shape[0]), mask)))
+            real.append((photo, fit_mask(read_mask(mask).label, (photo.shape[1], photo.shape[0]), mask)))
         result["types"][kind] = {
             "painted": summary(figures),
             "real": summary([measured(None, *pair) for pair in real]),

@@ -253,6 +253,8 @@ class RunSpec(_Spec):
     strict: bool = Field(default=False, exclude_if=lambda strict: not strict)
     augment: bool = Field(default=False, exclude_if=lambda augment: not augment)
     objects: Sha256 | None = Field(default=None, exclude_if=lambda objects: objects is None)
+    mask_class: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    mask_threshold: float | None = Field(default=None, exclude_if=lambda share: share is None)
     normals: Sha256
     masks: Sha256
 

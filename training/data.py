@@ -17,9 +17,9 @@ from stage_rt.images.inputs import (
     network_mask,
     read_header,
     read_image,
-    read_mask,
 )
 from stage_rt.images.layouts import Dataset, datasets
+from stage_rt.images.masks import read_mask
 from stage_rt.spec import ModelSpec, RegionView
 
 from . import crops
@@ -166,7 +166,7 @@ class _Crops:
 def labelled(image: Path, mask: Path) -> crops.Crop:
     """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``."""
     photo = read_image(image)
-    return photo, fit_mask(read_mask(mask), (photo.shape[1], photo.shape[0]), mask)
+    return photo, fit_mask(read_mask(mask).label, (photo.shape[1], photo.shape[0]), mask)
 
 
 def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:

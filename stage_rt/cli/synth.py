@@ -104,6 +104,26 @@ def synth(
             show_default="found where it stands before a plain background",
         ),
     ] = None,
+    mask_class: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=65535,
+            help="Label the pixels of a mask that have this value.",
+            show_default="any defect",
+        ),
+    ] = None,
+    mask_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Label the pixels of a mask from this share of white on.",
+            show_default="half of its brightest, if it is in shades",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes."""
@@ -112,10 +132,15 @@ def synth(
     from stage_rt.cli.progress import watched_bar
     from stage_rt.errors import FailedSamplesError, InputError
     from stage_rt.images import layouts
+    from stage_rt.images.masks import Reading
     from stage_rt.loading import load
     from stage_rt.run.fill import fill
     from stage_rt.run.job import Job
 
+    if mask_class is not None and mask_threshold is not None:
+        raise InputError(
+            "`--mask-class` and `--mask-threshold` both say what is labelled", "give one of them"
+        )
     photographs, labels = layouts.normals(normals), layouts.masks(masks)
     notify = partial(console.message, "notice")
     loaded = load(engine, notify=notify)
@@ -144,6 +169,7 @@ def synth(
         strict=strict,
         augment=augment_masks,
         objects=layouts.masks(object_masks) if object_masks else (),
+        reading=Reading(mask_class, mask_threshold),
     )
     with watched_bar(job.count, "pairs") as progress:
         summary = fill(loaded, job, output, notify=notify, progress=progress)

@@ -82,25 +82,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         return np.asarray(_photograph(image, path)).copy()
 
 
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A mask as bool ``[H, W]``, upright: labelled where the grey value is at least half of full white.
-
-    A mask without such a value holds class numbers, as VisA's do: every pixel that is not 0 is labelled.
+def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
+    """The grey values of a mask ``[H, W]``, upright, and the value of white: 255, or 65535 of 16 bit.
 
     Raises:
-        MaskError: the file cannot be read as an image, or no pixel is labelled.
+        MaskError: the file cannot be read as an image.
     """
     with _opened(path, MaskError) as image:
         orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
         flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
-        values = np.asarray(_upright(flat, orientation))
-    label: NDArray[np.bool_] = values >= (32768 if sixteen_bit else 128)
-    if not label.any():
-        label = values > 0
-    if not label.any():
-        raise MaskError(f"`{path}` is all black: paint the defect white or remove the mask")
-    return label
+        return np.asarray(_upright(flat, orientation)), 65535 if sixteen_bit else 255
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:

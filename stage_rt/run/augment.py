@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from stage_rt.errors import MaskError
-from stage_rt.images.inputs import Header, fit_mask, read_mask, same_aspect
+from stage_rt.images.inputs import Header, fit_mask, same_aspect
+from stage_rt.images.masks import read_mask
 from stage_rt.run.job import Job
 from stage_rt.run.sample import Placing, Sample, readable
 from stage_rt.run.supply import partner
@@ -52,7 +53,7 @@ class _Objects:
             )
         if (path, size) not in self._checked:
             try:
-                fit_mask(read_mask(path), size, path)
+                fit_mask(read_mask(path).label, size, path)
             except MaskError as error:
                 raise MaskError(
                     f"the object's mask leaves no place in photograph `{readable(normal)}`: {error}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage_rt.errors import InputError, PromptError
+from stage_rt.images.masks import AS_IT_IS, Reading
 from stage_rt.names import RecipeName, SamplerName, ViewName
 from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
@@ -22,7 +23,7 @@ class Job:
     seen, as the model was trained if None. A region of which less than ``min_fill`` of the label was painted, the
     prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is left out if ``strict``.
     ``augment`` makes every label from the masks instead of taking one as it is (`stage_rt.run.supply`), inside the
-    object that ``objects``, masks of the photographs, show.
+    object that ``objects``, masks of the photographs, show. ``reading`` says how grey values of masks are read.
     """
 
     normals: Sequence[Path]
@@ -43,6 +44,7 @@ class Job:
     strict: bool = False
     augment: bool = False
     objects: Sequence[Path] = ()
+    reading: Reading = AS_IT_IS
 
 
 @dataclass(frozen=True)

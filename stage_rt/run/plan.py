@@ -16,9 +16,9 @@ from stage_rt.images.inputs import (
     fit_mask,
     latent_mask,
     read_header,
-    read_mask,
     same_aspect,
 )
+from stage_rt.images.masks import Reading, read_mask
 from stage_rt.images.regions import regions
 from stage_rt.run.augment import augmented
 from stage_rt.run.job import Job, Method, resolve
@@ -28,6 +28,9 @@ from stage_rt.spec import EngineSpec, ModelSpec, RegionView, RunSpec
 
 PIXELS_TOGETHER = 128_000_000
 """Photographs that are cut into regions are held in memory for as long as their batch takes, up to so many pixels."""
+
+COVERING = 0.9
+"""Share of a photograph beyond which a label is told of: an inverted mask labels nearly everything."""
 
 Notify = Callable[[str], None]
 
@@ -60,7 +63,9 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
         notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
     photographs = _Photographs(job.normals, every=job.count >= len(job.normals))
     masks = {path: read_header(path, MaskError) for path in job.masks}
-    samples = _pair(job, photographs.headers, masks, _Labels(engine.model, method.region), notify)
+    samples = _pair(
+        job, photographs.headers, masks, _Labels(engine.model, method.region, job.reading), notify
+    )
     if job.augment:
         samples = augmented(samples, job, masks)
     elif job.objects:
@@ -69,7 +74,7 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
     for normal in photographs.headers:
         if normal in used:
             photographs.digest(normal)
-    _check_masks(samples)
+    _check_masks(samples, job.reading, notify)
     digests = {path: photographs.digest(path) if path in used else "" for path in photographs.headers}
     spec = RunSpec(
         engine=engine.graphs_fingerprint,
@@ -88,6 +93,8 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
         strict=job.strict,
         normals=_digest(photographs.headers, digests),
         augment=job.augment,
+        mask_class=job.reading.value,
+        mask_threshold=job.reading.threshold,
         objects=_digest_of_objects(samples),
         masks=_digest(masks, _contents(masks, {mask for sample in samples for mask in sample.masks})),
     )
@@ -122,15 +129,15 @@ class _Photographs:
 class _Labels:
     """Whether a mask shows anything in the latent of a photograph of some size; it is decoded if that is in doubt."""
 
-    def __init__(self, model: ModelSpec, view: RegionView | None) -> None:
-        self._model, self._view = model, view
+    def __init__(self, model: ModelSpec, view: RegionView | None, reading: Reading) -> None:
+        self._model, self._view, self._reading = model, view, reading
         self.shows = cache(self._shows)
 
     def _shows(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
         if drawn == size and self._model.recipe.mask_rule == "cover":
             return True
         try:
-            whole = read_mask(mask)
+            whole = read_mask(mask, self._reading).label
         except MaskError:
             # Told when it is used.
             return True
@@ -148,14 +155,14 @@ def _pair(
     sizes = {header[:2] for header in normals.values()}
     vanished = [mask for mask in left_out if any(same_aspect(masks[mask][:2], size) for size in sizes)]
     if other := [mask for mask in left_out if mask not in vanished]:
-        notify(f"masks left out, as no photograph has their shape: {_some(other)}")
+        notify(f"masks left out, as no photograph has their shape: {_names(other)}")
     if vanished:
-        notify(f"masks left out, as nothing of some defect would be seen by the networks: {_some(vanished)}")
+        notify(f"masks left out, as nothing of some defect would be seen by the networks: {_names(vanished)}")
     resized = sorted({mask for normal, mask in pairs if normals[normal][:2] != masks[mask][:2]})
     if resized:
-        notify(f"masks resized to the size of their photograph: {_some(resized)}")
+        notify(f"masks resized to the size of their photograph: {_names(resized)}")
     return [
-        Sample(index, normal, mask, normals[normal][:2], normals[normal].grey)
+        Sample(index, normal, mask, normals[normal][:2], normals[normal].grey, job.reading)
         for index, (normal, mask) in enumerate(pairs)
     ]
 
@@ -169,19 +176,29 @@ def _digest_of_objects(samples: Sequence[Sample]) -> str | None:
     )
 
 
-def _check_masks(samples: Sequence[Sample]) -> None:
+def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify) -> None:
     """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
     by_mask = defaultdict(set)
     for sample in samples:
         for mask in sample.masks:
             by_mask[mask].add(sample.size)
+    shaded, covering = [], []
     for mask, sizes in by_mask.items():
-        label = read_mask(mask)
+        label, in_shades = read_mask(mask, reading)
+        shaded += [mask] * in_shades
+        covering += [mask] * bool(label.mean() > COVERING)
         for size in sorted(sizes):
             fit_mask(label, size, mask)
+    if shaded:
+        notify(
+            f"masks in shades of grey, labelled from half of their brightest on: {_names(shaded)}; "
+            "`--mask-threshold` sets another"
+        )
+    if covering:
+        notify(f"masks that label more than {COVERING:.0%} of the photograph: {_names(covering)}")
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _names(paths: Sequence[Path]) -> str:
     names = ", ".join(f"`{readable(path)}`" for path in paths[:3])
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.images.inputs import fit_mask, read_mask
+from stage_rt.images.inputs import fit_mask
+from stage_rt.images.masks import AS_IT_IS, Reading, read_mask
 from stage_rt.images.objects import find_object
 from stage_rt.run.supply import Dice, placed
 
@@ -30,7 +31,7 @@ class Placing:
 class Sample:
     """One pair to be made; ``size`` is the (width, height) of its photograph, ``grey`` whether it has one channel.
 
-    ``placing`` is None where the label is the mask as it is.
+    ``reading`` says how masks are read, ``placing`` is None where the label is the mask as it is.
     """
 
     index: int
@@ -38,18 +39,20 @@ class Sample:
     mask: Path
     size: tuple[int, int]
     grey: bool
+    reading: Reading = AS_IT_IS
     placing: Placing | None = None
 
     def label(self, photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The label bool ``[H, W]`` of the sample's photograph uint8 ``[H, W, 3]``."""
-        label = self._fitted(self.mask)
+        label = self._fitted(self.mask, self.reading)
         if self.placing is None:
             return label
-        inside = self._fitted(self.placing.inside) if self.placing.inside else find_object(photo)
+        within = self.placing.inside
+        inside = find_object(photo) if within is None else self._fitted(within, AS_IT_IS)
         dice = Dice(self.placing.seed, self.index)
         result = placed(label, inside, dice)
         if self.placing.partner is not None:
-            result |= placed(self._fitted(self.placing.partner), inside, dice)
+            result |= placed(self._fitted(self.placing.partner, self.reading), inside, dice)
         return result
 
     @property
@@ -58,5 +61,5 @@ class Sample:
         partner = self.placing.partner if self.placing else None
         return [self.mask] if partner is None else [self.mask, partner]
 
-    def _fitted(self, mask: Path) -> NDArray[np.bool_]:
-        return fit_mask(read_mask(mask), self.size, mask)
+    def _fitted(self, mask: Path, reading: Reading) -> NDArray[np.bool_]:
+        return fit_mask(read_mask(mask, reading).label, self.size, mask)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from stage_rt.errors import ImageError, InputError, MaskError
 from stage_rt.images import inputs
-from stage_rt.images.inputs import read_header, read_image, read_mask
+from stage_rt.images.inputs import read_header, read_image
+from stage_rt.images.masks import read_mask
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

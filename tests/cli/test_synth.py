@@ -129,6 +129,11 @@ BAD_INPUT = {
         {"normals": "nowhere"},
         "`nowhere` is not a folder: give a folder of PNG, JPEG, BMP or TIFF files",
     ),
+    "two readings of masks": (
+        lambda here: None,
+        {"mask-class": "1", "mask-threshold": "0.5"},
+        "`--mask-class` and `--mask-threshold` both say what is labelled: give one of them",
+    ),
     "empty normals": (
         lambda here: (here / "empty").mkdir(),
         {"normals": "empty"},

@@ -10,9 +10,9 @@ from stage_rt.images.inputs import (
     network_mask,
     read_header,
     read_image,
-    read_mask,
     same_aspect,
 )
+from stage_rt.images.masks import read_mask
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ModelSpec
 
@@ -104,30 +104,9 @@ def test_exif_orientation_is_applied_to_header_image_and_mask(tmp_path, orientat
     assert read_header(path)[:2] == turned
     assert read_image(path).shape == (turned[1], turned[0], 3)
     assert read_image(path)[corner[orientation]].tolist() == [255, 255, 255]
-    assert np.argwhere(read_mask(path)).tolist() == [
+    assert np.argwhere(read_mask(path).label).tolist() == [
         [k % n for k, n in zip(corner[orientation], turned[::-1], strict=True)]
     ]
-
-
-def test_a_mask_is_labelled_from_half_of_white_on(tmp_path):
-    path = saved(tmp_path / "a.png", np.array([[0, 1, 127, 128, 255]], dtype=np.uint8))
-    assert read_mask(path).tolist() == [[False, False, False, True, True]]
-    path = saved(tmp_path / "b.png", np.array([[0, 255, 32767, 32768, 65535]], dtype=np.uint16))
-    assert read_mask(path).tolist() == [[False, False, False, True, True]]
-    Image.fromarray(np.array([[False, True]])).save(tmp_path / "c.png")
-    assert read_mask(tmp_path / "c.png").tolist() == [[False, True]]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_class_numbers_are_labels(tmp_path, dtype):
-    assert read_mask(saved(tmp_path / "a.png", np.array([[0, 1, 3]], dtype=dtype))).tolist() == [
-        [False, True, True]
-    ]
-
-
-def test_an_all_black_mask_is_refused(tmp_path):
-    with pytest.raises(MaskError, match=r"a\.png` is all black: paint the defect white or remove the mask"):
-        read_mask(saved(tmp_path / "a.png", np.zeros((3, 3), dtype=np.uint8)))
 
 
 def test_aspects_may_differ_by_five_percent():

@@ -1,0 +1,82 @@
+"""Masks from disk, and the rule by which grey values become a label.
+
+1. With ``--mask-class N`` the pixels of value N are labelled, with ``--mask-threshold S`` from S of white on.
+2. Values up to 31 are class numbers, as VisA's are: whatever is not 0 is a defect.
+3. A mask of two values is labelled where it has the brighter one. Values within a tenth of its brightest, or of
+   black, count as that, as JPEG leaves them.
+4. Up to eight other values are classes that nobody has chosen one of: refused.
+5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.errors import MaskError
+from stage_rt.images.inputs import read_grey
+
+ALIKE = 0.1
+"""Share of a mask's brightest value within which values are the same."""
+HIGHEST_CLASS = 31
+"""Largest value that is taken for a class number."""
+MOST_CLASSES = 8
+"""Values other than black of a mask that is taken for one of classes."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user said of grey values: the value that is labelled, or the share of white from which on."""
+
+    value: int | None = None
+    threshold: float | None = None
+
+
+AS_IT_IS = Reading()
+
+
+class Mask(NamedTuple):
+    """A label bool ``[H, W]``, and whether it was cut out of shades (rule 5)."""
+
+    label: NDArray[np.bool_]
+    shaded: bool
+
+
+def read_mask(path: Path, reading: Reading = AS_IT_IS) -> Mask:
+    """A mask, upright.
+
+    Raises:
+        MaskError: the file cannot be read as an image, no pixel is labelled, or it shows classes of which none was
+            chosen.
+    """
+    values, white = read_grey(path)
+    grey = values.astype(np.int32)
+    if reading.value is not None:
+        return Mask(
+            _some(grey == reading.value, path, f"the value {reading.value}", "--mask-class"), shaded=False
+        )
+    if reading.threshold is not None:
+        least = reading.threshold * white
+        wanted = f"{reading.threshold:g} of white"
+        return Mask(_some((grey >= least) & (grey > 0), path, wanted, "--mask-threshold"), shaded=False)
+    shown: NDArray[np.int32] = np.unique(grey[grey > 0])
+    if not len(shown):
+        raise MaskError(f"`{path}` is all black", "paint the defect white or remove the mask")
+    brightest = int(shown[-1])
+    if brightest <= HIGHEST_CLASS:
+        return Mask(grey > 0, shaded=False)
+    two_valued = bool(((shown <= ALIKE * brightest) | (shown >= (1 - ALIKE) * brightest)).all())
+    if not two_valued and len(shown) <= MOST_CLASSES:
+        raise MaskError(
+            f"`{path}` shows several classes ({', '.join(map(str, shown))})",
+            "save one alone, or choose with `--mask-class N` or `--mask-threshold 0.5` of `stage-rt synth`",
+        )
+    return Mask(2 * grey >= brightest, shaded=not two_valued)
+
+
+def _some(label: NDArray[np.bool_], path: Path, wanted: str, option: str) -> NDArray[np.bool_]:
+    if not label.any():
+        raise MaskError(f"`{path}` has no pixel of {wanted}", f"give another `{option}` or remove the mask")
+    return label

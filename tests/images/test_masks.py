@@ -1,0 +1,84 @@
+"""What grey values become labels, rule by rule."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from stage_rt.errors import MaskError
+from stage_rt.images.masks import Reading, read_mask
+
+
+def saved(path: Path, values: object, dtype: type = np.uint8) -> Path:
+    Image.fromarray(np.array(values, dtype=dtype)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("bright", [32, 60, 127, 128, 254, 255])
+def test_a_mask_of_two_values_is_labelled_whatever_the_brighter_one(tmp_path: Path, bright: int) -> None:
+    mask = read_mask(saved(tmp_path / "a.png", [[0, bright, 0]]))
+    assert mask.label.tolist() == [[False, True, False]]
+    assert not mask.shaded
+
+
+def test_sixteen_bit_and_one_bit_masks_are_masks_of_two_values(tmp_path: Path) -> None:
+    assert read_mask(saved(tmp_path / "a.png", [[0, 40000]], np.uint16)).label.tolist() == [[False, True]]
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "b.png").label.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("grey", [90, 127, 128, 200, 255])
+def test_what_jpeg_leaves_of_two_values_is_the_same_label(tmp_path: Path, grey: int) -> None:
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[16:48, 16:40] = grey
+    Image.fromarray(drawn).save(tmp_path / "a.jpg", quality=90)
+    mask = read_mask(tmp_path / "a.jpg")
+    assert (mask.label == (drawn > 0)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("values", [[0, 1, 3], [0, 1, 20], [0, 31, 2]])
+def test_class_numbers_are_labels(tmp_path: Path, values: list[int], dtype: type) -> None:
+    assert read_mask(saved(tmp_path / "a.png", [values], dtype)).label.tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize("values", [[0, 60, 200], [0, 64, 128, 191, 255], [0, 127, 128, 255]])
+def test_classes_of_which_none_was_chosen_are_refused(tmp_path: Path, values: list[int]) -> None:
+    path = saved(tmp_path / "a.png", [values])
+    listed = ", ".join(map(str, values[1:]))
+    with pytest.raises(MaskError) as refused:
+        read_mask(path)
+    assert str(refused.value) == (
+        f"`{path}` shows several classes ({listed}): save one alone, or choose with `--mask-class N` or "
+        "`--mask-threshold 0.5` of `stage-rt synth`"
+    )
+
+
+def test_a_chosen_class_alone_is_labelled(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", [[0, 60, 200, 61]])
+    assert read_mask(path, Reading(value=60)).label.tolist() == [[False, True, False, False]]
+    with pytest.raises(MaskError, match="has no pixel of the value 7: give another `--mask-class` or remove"):
+        read_mask(path, Reading(value=7))
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 3), (0.25, 2), (0.5, 1), (200 / 255, 1)])
+def test_a_threshold_is_a_share_of_white(tmp_path: Path, share: float, count: int) -> None:
+    path = saved(tmp_path / "a.png", [[0, 60, 200, 70]])
+    assert read_mask(path, Reading(threshold=share)).label.sum() == count
+    with pytest.raises(MaskError, match=r"has no pixel of 0\.9 of white: give another `--mask-threshold`"):
+        read_mask(path, Reading(threshold=0.9))
+
+
+def test_a_blurred_peak_is_labelled_from_half_of_its_own_brightest(tmp_path: Path) -> None:
+    drawn = Image.fromarray(np.pad(np.full((20, 20), 100, np.uint8), 30))
+    drawn.filter(ImageFilter.GaussianBlur(9)).save(tmp_path / "a.png")
+    mask = read_mask(tmp_path / "a.png")
+    assert mask.shaded
+    assert 0.6 < mask.label.sum() / 400 < 1.8
+    assert (np.asarray(Image.open(tmp_path / "a.png")) > 0).sum() > 7 * 400
+
+
+def test_an_all_black_mask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MaskError, match=r"a\.png` is all black: paint the defect white or remove the mask"):
+        read_mask(saved(tmp_path / "a.png", np.zeros((3, 3))))
