@@ -38,7 +38,7 @@ SIZES: dict[SizeName, Size] = {
         side=None,
         pairs=60,
         steps=100,
-        lesson=Lesson("unet", steps=2000, batch=12, rate=4e-3, crop=96),
+        lesson=Lesson("unet", steps=3000, batch=16, rate=4e-3, crop=64),
     ),
     "paper": Size(
         side=256,

@@ -4,14 +4,18 @@ It works on squares of 2x2 pixels as channels and gives their scores back as pix
 of the work, and nothing of a defect of a few pixels is lost.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .blocks import convolution, enlarged
 
-WIDTHS = (24, 48, 96)
+WIDTHS = (16, 32, 64)
 SQUARE = 2
+PRIOR = 0.9
+"""How likely a pixel is no defect before anything was learned (Lin et al., ICCV 2017): hardly any is one."""
 
 
 class UNet(nn.Module):
@@ -26,6 +30,11 @@ class UNet(nn.Module):
             for below, beside in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(WIDTHS[0], classes * SQUARE**2, 1)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            self.head.bias.zero_()
+            odds = PRIOR / (1 - PRIOR) * max(classes - 1, 1)
+            self.head.bias[: SQUARE**2] = math.log(odds)
 
     @property
     def last(self) -> nn.Module:
