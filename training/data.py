@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
+from stage_rt.images import twins
 from stage_rt.images.inputs import (
     fit_mask,
     latent_mask,
@@ -170,9 +171,9 @@ def labelled(image: Path, mask: Path) -> crops.Crop:
 
 
 def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:
-    """The data sets without ``share`` of the labelled defects of every type, and the names of those kept out.
+    """The data sets without about ``share`` of every type's labelled photographs, and the names of those kept out.
 
-    At least one of each type stays on either side.
+    All photographs of one defect are on one side (`stage_rt.images.twins`); at least one of each type is on either.
 
     Raises:
         DatasetError: a type has a single defect.
@@ -181,19 +182,36 @@ def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Datase
         return found, []
     rng, kept, out = np.random.default_rng(seed), [], []
     for dataset in found:
-        defects = {}
+        rest = {}
         for kind, pairs in dataset.defects.items():
-            if len(pairs) < 2:
+            shown = twins.defects(labelled(image, mask) for image, mask in pairs)
+            chosen = _about(share * len(pairs), np.bincount(shown), rng)
+            if not chosen:
                 raise DatasetError(
                     f"{dataset.name}: type {kind!r} has a single labelled defect, so that none can be held out: "
                     "leave `--hold-out` out or add another"
                 )
-            count = min(max(round(share * len(pairs)), 1), len(pairs) - 1)
-            chosen = set(rng.choice(len(pairs), count, replace=False).tolist())
-            defects[kind] = [pair for n, pair in enumerate(pairs) if n not in chosen]
-            out += [f"{dataset.name}/{kind}/{pairs[n][0].name}" for n in sorted(chosen)]
-        kept.append(replace(dataset, defects=defects))
+            rest[kind] = [pair for pair, defect in zip(pairs, shown, strict=True) if defect not in chosen]
+            out += [
+                f"{dataset.name}/{kind}/{image.name}"
+                for (image, _), defect in zip(pairs, shown, strict=True)
+                if defect in chosen
+            ]
+        kept.append(replace(dataset, defects=rest))
     return kept, out
+
+
+def _about(wanted: float, sizes: NDArray[np.intp], rng: np.random.Generator) -> set[int]:
+    """Numbers of groups that hold about as many members as ``wanted``, neither none nor all; none of a single one."""
+    order = rng.permutation(len(sizes)).tolist()[: len(sizes) - 1]
+    chosen: set[int] = set()
+    held = 0
+    for group in order:
+        size = int(sizes[group])
+        if not chosen or abs(held + size - wanted) < abs(held - wanted):
+            chosen.add(group)
+            held += size
+    return chosen
 
 
 def find(root: Path) -> list[Dataset]:

@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stage_rt.errors import DatasetError, InputError
+from stage_rt.images import twins
+from stage_rt.images.inputs import fit_mask, read_image
 from stage_rt.images.layouts import Dataset, datasets, normals
+from stage_rt.images.masks import read_mask
 from stage_rt.spec import ModelSpec
 
 FEWEST = 6
@@ -82,6 +88,7 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
     test_good = normals(good_folder) if good_folder.is_dir() and any(good_folder.iterdir()) else []
     result = Split(dataset.name, chosen, dataset.normals, test_good, real, test)
     _refuse_leaks(result)
+    _refuse_twins(result)
     return result
 
 
@@ -108,6 +115,25 @@ def _refuse_leaks(parts: Split) -> None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
+
+
+def _refuse_twins(parts: Split) -> None:
+    """A defect of the test must not have been learned from another photograph of it."""
+    for kind in parts.types:
+        learned, tested = parts.real[kind], parts.test[kind]
+        shown = twins.defects(_read(photo, mask) for photo, mask in (*learned, *tested))
+        known = dict(zip(shown[: len(learned)].tolist(), learned, strict=True))
+        for (photo, _), defect in zip(tested, shown[len(learned) :].tolist(), strict=True):
+            if defect in known:
+                raise DatasetError(
+                    f"`{photo}` of the test shows the same defect as `{known[defect][0]}`, which was learned from",
+                    "train again with `--hold-out`, which keeps all photographs of a defect on one side",
+                )
+
+
+def _read(photo: Path, mask: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    image = read_image(photo)
+    return image, fit_mask(read_mask(mask).label, (image.shape[1], image.shape[0]), mask)
 
 
 def _digest(path: Path) -> str:

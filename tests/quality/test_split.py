@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from micro import write_dataset
+from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.quality.split import split
@@ -58,6 +60,19 @@ def test_a_photograph_on_both_sides_is_refused_under_any_name(data: Path) -> Non
     shutil.copy(data / "test" / "dent" / "3.png", data / "train" / "good" / "twin.png")
     with pytest.raises(DatasetError, match=r"`.*twin.png` is to be learned from and is the test's `.*3.png`"):
         split(data, model(HELD_OUT))
+
+
+def test_another_photograph_of_a_defect_on_the_other_side_is_refused(data: Path) -> None:
+    learned, tested = (data / "test" / "dent" / f"{n}.png" for n in (1, 4))
+    darker = np.asarray(Image.open(learned)) * 0.7
+    Image.fromarray(darker.astype(np.uint8)).save(tested)
+    shutil.copy(*(data / "ground_truth" / "dent" / f"{n}_mask.png" for n in (1, 4)))
+    with pytest.raises(DatasetError) as refused:
+        split(data, model(HELD_OUT))
+    assert str(refused.value) == (
+        f"`{tested}` of the test shows the same defect as `{learned}`, which was learned from: train again with "
+        "`--hold-out`, which keeps all photographs of a defect on one side"
+    )
 
 
 def test_too_few_labelled_photographs_are_refused(data: Path) -> None:

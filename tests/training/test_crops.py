@@ -1,12 +1,14 @@
 """Crops around defects and of good surface, the files held out, and how much a small label counts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from micro import MICRO
+from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.spec import RegionView
@@ -105,6 +107,26 @@ def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
     assert data.hold_out(found, 0.3, 0)[1] == out
     assert data.hold_out(found, 0.0, 0) == (found, [])
     assert [len(p) for p in data.hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
+
+
+def test_all_photographs_of_a_defect_are_on_one_side(dataset: Path):
+    images, masks = dataset / "test" / "dent", dataset / "ground_truth" / "dent"
+    for k in range(3):
+        for gain in (1, 2, 3):
+            again = np.asarray(Image.open(images / f"{k}.png")) * (1 - 0.15 * gain)
+            Image.fromarray(again.astype(np.uint8)).save(images / f"{k}{gain}.png")
+            shutil.copy(masks / f"{k}_mask.png", masks / f"{k}{gain}_mask.png")
+    found = data.find(dataset)
+    for seed in range(5):
+        for share, count in ((0.3, 4), (0.6, 8), (0.05, 4), (0.9, 8)):
+            _, out = data.hold_out(found, share, seed)
+            dents = [Path(name).stem for name in out if "/dent/" in name]
+            assert len(dents) == count
+            assert all(sum(name.startswith(stem[0]) for name in dents) == 4 for stem in dents)
+    for path in images.glob("[12]*"):
+        path.unlink()
+    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
+        data.hold_out(data.find(dataset), 0.3, 0)
 
 
 def test_a_single_defect_cannot_be_held_out(dataset: Path):

@@ -1,0 +1,68 @@
+"""Photographs of one defect are told from those of another."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stage_rt.images.twins import defects
+
+
+def surface(seed: int, shape: tuple[int, int] = (120, 90)) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rough = (
+        rng.normal(0, 12, shape) + rng.normal(0, 8, (1, shape[1])) + np.linspace(60, 150, shape[0])[:, None]
+    )
+    return np.repeat(rough.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def label(rows: tuple[int, int], columns: tuple[int, int], shape: tuple[int, int] = (120, 90)) -> np.ndarray:
+    drawn = np.zeros(shape, dtype=bool)
+    drawn[slice(*rows), slice(*columns)] = True
+    return drawn
+
+
+DENT = label((40, 60), (30, 50))
+
+
+def lit(photo: np.ndarray, gain: float, noise: int) -> np.ndarray:
+    grain = np.random.default_rng(noise).normal(0, 3, photo.shape[:2])[..., None]
+    return (photo * gain + grain).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("gain", [0.3, 0.7, 1.0, 1.5])
+def test_a_part_lit_otherwise_shows_the_same_defect(gain: float) -> None:
+    assert defects([(surface(0), DENT), (lit(surface(0), gain, 1), DENT)]).tolist() == [0, 0]
+
+
+def test_a_part_cut_out_a_little_otherwise_shows_the_same_defect() -> None:
+    whole = surface(0, (130, 100))
+    drawn = label((45, 65), (35, 55), (130, 100))
+    parts = [
+        (whole[y : y + 120, x : x + 90], drawn[y : y + 120, x : x + 90]) for y, x in ((0, 0), (5, 4), (10, 8))
+    ]
+    assert len(set(defects(parts).tolist())) == 1
+
+
+def test_a_photograph_of_another_size_shows_the_same_defect() -> None:
+    small = np.asarray(Image.fromarray(surface(0)).resize((72, 96)))
+    drawn = np.asarray(Image.fromarray(DENT).resize((72, 96)))
+    assert defects([(surface(0), DENT), (small, drawn)]).tolist() == [0, 0]
+
+
+def test_other_parts_and_other_places_are_other_defects() -> None:
+    elsewhere = label((80, 100), (60, 80))
+    found = defects([(surface(0), DENT), (surface(1), DENT), (lit(surface(0), 0.8, 2), elsewhere)])
+    assert len(set(found.tolist())) == 3
+
+
+def test_the_first_and_the_last_of_a_series_are_the_same_through_those_between() -> None:
+    whole = surface(3, (160, 90))
+    series = [(whole[y : y + 120], label((60 - y, 80 - y), (30, 50))) for y in (0, 8, 16, 24)]
+    assert len(set(defects(series).tolist())) == 1
+
+
+def test_plain_photographs_are_told_apart_by_nothing_and_are_no_error() -> None:
+    plain = np.full((40, 40, 3), 128, np.uint8)
+    drawn = label((4, 9), (4, 9), (40, 40))
+    assert defects([(plain, drawn), (plain, drawn)]).shape == (2,)
+    assert defects([(plain, drawn)]).tolist() == [0]
