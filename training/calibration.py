@@ -13,6 +13,7 @@ from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
+from stage_rt.run.supply import Dice, placed
 from stage_rt.sampler import Denoiser, sample
 from stage_rt.spec import PromptDefaults
 
@@ -52,7 +53,7 @@ def calibrate(
     device: Device,
     report: Report,
 ) -> tuple[dict[str, PromptDefaults], float]:
-    """Paint defects of every prompt into good surface under real labels; the guidance that looks most real is chosen.
+    """Paint defects of every prompt into good surface; the guidance that looks most real is chosen.
 
     For each guidance the distributions of two figures over painted pairs are held against those over real ones
     (`appearance`). The guidance with the least distance wins, or the recipe's own where that is hardly worse.
@@ -147,17 +148,17 @@ def _painted(
     seed: int,
     device: Device,
 ) -> tuple[NDArray[np.float64], list[Figures]]:
-    """`appearance` and figures of pairs painted under labels of prompt ``number``; the same pairs for all recipes."""
+    """`appearance` and figures of pairs painted for prompt ``number``, under the same labels for all recipes."""
     examples, draws = latents.examples, generator(seed, "calibration", number)
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
-    masks = examples.masks[mask_of].float().numpy()
+    labels = _unseen(examples.labels[mask_of].numpy(), seed)
+    masks = _cells(labels, examples.masks.shape[-1])
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
     latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise)
     decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    labels = examples.labels[mask_of].numpy()
     looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
     before = examples.images[surface].numpy()
     cells = examples.masks.shape[-1]
@@ -166,6 +167,22 @@ def _painted(
         for good, image, label in zip(before, images, labels, strict=True)
     ]
     return np.array(looks), figures
+
+
+def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """Labels ``[n, S, S]`` that training never showed, made of its own as ``--augment-masks`` makes them.
+
+    Under those it showed a small model paints what it remembers, plainer than what users will get.
+    """
+    everywhere = np.ones(labels.shape[1:], dtype=np.bool_)
+    return np.stack([placed(label, everywhere, Dice(seed, n)) for n, label in enumerate(labels)])
+
+
+def _cells(labels: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
+    """Labels ``[n, S, S]`` as latent masks ``[n, 1, h, w]``: a cell is labelled where any of its pixels is."""
+    factor = labels.shape[-1] // size
+    cells = labels.reshape(len(labels), size, factor, size, factor).any(axis=(2, 4))
+    return cells[:, None].astype(np.float32)
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -31,8 +31,8 @@ def composite(
     """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
 
     All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the bytes of
-    the photograph. ``exact``: the ramp lies across the label's outline, one pixel to either side, and the paint gets
-    the photograph's grain (`grain_of`). So a segmentation network learns outlines where they were drawn, and cannot
+    the photograph. ``exact``: the ramp is one pixel wide, a third of the paint, and the paint gets the photograph's
+    grain (`grain_of`). So a segmentation network learns outlines where they were drawn, and cannot
     tell a defect by its being smooth.
     """
     result = photo.copy()
@@ -43,10 +43,8 @@ def composite(
     mask = Image.fromarray(label[near].astype(np.uint8) * 255)
     if exact:
         enlarged = np.clip(enlarged + grain_of(photo, enlarged, label), 0, 255)
-        # At a straight outline the blur leaves two thirds of the paint; thin labels must not get less.
-        blurred = ImageChops.lighter(
-            mask.filter(ImageFilter.BoxBlur(1)), mask.point(lambda level: level * 2 // 3)
-        )
+        # A straight outline gets a third of the paint beyond it; less within would take a third from a thin label.
+        blurred = ImageChops.lighter(mask.filter(ImageFilter.BoxBlur(1)), mask)
     else:
         # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
         blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))

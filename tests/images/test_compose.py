@@ -76,11 +76,13 @@ def test_exact_paint_ends_at_the_labels_outline():
     result = composite(photo, np.full((48, 48, 3), 30, dtype=np.uint8), label, exact=True)
     away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3)))
     assert (result[away] == photo[away]).all()
-    inside = np.zeros_like(label)
-    inside[41:59, 31:69] = True
-    assert abs(result[inside].mean() - 30) < 5
-    edge = label & ~inside
-    assert 30 < result[edge].mean() < 90
+    edge = np.zeros_like(label)
+    edge[40:60, 30:70] = True
+    edge[41:59, 31:69] = False
+    assert abs(result[label].mean() - 30) < 5
+    assert abs(result[edge].mean() - 30) < 5
+    beyond = ~away & ~label
+    assert 80 < result[beyond].mean() < 100
 
 
 def test_exact_paint_has_the_photographs_grain():
@@ -111,11 +113,11 @@ def test_nothing_labelled_changes_nothing_exactly():
     ).all()
 
 
-def test_a_label_of_one_pixel_gets_most_of_its_paint():
+def test_a_label_of_one_pixel_gets_all_of_its_paint():
     photo, label = np.full((32, 32, 3), 120, dtype=np.uint8), np.zeros((32, 32), dtype=bool)
     label[7, 9] = True
     result = composite(photo, np.full((16, 16, 3), 0, dtype=np.uint8), label, exact=True)
-    assert result[7, 9, 0] == 40
+    assert result[7, 9, 0] == 0
 
 
 def line() -> tuple[np.ndarray, list]:

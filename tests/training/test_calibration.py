@@ -78,6 +78,27 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     assert [step for _, step, _, _ in told] == [1, 2, 3, 4]
 
 
+def test_labels_of_the_calibration_are_none_that_training_showed():
+    label = np.zeros((32, 32), dtype=bool)
+    label[8:12, 4:24] = True
+    labels = np.stack([label] * 12)
+    unseen = calibration._unseen(labels, seed=3)
+    np.testing.assert_array_equal(unseen, calibration._unseen(labels, seed=3))
+    assert (unseen != calibration._unseen(labels, seed=4)).any()
+    assert unseen.any(axis=(1, 2)).all()
+    shapes = {one[np.ix_(one.any(axis=1), one.any(axis=0))].tobytes() for one in unseen}
+    assert len(shapes) > 10
+    assert not any((one == other).all() for one in unseen for other in (label, label[::-1], label[:, ::-1]))
+
+
+def test_a_cell_is_labelled_where_any_of_its_pixels_is():
+    label = np.zeros((1, 4, 6), dtype=bool)
+    label[0, 1, 3] = label[0, 3, 5] = True
+    cells = calibration._cells(label[:, :, :4], 2)
+    assert cells.tolist() == [[[[0, 1], [0, 0]]]]
+    assert cells.dtype == np.float32
+
+
 def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", MICRO)
     stages = set()
