@@ -181,8 +181,8 @@ def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
 def _cells(labels: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
     """Labels ``[n, S, S]`` as latent masks ``[n, 1, h, w]``: a cell is labelled where any of its pixels is."""
     factor = labels.shape[-1] // size
-    cells = labels.reshape(len(labels), size, factor, size, factor).any(axis=(2, 4))
-    return cells[:, None].astype(np.float32)
+    cells = labels.reshape(len(labels), 1, size, factor, size, factor).any(axis=(3, 5))
+    return np.asarray(cells, dtype=np.float32)
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -30,11 +30,11 @@ class UNet(nn.Module):
             for below, beside in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(WIDTHS[0], classes * SQUARE**2, 1)
+        odds = torch.zeros(classes * SQUARE**2)
+        odds[: SQUARE**2] = math.log(PRIOR / (1 - PRIOR) * max(classes - 1, 1))
+        self.head.bias = nn.Parameter(odds)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-            self.head.bias.zero_()
-            odds = PRIOR / (1 - PRIOR) * max(classes - 1, 1)
-            self.head.bias[: SQUARE**2] = math.log(odds)
 
     @property
     def last(self) -> nn.Module:
