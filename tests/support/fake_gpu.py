@@ -207,5 +207,5 @@ def write_engine(folder: Path, graphs: Path, backend, batch=(1, 4), devices=("sm
         workspace=5000,
         files=digests(folder),
     )
-    (folder / ENGINE_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    (folder / ENGINE_FILE).write_text(spec.sealed())
     return spec
