@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
+from stage_rt.images.inputs import cover
 from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
@@ -153,7 +154,8 @@ def _painted(
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
     labels = _unseen(examples.labels[mask_of].numpy(), seed)
-    masks = _cells(labels, examples.masks.shape[-1])
+    cells = examples.masks.shape[-1]
+    masks = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
     latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise)
@@ -161,7 +163,6 @@ def _painted(
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
     before = examples.images[surface].numpy()
-    cells = examples.masks.shape[-1]
     figures = [
         measure(_rgb(good), _rgb(image), label, cells)
         for good, image, label in zip(before, images, labels, strict=True)
@@ -176,13 +177,6 @@ def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
     """
     everywhere = np.ones(labels.shape[1:], dtype=np.bool_)
     return np.stack([placed(label, everywhere, Dice(seed, n)) for n, label in enumerate(labels)])
-
-
-def _cells(labels: NDArray[np.bool_], size: int) -> NDArray[np.float32]:
-    """Labels ``[n, S, S]`` as latent masks ``[n, 1, h, w]``: a cell is labelled where any of its pixels is."""
-    factor = labels.shape[-1] // size
-    cells = labels.reshape(len(labels), 1, size, factor, size, factor).any(axis=(3, 5))
-    return np.asarray(cells, dtype=np.float32)
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

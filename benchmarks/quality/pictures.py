@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Pictures:
         index = np.flatnonzero(chosen)
         return Pictures(self.images[index], self.classes[index], [self.names[n] for n in index])
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of all pixels."""
         content = hashlib.sha256(self.images.tobytes())

@@ -5,15 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
-from stage_rt.images.inputs import fit_mask, read_image
 from stage_rt.images.layouts import Dataset, datasets, normals
-from stage_rt.images.masks import read_mask
 from stage_rt.spec import ModelSpec
+from stage_rt.training.data import labelled
 
 FEWEST = 6
 """Labelled photographs a type must have: a third of fewer is one, and says nothing."""
@@ -121,7 +117,7 @@ def _refuse_twins(parts: Split) -> None:
     """A defect of the test must not have been learned from another photograph of it."""
     for kind in parts.types:
         learned, tested = parts.real[kind], parts.test[kind]
-        shown = twins.defects(_read(photo, mask) for photo, mask in (*learned, *tested))
+        shown = twins.defects(labelled(photo, mask) for photo, mask in (*learned, *tested))
         known = dict(zip(shown[: len(learned)].tolist(), learned, strict=True))
         for (photo, _), defect in zip(tested, shown[len(learned) :].tolist(), strict=True):
             if defect in known:
@@ -129,11 +125,6 @@ def _refuse_twins(parts: Split) -> None:
                     f"`{photo}` of the test shows the same defect as `{known[defect][0]}`, which was learned from",
                     "train again with `--hold-out`, which keeps all photographs of a defect on one side",
                 )
-
-
-def _read(photo: Path, mask: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    image = read_image(photo)
-    return image, fit_mask(read_mask(mask).label, (image.shape[1], image.shape[0]), mask)
 
 
 def _digest(path: Path) -> str:

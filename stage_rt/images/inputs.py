@@ -150,13 +150,14 @@ def latent_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.float32
     ``authors`` is their resize to the image size, then to the latent size without antialiasing.
     """
     if spec.recipe.mask_rule == "cover":
-        cells = _cover(label, spec.latent_size)
+        cells = cover(label, spec.latent_size)
     else:
         cells = _centres(network_mask(label, spec), spec.image_size // spec.latent_size)
     return cells[None].astype(np.float32)
 
 
-def _cover(label: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+def cover(label: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """The cells bool ``[size, size]`` that share any area with a labelled pixel of bool ``[H, W]``."""
     rows = np.stack([label[span].any(axis=0) for span in _spans(label.shape[0], size)])
     return np.stack([rows[:, span].any(axis=1) for span in _spans(label.shape[1], size)], axis=1)
 

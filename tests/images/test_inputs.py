@@ -4,6 +4,7 @@ from PIL import Image
 
 from stage_rt.errors import ImageError, MaskError
 from stage_rt.images.inputs import (
+    cover,
     fit_mask,
     latent_mask,
     network_image,
@@ -207,3 +208,9 @@ def test_the_network_mask_has_the_image_size():
     label = np.zeros((64, 128), dtype=bool)
     label[:32] = True
     np.testing.assert_array_equal(network_mask(label, spec()), np.arange(32)[:, None].repeat(32, 1) < 16)
+
+
+def test_a_cell_is_covered_where_any_of_its_pixels_is_labelled():
+    label = np.zeros((4, 4), dtype=bool)
+    label[1, 3] = True
+    assert cover(label, 2).tolist() == [[False, True], [False, False]]

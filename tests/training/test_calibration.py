@@ -91,14 +91,6 @@ def test_labels_of_the_calibration_are_none_that_training_showed():
     assert not any((one == other).all() for one in unseen for other in (label, label[::-1], label[:, ::-1]))
 
 
-def test_a_cell_is_labelled_where_any_of_its_pixels_is():
-    label = np.zeros((1, 4, 6), dtype=bool)
-    label[0, 1, 3] = label[0, 3, 5] = True
-    cells = calibration._cells(label[:, :, :4], 2)
-    assert cells.tolist() == [[[[0, 1], [0, 0]]]]
-    assert cells.dtype == np.float32
-
-
 def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", MICRO)
     stages = set()
