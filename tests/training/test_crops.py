@@ -9,6 +9,7 @@ import pytest
 import torch
 from micro import MICRO
 from PIL import Image
+from scipy import ndimage
 
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.spec import RegionView
@@ -21,6 +22,13 @@ VIEW = RegionView(context=0.5, least=16)
 
 def ignore(*_: object) -> None:
     """A report that nobody reads."""
+
+
+def bent_together(photo: np.ndarray, label: np.ndarray) -> bool:
+    """Whether a photograph of 255 under its label is as bright there still, but for the outline's two pixels."""
+    bright = photo[..., 0] > 200
+    inner, outer = ndimage.binary_erosion(label), ndimage.binary_dilation(label)
+    return bool((bright[inner]).all() and not bright[~outer].any() and bright.any())
 
 
 @pytest.fixture
@@ -38,8 +46,8 @@ def test_crops_hold_their_defect_at_varying_places_and_scales(scene):
     assert len(found) == 80
     for photo, label in found:
         assert photo.shape[:2] == label.shape
-        assert ((photo[..., 0] == 255) == label).all()
-        assert int(label.sum()) in (60, 4)
+        assert bent_together(photo, label)
+        assert 35 < label.sum() < 95 or 1 <= label.sum() <= 9
     sides = {label.shape[0] for _, label in found}
     assert min(sides) < 16 < max(sides)
     assert len({label.tobytes() for _, label in found}) > 60
@@ -50,7 +58,31 @@ def test_a_crop_never_cuts_its_defect_even_at_the_border():
     label[:7, 30:] = True
     photo = np.repeat(label[..., None].astype(np.uint8) * 255, 3, axis=2)
     for _, found in crops.around_defects(photo, label, VIEW, 50, np.random.default_rng(1), turn=True):
-        assert found.sum() == 70
+        assert 45 < found.sum() < 110
+        assert found[0].any() or found[-1].any() or found[:, 0].any() or found[:, -1].any()
+
+
+def test_crops_are_bent_each_otherwise_and_never_lose_their_label():
+    photo = np.full((90, 90, 3), 90, dtype=np.uint8)
+    photo[45, 45] = 255
+    label = photo[..., 0] == 255
+    found = [
+        cut for _, cut in crops.around_defects(photo, label, VIEW, 60, np.random.default_rng(2), turn=False)
+    ]
+    assert all(cut.any() for cut in found)
+    line = np.zeros((90, 90), dtype=bool)
+    line[30:60, 45] = True
+    drawn = [
+        np.nonzero(cut)[1]
+        for _, cut in crops.around_defects(photo, line, VIEW, 40, np.random.default_rng(2), turn=False)
+    ]
+    assert sum(np.ptp(columns) > 1 for columns in drawn) > 20
+
+
+def test_what_a_bend_brings_in_is_the_photographs_own():
+    photo = np.random.default_rng(0).integers(100, 120, (80, 80, 3), dtype=np.uint8)
+    for part, _ in crops.of_surface(photo, 60, 20, np.random.default_rng(0), turn=True):
+        assert 85 < part.min() and part.max() < 135
 
 
 def test_only_with_turn_a_defect_stands_upright_and_lies_down(scene):
@@ -166,7 +198,7 @@ def test_a_thin_defect_is_learned_in_pieces_that_go_on_beyond_their_crop():
     found = list(crops.around_defects(photo, label, view, 40, np.random.default_rng(0), turn=False))
     assert 40 <= len(found) <= 60
     for part, shown in found:
-        assert ((part[..., 0] == 255) == shown).all()
+        assert bent_together(part, shown)
         assert max(shown.shape) <= 52
     through = sum(bool(shown.any(axis=0).all()) for _, shown in found)
     assert through > len(found) / 2
