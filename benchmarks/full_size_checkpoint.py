@@ -73,8 +73,8 @@ def trajectory(denoise: Any) -> dict[str, Any]:
 def steps(engine: Path) -> None:
     """Three steps on the engine, saved beside it."""
     from stage_rt.executor import Condition, HostExecutor
-    from stage_rt.folders import read_engine
-    from stage_rt.loading import open_backend, read_contexts
+    from stage_rt.folders import read_contexts, read_engine
+    from stage_rt.loading import open_backend
     from stage_rt.spec import PROMPTS_FILE
 
     spec = read_engine(engine)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
 from stage_rt.executor import HostExecutor
-from stage_rt.folders import read_engine
-from stage_rt.loading import open_backend, read_contexts
+from stage_rt.folders import read_contexts, read_engine
+from stage_rt.loading import open_backend
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import PROMPTS_FILE

@@ -1,20 +1,23 @@
 """Graphs to an engine folder: compiled graphs, contexts, ``engine.json``."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from stage_rt.errors import InputError, StageError
+from stage_rt.errors import GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import up_to_date
 from stage_rt.names import BackendName, DType
+from stage_rt.networks import tensors
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec
 
-from .builders import Builder, Notify, choose
-from .graphs import read_graphs
+from .builders import Builder, Compiled, Notify, choose
+from .graphs import REMEDY, read_graphs
 
+MOST_BATCH = 1024
+"""Samples a call; the largest that was ever of use is an eighth of it."""
 _COMPILE_BYTES = 2**26
 """A graph without weights takes about as long to compile as this many bytes of them take to pack."""
 
@@ -49,15 +52,19 @@ def build(
         Whether an engine was written; False when it was up to date.
 
     Raises:
-        GraphsError: the graphs folder is incomplete or changed.
-        InputError: the dtype is not the graphs' own, the backend cannot do what is asked of it, or ``folder`` has
-            content that is no engine or cannot be written.
+        GraphsError: the graphs folder is incomplete or changed, or a graph is not the one that its name says.
+        InputError: a batch size is not from 1 to `MOST_BATCH`, the dtype is not the graphs' own, the backend cannot
+            do what is asked of it, or ``folder`` has content that is no engine or cannot be written.
         DeviceError: the backend needs a GPU that is not there.
         MissingExtraError: the backend's library is not installed.
         BackendError: the library could not compile a graph.
     """
     if not batch or min(batch) < 1:
         raise InputError(f"a batch of {min(batch, default=0)} serves nobody: use `--batch 1` or more")
+    if max(batch) > MOST_BATCH:
+        raise InputError(
+            f"a batch of {max(batch)} is more than any device serves: use `--batch {MOST_BATCH}` or less"
+        )
     graphs = read_graphs(source)
     _check_dtype(source, graphs, dtype)
     builder = choose(backend, graphs.dtype, targets)
@@ -113,7 +120,9 @@ def _write(
         for (graph, path), share in zip(graphs.items(), _parts(graphs.values(), progress), strict=True):
             share(0.0)
             (staged / graph).parent.mkdir(exist_ok=True)
-            workspace = max(workspace, builder.compile(path, staged / graph, wanted.batch, share))
+            compiled = builder.compile(path, staged / graph, wanted.batch, share)
+            _check_signature(path, graph, compiled, wanted)
+            workspace = max(workspace, compiled.workspace)
             share(1.0)
         shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
         spec = wanted.model_copy(update={"workspace": workspace, "files": digests(staged)})
@@ -127,6 +136,28 @@ def _parts(graphs: Iterable[Path], progress: Progress) -> list[Progress]:
     ]
     ends = [sum(costs[:n]) / sum(costs) for n in range(len(costs) + 1)]
     return [portion(progress, *pair) for pair in pairwise(ends)]
+
+
+def _check_signature(path: Path, graph: str, compiled: Compiled, wanted: EngineSpec) -> None:
+    """Refuse a graph that takes or gives other tensors than the one whose name it has."""
+    takes, (output, given) = tensors(wanted.model, wanted.dtype, graph, batch=-1)
+    for kind, expected, found in (
+        ("takes", takes, compiled.inputs),
+        ("gives", {output: given}, compiled.outputs),
+    ):
+        shapes = {name: tensor.shape for name, tensor in expected.items()}
+        if found != shapes:
+            raise GraphsError(
+                f"`{path}` {kind} {_listed(found)} where the model's {graph} {kind} {_listed(shapes)}: {REMEDY}"
+            )
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Tensors by name, as in ``sample [B, 4, 32, 32]``; a size that is not fixed is a batch."""
+    return ", ".join(
+        f"{printable(name)} [{', '.join('B' if size == -1 else str(size) for size in shape)}]"
+        for name, shape in shapes.items()
+    )
 
 
 def _check_dtype(source: Path, graphs: GraphsSpec, dtype: DType | None) -> None:

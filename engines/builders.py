@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stage_rt.errors import MissingExtraError
 from stage_rt.names import BackendName, DType
@@ -11,6 +11,18 @@ from stage_rt.progress import Progress
 
 Notify = Callable[[str], None]
 """Told what the user should know."""
+
+
+class Compiled(NamedTuple):
+    """What a builder says of a graph that it compiled.
+
+    ``workspace`` is the GPU memory for intermediate results in bytes, 0 without a GPU. ``inputs`` and ``outputs`` are
+    the shapes of what the graph takes and gives, by name, -1 for a size that is not fixed.
+    """
+
+    workspace: int
+    inputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int, ...]]
 
 
 class Builder(Protocol):
@@ -35,7 +47,7 @@ class Builder(Protocol):
             InputError: a batch size cannot be served.
         """
 
-    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> int:
+    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> Compiled:
         """Compile one graph.
 
         Args:
@@ -43,9 +55,6 @@ class Builder(Protocol):
             destination: path of the result without suffix.
             batch: batch sizes the engine shall serve, ascending.
             progress: told how far it is.
-
-        Returns:
-            GPU memory for intermediate results in bytes, 0 if there is no GPU.
 
         Raises:
             BackendError: the library cannot compile it.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stage_rt.errors import GraphsError
-from stage_rt.folders import read_description, verify
+from stage_rt.folders import read_contexts, read_description, verify
 from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
 
 REMEDY = "export the model again with `stage-rt export`"
@@ -22,4 +22,5 @@ def read_graphs(folder: Path) -> GraphsSpec:
         if needed not in graphs.files:
             raise GraphsError(f"`{path}` does not list `{needed}`: {REMEDY}")
     verify(folder, graphs.files, GRAPHS_FILE, GraphsError, REMEDY)
+    read_contexts(folder / PROMPTS_FILE, graphs.model, GraphsError, REMEDY)
     return graphs

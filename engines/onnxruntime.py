@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stage_rt.backends.onnxruntime import LIBRARY, library
-from stage_rt.errors import BackendError, InputError
+from stage_rt.errors import BackendError, InputError, first_line
 from stage_rt.names import DType
 from stage_rt.progress import Progress
 
-from .builders import Notify
+from .builders import Compiled, Notify
 
 EXTERNAL_DATA_BYTES = 2**30
-"""Graphs whose files are larger get their weights in a file of their own: a protobuf holds 2 GiB at most."""
+"""Larger graphs get their weights in a file of their own: a protobuf holds 2 GiB at most."""
 
 
 def builder(dtype: DType, targets: Sequence[str] | None) -> "OnnxRuntimeBuilder":
@@ -36,7 +37,7 @@ class OnnxRuntimeBuilder:
     def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
         """Nothing: its graphs serve any batch."""
 
-    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> int:
+    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> Compiled:
         """Write ``graph`` as ONNX Runtime simplifies and fuses it.
 
         The extended level is the last one whose result runs on every CPU; the layout for the CPU at hand is
@@ -48,13 +49,25 @@ class OnnxRuntimeBuilder:
         options.log_severity_level = 3
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimised)
-        if sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")) > EXTERNAL_DATA_BYTES:
+        if graph.stat().st_size > EXTERNAL_DATA_BYTES or _weights_beside(graph):
             prefix = "session.optimized_model_external_initializers"
             options.add_session_config_entry(f"{prefix}_file_name", f"{optimised.name}.data")
             options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
         try:
-            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # The library's exceptions have no common base.
-            reason = str(error).strip().partition("\n")[0]
-            raise BackendError(f"ONNX Runtime cannot compile `{graph}`: {reason}") from error
-        return 0
+            raise BackendError(f"ONNX Runtime cannot compile `{graph}`: {first_line(error)}") from error
+        return Compiled(0, _shapes(session.get_inputs()), _shapes(session.get_outputs()))
+
+
+def _weights_beside(graph: Path) -> bool:
+    """Whether weights lie beside a graph: left there, the library would look for them beside the engine's own."""
+    return any(
+        path.suffix not in (".onnx", ".json", ".safetensors")
+        for path in graph.parent.iterdir()
+        if path.is_file()
+    )
+
+
+def _shapes(nodes: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    return {node.name: tuple(size if isinstance(size, int) else -1 for size in node.shape) for node in nodes}

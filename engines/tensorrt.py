@@ -11,7 +11,7 @@ from stage_rt.names import BackendName
 from stage_rt.progress import Progress
 
 from . import memory
-from .builders import Notify
+from .builders import Compiled, Notify
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -47,7 +47,7 @@ class TensorRTBuilder:
         """Tell the GPU memory that the largest batch needs, and refuse one that no GPU can serve."""
         memory.check(graphs, batch, self._gpus, notify)
 
-    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> int:
+    def compile(self, graph: Path, destination: Path, batch: Sequence[int], progress: Progress) -> Compiled:
         """Write ``<destination>.engine``, with one static profile a batch size.
 
         The dtype is that of the graph: networks are strongly typed. The memory returned is what the library says it
@@ -69,7 +69,10 @@ class TensorRTBuilder:
             raise BackendError(f"{self.library} cannot compile `{graph}`: {self._journal.error()}")
         destination.with_name(f"{destination.name}{SUFFIX}").write_bytes(memoryview(plan))
         planned = [int(found[1]) for _, line in self._journal.lines if (found := _PLANNED.search(line))]
-        return max(planned) if planned else memory.estimate({graph.stem: graph}, max(batch)).workspace
+        workspace = max(planned) if planned else memory.estimate({graph.stem: graph}, max(batch)).workspace
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        return Compiled(workspace, _shapes(inputs), _shapes(outputs))
 
     def _parse(self, builder: "trt.Builder", graph: Path) -> "trt.INetworkDefinition":
         flag = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -86,6 +89,10 @@ class TensorRTBuilder:
         error = parser.get_error(0)
         reason = error.desc().strip().partition("\n")[0]
         return f"{reason} at `{error.node_name()}` ({error.node_operator()})"
+
+
+def _shapes(tensors: Sequence["trt.ITensor"]) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.shape) for tensor in tensors}
 
 
 def _profile(

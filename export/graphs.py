@@ -29,7 +29,7 @@ from ..training.folder import Description, load_description
 from .convert import convert, release
 from .fold import FoldedAdapter
 from .memory import collect
-from .networks import TORCH_DTYPES, load, output_name, random_inputs
+from .networks import TORCH_DTYPES, check, load, output_name, random_inputs
 from .parity import Parity, StoredReferences, compare, require
 
 OPSET = 21
@@ -88,6 +88,7 @@ def _write_graphs(
 
 def _graph(graph: str, source: Path, model: Description, dtype: DType, opset: int) -> ir.Model:
     network = _network(graph, source, TORCH_DTYPES[dtype])
+    check(network, graph, model)
     inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
     cast = {
         name: tensor.to(TORCH_DTYPES[dtype]) if tensor.is_floating_point() else tensor

@@ -1,16 +1,20 @@
 """The networks of a model, each as one function of tensors: what is traced and what parity is judged against."""
 
+from itertools import chain
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from stage_rt.errors import ModelError, first_line
 from stage_rt.names import DType
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+from stage_rt.networks import tensors
+from stage_rt.spec import MODEL_FILE, UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
 
 from ..training.adapter import MaskGuidanceAdapter
-from ..training.folder import Autoencoder, Description, Model, load_autoencoder, load_network
+from ..training.folder import AGAIN, Autoencoder, Description, Model, load_autoencoder, load_network
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
@@ -103,6 +107,32 @@ def load(folder: Path, graph: str, dtype: torch.dtype) -> nn.Module:
         return half(vae).eval()
     adapter: nn.Module = load_network(MaskGuidanceAdapter, folder / graph.replace(".", "/"), dtype)
     return adapter
+
+
+def check(network: nn.Module, graph: str, model: Description) -> None:
+    """Refuse a network that does not take and give what ``stage.json`` says of it; nothing is computed.
+
+    Raises:
+        ModelError: it cannot run on inputs of those sizes, or its output has another.
+    """
+    inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
+    weights = {
+        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)
+        for name, tensor in chain(network.named_parameters(), network.named_buffers())
+    }
+    try:
+        with torch.no_grad():
+            found = functional_call(network, weights, (), {name: x.to("meta") for name, x in inputs.items()})
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the model's {graph} does not fit its {MODEL_FILE} ({first_line(error)})", AGAIN
+        ) from None
+    _, (_, wanted) = tensors(model.spec, "fp32", graph, 2)
+    if tuple(found.shape) != wanted.shape:
+        raise ModelError(
+            f"the model's {graph} gives {list(found.shape[1:])} where its {MODEL_FILE} says {list(wanted.shape[1:])}",
+            AGAIN,
+        )
 
 
 def output_name(graph: str) -> str:

@@ -15,9 +15,9 @@ from torch import Tensor
 from stage_rt.engine import Engine
 from stage_rt.errors import BackendError, EngineError, MissingExtraError, ParityError, PromptError
 from stage_rt.executor import HostExecutor
-from stage_rt.folders import read_engine
+from stage_rt.folders import read_contexts, read_engine
 from stage_rt.kernels.reference import guide
-from stage_rt.loading import open_backend, read_contexts
+from stage_rt.loading import open_backend
 from stage_rt.names import DType
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise

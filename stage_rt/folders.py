@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from stage_rt.errors import EngineError, InputError
+from stage_rt.errors import EngineError, InputError, first_line
 from stage_rt.files import inside, sha256
-from stage_rt.spec import ENGINE_FILE, EngineSpec, first_fault
+from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -28,12 +32,14 @@ def read_description(
         remedy: said when the file is not valid.
 
     Raises:
-        InputError (as ``error``): the file is missing or does not follow ``kind``.
+        InputError (as ``error``): the file is missing, cannot be read or does not follow ``kind``.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"`{path.parent}` {absent}") from None
+    except OSError as fault:
+        raise error(f"`{path}` cannot be read ({fault.strerror}): {remedy}") from None
     except ValidationError as fault:
         where, why = first_fault(fault)
         raise error(f"`{path}` is not valid at {where} ({why}): {remedy}") from None
@@ -90,3 +96,24 @@ def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
     except EngineError:
         return False
     return found.fingerprint == wanted.fingerprint
+
+
+def read_contexts(
+    path: Path, model: ModelSpec, error: type[InputError] = EngineError, remedy: str = REBUILD
+) -> dict[str, NDArray[np.float32]]:
+    """The context float32 ``[tokens, dim]`` of every prompt of ``model``, and of good surface if it has one.
+
+    Raises:
+        InputError (as ``error``): the file cannot be read, or one is missing, of another shape or not finite.
+    """
+    try:
+        contexts = load_file(path)
+    except (OSError, SafetensorError) as fault:
+        raise error(f"`{path}` cannot be read ({first_line(fault)}): {remedy}") from fault
+    shape = (model.tokens, model.context_dim)
+    for name in model.contexts:
+        if name not in contexts or contexts[name].shape != shape or contexts[name].dtype != np.float32:
+            raise error(f"`{path}` holds no float32 context of shape {shape} for prompt {name!r}: {remedy}")
+        if not np.isfinite(contexts[name]).all():
+            raise error(f"`{path}` holds a context that is not finite for prompt {name!r}: {remedy}")
+    return {name: contexts[name] for name in model.contexts}

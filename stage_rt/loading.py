@@ -4,19 +4,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
 from stage_rt.engine import Engine
-from stage_rt.errors import EngineError
 from stage_rt.executor import Executor, HostExecutor
-from stage_rt.folders import REBUILD, read_engine, verify_engine
+from stage_rt.folders import read_contexts, read_engine, verify_engine
 from stage_rt.networks import Backend, DeviceBackend
-from stage_rt.spec import PROMPTS_FILE, EngineSpec, ModelSpec
+from stage_rt.spec import PROMPTS_FILE, EngineSpec
 
-Float32 = NDArray[np.float32]
 Notify = Callable[[str], None]
 
 
@@ -69,20 +62,3 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
     from stage_rt.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(folder, spec)
-
-
-def read_contexts(path: Path, model: ModelSpec) -> dict[str, Float32]:
-    """The context float32 ``[tokens, dim]`` of every prompt of ``model``, and of good surface if it has one.
-
-    Raises:
-        EngineError: the file cannot be read, or one is missing or of another shape.
-    """
-    try:
-        contexts = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise EngineError(f"`{path}` cannot be read ({error})", REBUILD) from error
-    shape = (model.tokens, model.context_dim)
-    for name in model.contexts:
-        if name not in contexts or contexts[name].shape != shape:
-            raise EngineError(f"`{path}` holds no context of shape {shape} for prompt {name!r}", REBUILD)
-    return {name: contexts[name].astype(np.float32) for name in model.contexts}

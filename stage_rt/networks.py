@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, EngineSpec
+from stage_rt.names import DType
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, ModelSpec
 
 TensorDType = Literal["fp32", "fp16", "bf16", "int32", "int64", "uint32", "uint64"]
 
@@ -55,9 +56,10 @@ def size(tensor: Tensor) -> int:
     return int(np.prod(tensor.shape)) * STORAGE[tensor.dtype].itemsize
 
 
-def tensors(spec: EngineSpec, graph: str, batch: int) -> tuple[dict[str, Tensor], tuple[str, Tensor]]:
-    """A graph's inputs in their order, by name, and its output, at a batch size; floats in the engine's dtype."""
-    model, dtype = spec.model, spec.dtype
+def tensors(
+    model: ModelSpec, dtype: DType, graph: str, batch: int
+) -> tuple[dict[str, Tensor], tuple[str, Tensor]]:
+    """A graph's inputs in their order, by name, and its output, at a batch size; floats of ``dtype``."""
     latent = Tensor((batch, model.latent_channels, model.latent_size, model.latent_size), dtype)
     image = Tensor((batch, model.image_channels, model.image_size, model.image_size), dtype)
     if graph == UNET:

@@ -15,7 +15,7 @@ from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.run.supply import Dice, placed
-from stage_rt.sampler import Denoiser, sample
+from stage_rt.sampler import Callback, Denoiser, sample
 from stage_rt.spec import PromptDefaults
 
 from .adapter import MaskGuidanceAdapter
@@ -67,14 +67,20 @@ def calibrate(
         trials: how much is painted.
         seed: seed of the training.
         device: where the networks are.
-        report: called after every batch.
+        report: called after every call of the networks.
 
     Returns:
         The defaults of every prompt, and the model's ``round_trip``.
     """
     examples = latents.examples
-    batches, done = (len(examples.names) - 1) * len(GUIDANCES), 0
+    calls, done = (len(examples.names) - 1) * len(GUIDANCES) * trials.calls, 0
     defaults, changes = {}, []
+
+    def called(*_: object) -> None:
+        nonlocal done
+        done += 1
+        report("calibration", done, calls, None)
+
     for number, prompt in enumerate(examples.names):
         if not number:
             continue
@@ -82,13 +88,19 @@ def calibrate(
         tried = {}
         for weight in GUIDANCES:
             painted, figures = _painted(
-                networks, latents, number, adapter_of[prompt], recipe.guided(weight), trials, seed, device
+                networks,
+                latents,
+                number,
+                adapter_of[prompt],
+                recipe.guided(weight),
+                trials,
+                seed,
+                device,
+                called,
             )
             least = float(np.quantile([one.fill for one in figures], LEAST_QUANTILE))
             tried[weight] = (distance(painted, real), least)
             changes += [one.threshold for one in figures]
-            done += 1
-            report("calibration", done, batches, tried[weight][0])
         weight = chosen({weight: away for weight, (away, _) in tried.items()}, recipe.guidance)
         defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(tried[weight][1], 3))
     return defaults, round(float(np.median(changes)), 1)
@@ -148,6 +160,7 @@ def _painted(
     trials: Trials,
     seed: int,
     device: Device,
+    called: Callback,
 ) -> tuple[NDArray[np.float64], list[Figures]]:
     """`appearance` and figures of pairs painted for prompt ``number``, under the same labels for all recipes."""
     examples, draws = latents.examples, generator(seed, "calibration", number)
@@ -158,7 +171,7 @@ def _painted(
     masks = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
-    latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise)
+    latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise, callback=called)
     decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]

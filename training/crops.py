@@ -20,8 +20,8 @@ BEND_DEGREES, BEND_STRETCH, BEND_PUSH = 12.0, 0.15, 0.025
 """Most that a crop's content is turned by and stretched by along either axis, and the deviation of what is added to
 its places, as a share of its side.
 
-A small model remembers the labels it saw: on labels it never saw it paints the same type fainter (a third, measured on
-cracks). No two crops of a defect have the same label so.
+A small model remembers the labels it saw: on labels it never saw it paints the same type fainter (a third, measured
+on cracks). No two crops of a defect have the same label so.
 """
 BEND_GRID = 4
 """Points along a side between which places are pushed smoothly."""

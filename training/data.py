@@ -1,7 +1,8 @@
 """Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from stage_rt.images.inputs import (
 )
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
+from stage_rt.progress import Progress, counted, silent
 from stage_rt.spec import ModelSpec, RegionView
 
 from . import crops
@@ -71,10 +73,13 @@ def _without_colour(pixels: NDArray[np.uint8]) -> bool:
     return bool((pixels[..., :1] == pixels).all())
 
 
-def load(found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool) -> Examples:
+def load(
+    found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool, progress: Progress = silent
+) -> Examples:
     """Read and preprocess every photograph as the runtime does: whole, or as crops if the model has a region view.
 
-    ``seed`` decides where the crops are; ``turn``: they may be turned by quarters.
+    ``seed`` decides where the crops are; ``turn``: they may be turned by quarters. ``progress`` is told the share of
+    the photographs that was read.
 
     Raises:
         ImageError, MaskError: a file is unusable.
@@ -84,8 +89,12 @@ def load(found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool) -> Exa
     masks: list[NDArray[np.bool_]] = []
     prompt: list[int] = []
     names = [GOOD]
+    files = range(sum(len(d.normals) + sum(map(len, d.defects.values())) for d in found))
+    opened = partial(next, counted(files, progress), None)
     for dataset in found:
-        views = _Crops(dataset, spec.region, seed, turn=turn) if spec.region else _Whole(dataset)
+        views = (
+            _Crops(dataset, spec.region, seed, opened, turn=turn) if spec.region else _Whole(dataset, opened)
+        )
         for kind in dataset.defects:
             names.append(f"{dataset.name}+{kind}")
             for photo, label in views.defects(kind):
@@ -125,24 +134,29 @@ def _visible(label: NDArray[np.bool_], cells: NDArray[np.bool_], spec: ModelSpec
 
 
 class _Whole:
-    """Every photograph as it is."""
+    """Every photograph as it is; ``opened`` is called for each."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, opened: Callable[[], object]) -> None:
+        self._dataset, self._opened = dataset, opened
 
     def defects(self, kind: str) -> Iterator[crops.Crop]:
         for image, mask in self._dataset.defects[kind]:
+            self._opened()
             yield labelled(image, mask)
 
     def good(self) -> Iterator[NDArray[np.uint8]]:
-        return (read_image(path) for path in self._dataset.normals)
+        for path in self._dataset.normals:
+            self._opened()
+            yield read_image(path)
 
 
 class _Crops:
-    """Crops around the defects, and of the good photographs at the same sizes."""
+    """Crops around the defects, and of the good photographs at the same sizes; ``opened`` as for `_Whole`."""
 
-    def __init__(self, dataset: Dataset, view: RegionView, seed: int, *, turn: bool) -> None:
-        self._dataset, self._view, self._turn = dataset, view, turn
+    def __init__(
+        self, dataset: Dataset, view: RegionView, seed: int, opened: Callable[[], object], *, turn: bool
+    ) -> None:
+        self._dataset, self._view, self._turn, self._opened = dataset, view, turn, opened
         self._rng = np.random.default_rng(seed)
         self._sides: list[int] = []
 
@@ -150,6 +164,7 @@ class _Crops:
         pairs = self._dataset.defects[kind]
         count = crops.crops_a_region(len(pairs))
         for image, mask in pairs:
+            self._opened()
             for photo, label in crops.around_defects(
                 *labelled(image, mask), self._view, count, self._rng, turn=self._turn
             ):
@@ -159,6 +174,7 @@ class _Crops:
     def good(self) -> Iterator[NDArray[np.uint8]]:
         count = crops.crops_a_region(len(self._dataset.normals))
         for path in self._dataset.normals:
+            self._opened()
             side = int(self._rng.choice(self._sides))
             for photo, _ in crops.of_surface(read_image(path), side, count, self._rng, turn=self._turn):
                 yield photo

@@ -31,6 +31,8 @@ _CLASSES: dict[type[Autoencoder], tuple[str, str]] = {
     HaarAutoencoder: ("stage_rt.training.lossless", "HaarAutoencoder"),
 }
 
+AGAIN = "train or import the model again"
+"""What to do about a model folder that is not whole."""
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -116,8 +118,7 @@ def read_spec(folder: Path) -> ModelSpec:
         ModelError: the file is missing or does not follow :class:`~stage_rt.spec.ModelSpec`.
     """
     absent = f"is not a model folder (no {MODEL_FILE}): make one with `stage-rt train`"
-    remedy = "train or import the model again"
-    return read_description(folder / MODEL_FILE, ModelSpec, ModelError, absent=absent, remedy=remedy)
+    return read_description(folder / MODEL_FILE, ModelSpec, ModelError, absent=absent, remedy=AGAIN)
 
 
 def load_description(folder: Path) -> Description:
@@ -166,9 +167,17 @@ def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.f
             )
         module.load_state_dict(_weights(folder / WEIGHTS_FILE, dtype), assign=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"`{folder}` holds no usable {kind.__name__} weights: {reason}") from None
+        raise ModelError(
+            f"`{folder}` holds no usable {kind.__name__} weights ({_reason(error)})", AGAIN
+        ) from None
     return module.eval()
+
+
+def _reason(error: Exception) -> str:
+    """The first thing a library found wrong: torch lists them all, under a heading."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip()]
+    heading = len(told) > 1 and told[0].endswith(":")
+    return told[int(heading)].rstrip(".") if told else type(error).__name__
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
@@ -203,7 +212,7 @@ def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
     try:
         contexts = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"`{path}` cannot be read: {error}") from None
+        raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     if missing := sorted(set(spec.contexts) - set(contexts)):
         raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names")
     shape = (spec.tokens, spec.context_dim)

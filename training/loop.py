@@ -23,8 +23,8 @@ CHECKPOINT_SECONDS = 60.0
 LOSS_EVERY = 10
 
 Network = TypeVar("Network", bound=nn.Module)
-Report = Callable[[str, int, int, float], None]
-"""Called as ``report(stage, step, steps, loss)`` after every step."""
+Report = Callable[[str, int, int, float | None], None]
+"""Called as ``report(stage, step, steps, loss)`` after every step; what has no loss says None."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fit(
         stage: steps, batch and peak learning rate.
         seed: seed of the training.
         work: folder of the training's state.
-        report: progress callback.
+        report: progress callback; what it raises ends the stage, and no step that was done is lost.
 
     Raises:
         ModelError: the loss became non-finite, or the checkpoint is not of this training.
@@ -102,11 +102,17 @@ def fit(
         nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
         optimizer.step()
         losses.add(step, value)
-        report(name, step + 1, stage.steps, losses.mean)
-        if step + 1 == stage.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            _save(checkpoint, step + 1, trainables, optimizer)
-            losses.flush()
-            saved = time.monotonic()
+        due = step + 1 == stage.steps or time.monotonic() - saved > CHECKPOINT_SECONDS
+        try:
+            report(name, step + 1, stage.steps, losses.mean)
+        except BaseException:
+            due = True
+            raise
+        finally:
+            if due:
+                _save(checkpoint, step + 1, trainables, optimizer)
+                losses.flush()
+                saved = time.monotonic()
 
 
 def _schedule(step: int, steps: int) -> float:

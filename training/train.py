@@ -79,7 +79,13 @@ def train(
     found, held_out = data.hold_out(data.find(root), hold_out, seed)
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
     spec = _spec(sizes, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
-    examples = data.load(found, spec, seed=seed, turn=turn)
+    examples = data.load(
+        found,
+        spec,
+        seed=seed,
+        turn=turn,
+        progress=lambda share: report("reading", round(100 * share), 100, None),
+    )
     digest = int(examples.images.long().sum()) ^ len(examples.images)
     work = _open_work(folder, {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest})
     say(

@@ -98,7 +98,7 @@ class InductorBackend:
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
-        described, _ = tensors(self._spec, graph, 1)
+        described, _ = tensors(self._spec.model, self._spec.dtype, graph, 1)
         batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
         count, results = len(inputs[batched[0]]), []
         for part in parts(count, self._sizes(graph)):
@@ -115,7 +115,7 @@ class InductorBackend:
 
     def network(self, graph: str, batch: int) -> "InductorNetwork":
         """See `stage_rt.networks.DeviceBackend`."""
-        described, output = tensors(self._spec, graph, batch)
+        described, output = tensors(self._spec.model, self._spec.dtype, graph, batch)
         return InductorNetwork(self._torch, graph, self._runner(graph, batch), described, output)
 
     def close(self) -> None:

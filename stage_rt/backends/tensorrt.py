@@ -132,7 +132,7 @@ class TensorRTBackend:
         Raises:
             InputError: the batch is larger than the largest of them.
         """
-        described, _ = tensors(self._spec, graph, self._buckets[0])
+        described, _ = tensors(self._spec.model, self._spec.dtype, graph, self._buckets[0])
         batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
         count = max(len(inputs[name]) for name in batched)
         bucket = next((size for size in self._buckets if size >= count), None)

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         command = typer.main.get_command(app)
         command(args=[argument for argument in given if argument != "--debug"], prog_name="stage-rt")
     except console.Stopped as stopped:
+        # What is left to be done is Python's own: a second signal is to end it, not to be told of.
+        for signum in console.SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
         console.message("stopped", "run the same command again to go on")
         sys.exit(stopped.exit_code)
     except Exception as error:

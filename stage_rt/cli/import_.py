@@ -43,7 +43,7 @@ Rule = Annotated[
     MaskRule,
     typer.Option(help="`cover` paints under every labelled pixel, `authors` as their code does."),
 ]
-MaxGib = Annotated[float, typer.Option(min=0, help="Refuse files larger than this, in GiB.")]
+MaxGib = Annotated[float, typer.Option(min=0, max=2**20, help="Refuse files larger than this, in GiB.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -1,12 +1,14 @@
 """Progress bars on stderr."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.progress import (
     BarColumn,
     ProgressColumn,
     Task,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -18,21 +20,73 @@ from rich.text import Text
 from stage_rt.cli.console import messages, orderly_stop
 from stage_rt.progress import Progress
 
+LINE_SECONDS = 60.0
+"""How often what has no terminal is told of a long piece of work."""
+
 
 @contextmanager
-def watched_bar(total: float, unit: str) -> Iterator[Progress]:
-    """`counting_bar` around work that a signal ends in an orderly way."""
-    with orderly_stop() as check, counting_bar(total, unit) as show:
-        yield _checked(check, show)
+def watched_bar(total: float, unit: str) -> Iterator[tuple[Progress, Progress]]:
+    """For what is checked first, and a `counting_bar` for the work that follows; a signal ends either orderly."""
+    with orderly_stop() as check, ExitStack() as shown:
+        share = shown.enter_context(_share_bar("checking the files"))
+        bar: list[Progress] = []
+
+        def work(done: float) -> None:
+            if not bar:
+                # Two bars at once would draw over each other.
+                shown.close()
+                bar.append(shown.enter_context(counting_bar(total, unit)))
+            bar[0](done)
+
+        yield _checked(check, share), _checked(check, work)
 
 
 @contextmanager
 def watched_share(text: str) -> Iterator[Progress]:
     """A bar on stderr behind ``text``, around work that a signal ends in an orderly way."""
+    with orderly_stop() as check, _share_bar(text) as share:
+        yield _checked(check, share)
+
+
+@contextmanager
+def _share_bar(text: str) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with orderly_stop() as check, _bar(*columns) as bar:
+    with _bar(*columns) as bar:
         task = bar.add_task(text, total=1)
-        yield _checked(check, lambda share: bar.update(task, completed=share))
+        yield lambda share: bar.update(task, completed=share)
+
+
+@contextmanager
+def watched_stages(unit: str) -> Iterator[Callable[[str, int, int, float | None], None]]:
+    """What is told ``stage, step, steps, value`` shows a bar a stage, with the time left and the value, a ``unit``.
+
+    A value may be None. Without a terminal, a line a minute. A signal ends the work after the step.
+    """
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        _Done(""),
+        TimeRemainingColumn(compact=True),
+    )
+    with orderly_stop() as check, _bar(*columns, TextColumn("{task.fields[value]}")) as bar:
+        stages: dict[str, TaskID] = {}
+        told = time.monotonic()
+
+        def show(stage: str, step: int, steps: int, value: float | None) -> None:
+            nonlocal told
+            text = "" if value is None else f"{unit} {value:.4f}"
+            if stage not in stages:
+                # What an earlier call did does not count for the speed.
+                stages[stage] = bar.add_task(stage, total=steps, completed=step, value=text)
+            bar.update(stages[stage], completed=step, value=text)
+            if bar.disable and (step == steps or time.monotonic() - told > LINE_SECONDS):
+                told = time.monotonic()
+                task = bar.tasks[stages[stage]]
+                left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+                messages().print(" ".join(filter(None, (stage, f"{step}/{steps}", text))) + left)
+            check()
+
+        yield show
 
 
 @contextmanager
@@ -77,7 +131,7 @@ class _Done(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """``3/20 pairs``."""
-        return Text(f"{int(task.completed)}/{task.total:.0f} {self._unit}")
+        return Text(f"{int(task.completed)}/{task.total:.0f} {self._unit}".rstrip())
 
 
 class _Rate(ProgressColumn):

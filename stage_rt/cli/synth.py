@@ -171,8 +171,8 @@ def synth(
         objects=layouts.masks(object_masks) if object_masks else (),
         reading=Reading(mask_class, mask_threshold),
     )
-    with watched_bar(job.count, "pairs") as progress:
-        summary = fill(loaded, job, output, notify=notify, progress=progress)
+    with watched_bar(job.count, "pairs") as (checking, progress):
+        summary = fill(loaded, job, output, notify=notify, checking=checking, progress=progress)
     console.result(
         f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",

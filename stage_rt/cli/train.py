@@ -44,30 +44,12 @@ def train(
 
     The same command again goes on where it was interrupted.
     """
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from stage_rt.cli.progress import watched_stages
 
     with console.extra("export"):
         from stage_rt.training.train import train as run
 
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    messages = console.messages()
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def report(stage: str, step: int, steps: int, loss: float) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=steps, loss=loss)
-            progress.update(bars[stage], completed=step, total=steps, loss=loss)
-            if not messages.is_terminal and (step % 100 == 0 or step == steps):
-                messages.print(f"{stage} {step}/{steps} loss {loss:.4f}")
-
+    with watched_stages("loss") as report:
         run(
             data,
             output,
@@ -78,6 +60,6 @@ def train(
             seed=seed,
             dtype=dtype,
             report=report,
-            say=lambda line: messages.print(line),
+            say=console.messages().print,
         )
     console.result(f"model `{output}`", {"model": str(output)}, as_json=as_json)

@@ -49,20 +49,22 @@ def fill(
     folder: Path,
     *,
     notify: Notify = lambda notice: None,
+    checking: Progress = silent,
     progress: Progress = silent,
 ) -> Summary:
     """Make every pair of ``job`` that ``folder`` does not hold yet, then the report.
 
     Every file is checked before anything is written. Batches are fixed by index and a batch with a missing
     pair is painted whole, so the finished folder has the same bytes however often the run was cut off.
-    ``notify`` gets one sentence per thing the user should know. ``progress`` gets the share of the run that is
-    done; what it raises ends the run, which leaves no half pair.
+    ``notify`` gets one sentence per thing the user should know. ``checking`` gets the share of the files that were
+    checked, then ``progress`` the share of the run that is done; what they raise ends the run, which leaves no half
+    pair, and nothing at all before painting begins.
 
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
         RunError: ``folder`` holds something else, is damaged or in use.
     """
-    plan = make_plan(engine.spec, job, notify)
+    plan = make_plan(engine.spec, job, notify, checking)
     with open_run(folder, plan.spec) as manifest:
         written = _fill(engine, plan, folder, manifest, notify, progress)
         manifest.tidy()

@@ -20,6 +20,7 @@ from stage_rt.images.inputs import (
 )
 from stage_rt.images.masks import Reading, read_mask
 from stage_rt.images.regions import regions
+from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.augment import augmented
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
@@ -48,11 +49,11 @@ class Plan:
     spec: RunSpec
 
 
-def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
+def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress = silent) -> Plan:
     """Check every file of ``job`` and pair them.
 
     A photograph is opened once here if the run will use all of them, and otherwise once more if it uses this one.
-    ``notify`` gets one sentence per thing the user should know.
+    ``notify`` gets one sentence per thing the user should know, ``progress`` the share of the files that was checked.
 
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
@@ -61,8 +62,10 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
     if job.view is not None and (method.region is None) != (engine.model.region is None):
         trained = "squares around defects" if engine.model.region else "whole photographs"
         notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
-    photographs = _Photographs(job.normals, every=job.count >= len(job.normals))
-    masks = {path: read_header(path, MaskError) for path in job.masks}
+    photographs = _Photographs(
+        job.normals, every=job.count >= len(job.normals), progress=portion(progress, 0.0, 0.4)
+    )
+    masks = {path: read_header(path, MaskError) for path in counted(job.masks, portion(progress, 0.4, 0.5))}
     samples = _pair(
         job, photographs.headers, masks, _Labels(engine.model, method.region, job.reading), notify
     )
@@ -71,10 +74,10 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify) -> Plan:
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = {sample.normal for sample in samples}
-    for normal in photographs.headers:
+    for normal in counted(photographs.headers, portion(progress, 0.5, 0.8)):
         if normal in used:
             photographs.digest(normal)
-    _check_masks(samples, job.reading, notify)
+    _check_masks(samples, job.reading, notify, portion(progress, 0.8, 1.0))
     digests = {path: photographs.digest(path) if path in used else "" for path in photographs.headers}
     spec = RunSpec(
         engine=engine.graphs_fingerprint,
@@ -112,9 +115,11 @@ def _together(samples: Sequence[Sample], batch: int, view: RegionView | None) ->
 class _Photographs:
     """Headers and digests of photographs; what is digested is known to decode."""
 
-    def __init__(self, paths: Sequence[Path], *, every: bool) -> None:
+    def __init__(self, paths: Sequence[Path], *, every: bool, progress: Progress) -> None:
         self._digests: dict[Path, str] = {}
-        self.headers = {path: self._check(path) if every else read_header(path) for path in paths}
+        self.headers = {
+            path: self._check(path) if every else read_header(path) for path in counted(paths, progress)
+        }
 
     def digest(self, path: Path) -> str:
         if path not in self._digests:
@@ -176,14 +181,14 @@ def _digest_of_objects(samples: Sequence[Sample]) -> str | None:
     )
 
 
-def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify) -> None:
+def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify, progress: Progress) -> None:
     """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
     by_mask = defaultdict(set)
     for sample in samples:
         for mask in sample.masks:
             by_mask[mask].add(sample.size)
     shaded, covering = [], []
-    for mask, sizes in by_mask.items():
+    for mask, sizes in counted(by_mask.items(), progress):
         label, in_shades = read_mask(mask, reading)
         shaded += [mask] * in_shades
         covering += [mask] * bool(label.mean() > COVERING)

@@ -9,7 +9,7 @@ import pytest
 from descriptions import rewrite
 
 import stage_rt
-from stage_rt import loading as module
+from stage_rt import folders as module
 from stage_rt.engines.build import build
 from stage_rt.engines.graphs import read_graphs
 from stage_rt.errors import EngineError, GraphsError, StageError

@@ -86,7 +86,7 @@ class StandIn:
 @pytest.fixture
 def network():
     """A UNet of batch 2 on the stand-in, bound to addresses."""
-    inputs, output = tensors(described(), UNET, 2)
+    inputs, output = tensors(described().model, described().dtype, UNET, 2)
 
     def runner(**handed):
         if raises:

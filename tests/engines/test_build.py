@@ -9,12 +9,13 @@ import onnxruntime
 import pytest
 from descriptions import relist, rewrite
 from fake_engine import contents
+from safetensors.numpy import load_file, save_file
 from small_model import PROMPTS
 
 import stage_rt
 from stage_rt.engines import onnxruntime as onnxruntime_builder
 from stage_rt.engines.build import build
-from stage_rt.errors import BackendError, EngineError, GraphsError, InputError
+from stage_rt.errors import BackendError, EngineError, GraphsError, InputError, StageError
 from stage_rt.folders import read_engine
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import ENGINE_FILE, GRAPHS_FILE
@@ -71,6 +72,14 @@ def inputs(count, size=32):
 
 def painted(folder):
     return stage_rt.load(folder).paint(*inputs(3), prompt=PROMPTS[0], noise=PhiloxNoise([7, 8, 9])).images
+
+
+def painted_by(source, folder):
+    """What an engine paints that is built of ``source``, which is gone by then."""
+    away = shutil.copytree(source, folder.with_name(f"{folder.name}.graphs"))
+    run(away, folder)
+    shutil.rmtree(away)
+    return painted(folder)
 
 
 def test_an_engine_lists_what_it_was_made_of_and_for(source, engine):
@@ -132,6 +141,86 @@ def test_a_damaged_engine_is_not_loaded(engine, kind, message):
         stage_rt.load(engine)
     assert str(error.value).startswith(f"`{path}` {message}")
     assert str(error.value).endswith("build the engine again with `stage-rt build`")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        (
+            "vae_encoder",
+            "vae_decoder",
+            "takes latent [B, 4, 16, 16] where the model's vae_encoder takes image",
+        ),
+        (
+            "unet",
+            "adapters/tile.only",
+            "takes eps [B, 4, 16, 16], mask [B, 1, 16, 16] where the model's unet takes",
+        ),
+    ],
+)
+def test_graphs_that_are_one_another_are_refused_when_they_are_built(source, tmp_path, first, second, found):
+    content = (source / f"{first}.onnx").read_bytes()
+    (source / f"{second}.onnx").replace(source / f"{first}.onnx")
+    (source / f"{second}.onnx").write_bytes(content)
+    relist(source)
+    with pytest.raises(GraphsError) as error:
+        run(source, tmp_path / "new")
+    assert found in str(error.value)
+    assert str(error.value).endswith("export the model again with `stage-rt export`")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_graph_of_another_size_is_refused_when_it_is_built(source, tmp_path):
+    graph = onnx.load(source / "vae_decoder.onnx")
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+    onnx.save(graph, source / "vae_decoder.onnx")
+    relist(source)
+    with pytest.raises(StageError, match="vae_decoder"):
+        run(source, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda contexts: contexts.popitem(), "holds no float32 context of shape"),
+        (
+            lambda contexts: contexts.update({PROMPTS[0]: contexts[PROMPTS[0]][:, :-1]}),
+            "holds no float32 context",
+        ),
+        (lambda contexts: contexts.update({PROMPTS[0]: contexts[PROMPTS[0]] * np.nan}), "that is not finite"),
+        (None, "cannot be read"),
+    ],
+)
+def test_contexts_that_are_not_the_models_are_refused_when_it_is_built(source, tmp_path, change, message):
+    path = source / "prompts.safetensors"
+    if change:
+        contexts = load_file(path)
+        change(contexts)
+        save_file({name: np.ascontiguousarray(context) for name, context in contexts.items()}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    relist(source)
+    with pytest.raises(GraphsError, match=message):
+        run(source, tmp_path / "new")
+
+
+def test_weights_beside_a_graph_go_into_the_engine(source, tmp_path):
+    before = painted_by(source, tmp_path / "before")
+    for name in ("unet", "adapters/tile.only"):
+        graph = onnx.load(source / f"{name}.onnx")
+        place = f"{name.rpartition('/')[2]}.weights"
+        onnx.save(
+            graph, source / f"{name}.onnx", save_as_external_data=True, location=place, size_threshold=1024
+        )
+        assert (source / name).with_name(place).stat().st_size
+    relist(source)
+    assert np.array_equal(painted_by(source, tmp_path / "after"), before)
+
+
+@pytest.mark.parametrize("batch", [1025, 10**20])
+def test_a_batch_that_no_device_serves_is_refused(source, tmp_path, batch):
+    with pytest.raises(InputError, match="use `--batch 1024` or less"):
+        run(source, tmp_path / "new", batch=[8, batch])
 
 
 def test_what_is_no_graphs_folder_is_refused(source, tmp_path):

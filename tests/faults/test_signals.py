@@ -76,6 +76,28 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
     assert process.wait(20) == 128 + signal.SIGTERM
 
 
+SECOND = """
+import os, signal
+from stage_rt.cli import console, main
+said = console.message
+def message(kind, text):
+    said(kind, text)
+    os.kill(os.getpid(), signal.SIGINT)
+console.message = message
+def stopped(*_):
+    raise console.Stopped(signal.SIGINT)
+import typer
+typer.main.get_command = stopped
+main(["doctor"])
+"""
+
+
+def test_a_second_signal_while_the_first_is_told_of_prints_no_traceback():
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, check=False)
+    assert done.stderr == "stopped: run the same command again to go on\n"
+    assert done.returncode == -signal.SIGINT
+
+
 def test_two_processes_do_not_fill_one_folder(start, tmp_path):
     start(100)
     wait_until((tmp_path / "painting").exists)

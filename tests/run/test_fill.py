@@ -39,6 +39,29 @@ def test_every_sample_is_written_and_the_last_smaller_batch_is_not_lost(job, run
     assert [line["index"] for line in manifest(run)] == list(range(10))
 
 
+def test_the_files_are_checked_in_view_and_a_stop_meanwhile_leaves_nothing(job, run):
+    told = []
+    fill(
+        FakeEngine(),
+        job,
+        run.with_name("other"),
+        checking=told.append,
+        progress=lambda share: told.append(2 + share),
+    )
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert 1.0 in told
+    assert len(told) > len(job.normals) + len(job.masks)
+
+    def stop(share):
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(FakeEngine(), job, run, checking=stop)
+    assert not run.exists()
+
+
 def test_a_pair_is_its_photograph_with_a_defect_in_its_label(job, run, tmp_path):
     fill(FakeEngine(), job, run)
     for line in manifest(run):

@@ -15,7 +15,7 @@ def ignore(*_: object) -> None:
     """A report that nobody reads."""
 
 
-def run(work: Path, steps: int, stop_at: int | None = None) -> nn.Linear:
+def run(work: Path, steps: int, stop_at: int | None = None, report: loop.Report = ignore) -> nn.Linear:
     torch.manual_seed(0)
     layer = nn.Linear(3, 1)
     calls = 0
@@ -28,7 +28,7 @@ def run(work: Path, steps: int, stop_at: int | None = None) -> nn.Linear:
         x = torch.randn(8, 3, generator=draws)
         return (layer(x) - x.sum(dim=1, keepdim=True)).square().mean()
 
-    loop.fit("stage", layer, loss_of, Stage(steps, 8, 1e-2), seed=3, work=work, report=ignore)
+    loop.fit("stage", layer, loss_of, Stage(steps, 8, 1e-2), seed=3, work=work, report=report)
     return layer
 
 
@@ -45,6 +45,23 @@ def test_resumed_training_equals_an_uninterrupted_one(
     resumed = run(parts, steps=40)
     assert torch.equal(expected.weight, resumed.weight)
     assert torch.equal(expected.bias, resumed.bias)
+
+
+def test_a_training_that_is_stopped_loses_no_step(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+
+    def stop(stage: str, step: int, steps: int, loss: float | None) -> None:
+        if step == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, steps=40, report=stop)
+    seen: list[int] = []
+    resumed = run(parts, steps=40, report=lambda stage, step, *_: seen.append(step))
+    assert seen[0] == 18
+    assert torch.equal(run(whole, steps=40).weight, resumed.weight)
 
 
 def test_finished_stage_draws_nothing_more(tmp_path: Path) -> None:
