@@ -5,19 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from stage_rt.errors import GraphsError, InputError, StageError, printable
+from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
-from stage_rt.folders import up_to_date
+from stage_rt.folders import check_replaceable, read_engine, up_to_date, verify_engine
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import tensors
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec
+from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec, ModelSpec
 
 from .builders import Builder, Compiled, Notify, choose
 from .graphs import REMEDY, read_graphs
 
-MOST_BATCH = 1024
-"""Samples a call; the largest that was ever of use is an eighth of it."""
+MOST_BATCH = 2**16
+"""Samples a call; no device has the memory for more."""
 _COMPILE_BYTES = 2**26
 """A graph without weights takes about as long to compile as this many bytes of them take to pack."""
 
@@ -30,13 +30,16 @@ def build(
     batch: Sequence[int],
     dtype: DType | None = None,
     targets: Sequence[str] | None = None,
+    origin: str | None = None,
+    force: bool = False,
     notify: Notify = lambda line: None,
     progress: Progress = silent,
 ) -> bool:
     """Compile a graphs folder for a backend; the engine appears whole or not at all.
 
     An engine that is already there, is whole and has the fingerprint this one would have is left alone; any
-    other engine there is replaced. Of several processes that write one folder, one builds and the others wait.
+    other engine of that backend there is replaced. Of several processes that write one folder, one builds and the
+    others wait.
 
     Args:
         source: graphs folder made by ``stage-rt export``.
@@ -45,6 +48,8 @@ def build(
         batch: batch sizes the engine shall serve.
         dtype: the graphs' own, or None.
         targets: GPUs to build for, as the backend names them, or None for its default.
+        origin: digest of what the graphs were exported from, for `is_current`.
+        force: replace an engine of another backend too.
         notify: told of memory needs and of waiting.
         progress: told the share that is done, 0 to 1; what it raises cancels the build.
 
@@ -68,21 +73,13 @@ def build(
     graphs = read_graphs(source)
     _check_dtype(source, graphs, dtype)
     builder = choose(backend, graphs.dtype, targets)
-    wanted = EngineSpec(
-        model=graphs.model,
-        backend=backend,
-        library=builder.library,
-        library_version=builder.version,
-        devices=builder.devices,
-        dtype=graphs.dtype,
-        batch=sorted(set(batch)),
-        graphs_fingerprint=graphs.fingerprint,
-        files={},
-    )
+    wanted = _described(builder, backend, graphs.dtype, batch, graphs.model, graphs.fingerprint)
+    wanted = wanted.model_copy(update={"origin": origin})
     try:
         with locked(folder, _Waiting(folder, notify, progress)):
             if up_to_date(folder, wanted):
                 return False
+            check_replaceable(folder, backend, force=force)
             _write(source, folder, wanted, builder, notify, progress)
     except PermissionError as refusal:
         raise InputError(
@@ -93,6 +90,53 @@ def build(
             f"writing `{folder}` failed ({failure.strerror}): mend that and run the same command again"
         ) from failure
     return True
+
+
+def is_current(
+    folder: Path,
+    origin: str,
+    *,
+    backend: BackendName,
+    batch: Sequence[int],
+    dtype: DType,
+    targets: Sequence[str] | None = None,
+) -> bool:
+    """Whether ``folder`` holds, whole, what `build` would make of graphs from ``origin``, which need not be there.
+
+    Raises:
+        InputError, DeviceError, MissingExtraError: as `build`.
+    """
+    try:
+        found = read_engine(folder)
+        verify_engine(folder, found)
+    except EngineError:
+        return False
+    wanted = _described(
+        choose(backend, dtype, targets), backend, dtype, batch, found.model, found.graphs_fingerprint
+    )
+    return found.origin == origin and found.fingerprint == wanted.fingerprint
+
+
+def _described(
+    builder: Builder,
+    backend: BackendName,
+    dtype: DType,
+    batch: Sequence[int],
+    model: ModelSpec,
+    fingerprint: str,
+) -> EngineSpec:
+    """An engine without its files."""
+    return EngineSpec(
+        model=model,
+        backend=backend,
+        library=builder.library,
+        library_version=builder.version,
+        devices=builder.devices,
+        dtype=dtype,
+        batch=sorted(set(batch)),
+        graphs_fingerprint=fingerprint,
+        files={},
+    )
 
 
 class _Waiting:

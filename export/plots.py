@@ -27,8 +27,8 @@ def plot_errors(report: Report) -> bytes:
             if point.timestep is not None and point.graph.endswith(ending):
                 worst[point.timestep] = max(worst.get(point.timestep, FLOOR), point.error.max_rel)
         graphs.plot(*zip(*sorted(worst.items()), strict=True), ".-", label=label)
-    errors = [max(FLOOR, error.max_rel) for error in report.trajectory]
-    trajectory.plot(range(len(errors)), errors, label=report.prompt)
+    errors = [max(FLOOR, error.max_rel) for error in report.trajectory.values()]
+    trajectory.plot(list(report.trajectory), errors, label=report.prompt)
     _dress(graphs, "graphs, each on the same input", TOLERANCE[report.dtype])
     _dress(trajectory, "trajectory, each on its own states", TRAJECTORY_TOLERANCE[report.dtype])
     picture = io.BytesIO()

@@ -22,7 +22,7 @@ from stage_rt.names import DType
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.recipe import Branch
+from stage_rt.recipe import Branch, Recipe
 from stage_rt.sampler import Denoiser, sample
 from stage_rt.spec import (
     PROMPTS_FILE,
@@ -48,6 +48,10 @@ pile up, as each step draws the same noise on both sides and trusts the estimate
 networks on ONNX Runtime it came to 1e-6 in fp32 and 1e-4 in fp16.
 """
 
+TIMESTEPS = 16
+"""How many the graphs are compared at."""
+QUICK_CALLS, QUICK_TIMESTEPS = 50, 4
+"""Network calls of the trajectory, and timesteps the graphs are compared at, where there is no time for all."""
 CONTEXTS = "contexts"
 SEED = 0
 
@@ -91,14 +95,14 @@ class Row:
 class Report:
     """What was measured.
 
-    ``trajectory`` has the error of the state after iteration ``i`` at index ``i``, ``image`` that of the image
+    ``trajectory`` has the error of the state after every iteration ``i``, ascending, ``image`` that of the image
     decoded in the end.
     """
 
     dtype: DType
     prompt: str
     points: list[Point]
-    trajectory: list[Error]
+    trajectory: dict[int, Error]
     image: Error
 
     @property
@@ -110,7 +114,7 @@ class Report:
         graph, trajectory = TOLERANCE[self.dtype], TRAJECTORY_TOLERANCE[self.dtype]
         return [
             *(Row(name, _worst(errors), 0 if name == CONTEXTS else graph) for name, errors in graphs.items()),
-            Row("trajectory", _worst(self.trajectory), trajectory),
+            Row("trajectory", _worst(list(self.trajectory.values())), trajectory),
             Row("painted image", self.image, trajectory),
         ]
 
@@ -120,10 +124,15 @@ def spread(steps: int, count: int) -> list[int]:
     return sorted({round(float(step)) for step in np.linspace(0, steps - 1, count)}, reverse=True)
 
 
-def work(spec: EngineSpec, timesteps: int) -> int:
+def shortened(recipe: Recipe, quick: bool) -> Recipe:
+    """The recipe of the trajectory: ``recipe`` itself, or in `QUICK_CALLS` network calls."""
+    return recipe.respaced(max(recipe.fewest_calls, min(QUICK_CALLS, recipe.steps))) if quick else recipe
+
+
+def work(spec: EngineSpec, timesteps: int, *, quick: bool = False) -> int:
     """How much there is to `verify`: timesteps compared and steps of both trajectories."""
-    steps = spec.model.recipe.steps
-    return len(spread(steps, timesteps)) + 2 * steps
+    recipe = spec.model.recipe
+    return len(spread(recipe.steps, timesteps)) + 2 * len(shortened(recipe, quick).coefficients)
 
 
 def verify(
@@ -131,7 +140,8 @@ def verify(
     model: Path,
     *,
     prompt: str | None = None,
-    timesteps: int = 16,
+    timesteps: int = TIMESTEPS,
+    quick: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Run an engine and its model side by side.
@@ -144,6 +154,7 @@ def verify(
         model: the model folder it was built from; computed by torch in float32 on the CPU.
         prompt: of the trajectory; the first by name when None.
         timesteps: how many the graphs are compared at, evenly over those of the recipe.
+        quick: whether the trajectory takes `QUICK_CALLS` network calls instead of all.
         progress: told the share of `work` that is done.
 
     Returns:
@@ -164,7 +175,8 @@ def verify(
     with _nothing_was_verified():
         backend = open_backend(engine, spec)
         try:
-            sides = _Sides(spec, backend, read_contexts(engine / PROMPTS_FILE, spec.model), load_model(model))
+            contexts = read_contexts(engine / PROMPTS_FILE, spec.model)
+            sides = _Sides(spec, backend, contexts, load_model(model), shortened(spec.model.recipe, quick))
             return sides.measure(prompt or prompts[0], spread(spec.model.recipe.steps, timesteps), progress)
         finally:
             backend.close()
@@ -203,9 +215,14 @@ class _Sides:
     """The engine and the model, ready to be handed the same inputs."""
 
     def __init__(
-        self, spec: EngineSpec, backend: Backend, contexts: dict[str, Float32], model: Model
+        self,
+        spec: EngineSpec,
+        backend: Backend,
+        contexts: dict[str, Float32],
+        model: Model,
+        recipe: Recipe,
     ) -> None:
-        self.backend, self.contexts, self.model = backend, contexts, model
+        self.backend, self.contexts, self.model, self.recipe = backend, contexts, model, recipe
         self.executor = HostExecutor(backend)
         self.engine = Engine(spec, self.executor, contexts)
         self.networks = networks(model)
@@ -214,7 +231,7 @@ class _Sides:
     @torch.no_grad()
     def measure(self, prompt: str, timesteps: Sequence[int], progress: Progress) -> Report:
         points = [*self.prompts(), *self.autoencoder()]
-        total = work(self.engine.spec, len(timesteps))
+        total = len(timesteps) + 2 * len(self.recipe.coefficients)
         for done, timestep in enumerate(timesteps, 1):
             points += self.denoising(timestep)
             progress(done / total)
@@ -261,37 +278,37 @@ class _Sides:
             points.append(Point(graph, batch, timestep, error))
         return output, points
 
-    def trajectory(self, prompt: str, progress: Progress) -> tuple[list[Error], Error]:
+    def trajectory(self, prompt: str, progress: Progress) -> tuple[dict[int, Error], Error]:
         """The error of every state, by iteration, and of the decoded image."""
-        steps, scale = self.model.spec.recipe.steps, self.model.spec.latent_scale
+        steps, scale = len(self.recipe.coefficients), self.model.spec.latent_scale
         states: dict[int, Float32] = {}
         errors: dict[int, Error] = {}
 
         def keep(i: int, state: Float32) -> None:
             states[i] = state
-            progress((steps - i) / (2 * steps))
+            progress(len(states) / (2 * steps))
 
         def judge(i: int, state: Float32) -> None:
             errors[i] = error_of(state, states[i])
-            progress((2 * steps - i) / (2 * steps))
+            progress((steps + len(errors)) / (2 * steps))
 
         expected = self.sample(self.torch_denoiser(prompt), keep)
         found = self.sample(
-            self.executor.denoiser(self.engine.condition(prompt), guidance=self.model.spec.recipe.guidance),
+            self.executor.denoiser(self.engine.condition(prompt), guidance=self.recipe.guidance),
             judge,
         )
         image = self.networks[VAE_DECODER](latent=torch.from_numpy(expected) / scale).numpy()
-        return [errors[i] for i in range(steps)], error_of(self.engine.decode(found), image)
+        return dict(sorted(errors.items())), error_of(self.engine.decode(found), image)
 
     def sample(self, denoise: Denoiser, callback: Callable[[int, Float32], None]) -> Float32:
-        """One sample of the whole recipe, with a square in the middle for a mask."""
+        """One sample of the trajectory's recipe, with a square in the middle for a mask."""
         spec = self.model.spec
         noise = PhiloxNoise([SEED])
         clean = noise.encode((1, spec.latent_channels, spec.latent_size, spec.latent_size))
         mask = np.zeros((1, 1, spec.latent_size, spec.latent_size), np.float32)
         edge = spec.latent_size // 4
         mask[:, :, edge : spec.latent_size - edge, edge : spec.latent_size - edge] = 1
-        return sample(denoise, clean, mask, recipe=spec.recipe, noise=noise, callback=callback)
+        return sample(denoise, clean, mask, recipe=self.recipe, noise=noise, callback=callback)
 
     def torch_denoiser(self, prompt: str) -> Denoiser:
         context = self.model.contexts[prompt][None]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from stage_rt.errors import EngineError, InputError, first_line
 from stage_rt.files import inside, sha256
+from stage_rt.names import BackendName
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -96,6 +97,23 @@ def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
     except EngineError:
         return False
     return found.fingerprint == wanted.fingerprint
+
+
+def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> None:
+    """Refuse to replace an engine of another backend, which took its time to build, unless ``force``.
+
+    Raises:
+        InputError: ``folder`` holds one.
+    """
+    try:
+        found = read_engine(folder)
+    except EngineError:
+        return
+    if found.backend != backend and not force:
+        raise InputError(
+            f"`{folder}` holds an engine for {found.backend}",
+            "choose another `-o`, or replace it with `--force`",
+        )
 
 
 def read_contexts(

@@ -206,6 +206,7 @@ class EngineSpec(_Sealed):
 
     ``devices`` are ``cpu`` or compute capabilities (``sm86``). ``workspace`` is the GPU memory in bytes that the
     engines of the set take turns in, at the largest batch, as the library planned it when it built them; 0 on a CPU.
+    ``origin`` is a digest of the model and of the exporter, where the engine was built from a model.
     """
 
     format: Literal[1] = 1
@@ -218,12 +219,13 @@ class EngineSpec(_Sealed):
     batch: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     graphs_fingerprint: Sha256
     workspace: int = Field(default=0, ge=0)
+    origin: Sha256 | None = Field(default=None, exclude_if=lambda origin: origin is None)
     files: dict[RelativePath, Sha256]
 
     @property
     def fingerprint(self) -> str:
         """sha256 of all that decides the engine: graphs, backend, library version, devices, dtype, batches."""
-        decides = self.model_dump(mode="json", exclude={"model", "workspace", "files"})
+        decides = self.model_dump(mode="json", exclude={"model", "workspace", "origin", "files"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

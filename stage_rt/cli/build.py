@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -52,26 +52,37 @@ def build(
             "to the next.",
         ),
     ] = str(DEFAULT_BATCH),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an engine of another backend in ENGINE.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
     sizes = _batches(batch)
     targets = target.lower().split(",") if target else None
     if backend == "inductor":
-        written = compile_model(source, output, dtype or "fp16", sizes, targets)
+        written = compile_model(source, output, dtype or "fp16", sizes, targets, force=force)
     else:
-        written = compile_graphs(source, output, backend, dtype, sizes, targets)
+        written = compile_graphs(source, output, backend, dtype, sizes, targets, force=force)
     text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
     console.result(text, {"engine": str(output), "written": written}, as_json=as_json)
 
 
 def compile_model(
-    source: Path, output: Path, dtype: DType, batch: Sequence[int], targets: Sequence[str] | None
+    source: Path,
+    output: Path,
+    dtype: DType,
+    batch: Sequence[int],
+    targets: Sequence[str] | None,
+    *,
+    force: bool = False,
 ) -> bool:
     """Compile a model folder with PyTorch, which starts from the model itself and builds for the GPU here."""
     from stage_rt.errors import InputError
+    from stage_rt.folders import check_replaceable
     from stage_rt.spec import MODEL_FILE
 
+    check_replaceable(output, "inductor", force=force)
     if targets is not None:
         raise InputError("`--backend inductor` builds for the GPU of this machine: leave `--target` out")
     if not (source / MODEL_FILE).is_file():
@@ -91,15 +102,35 @@ def compile_graphs(
     dtype: DType | None = None,
     batch: Sequence[int] = (DEFAULT_BATCH,),
     targets: Sequence[str] | None = None,
+    *,
+    force: bool = False,
 ) -> bool:
-    """Compile a model folder, exported on the way, or a graphs folder; whether an engine was written."""
+    """Compile a graphs folder, or a model folder, which is exported on the way; whether an engine was written."""
     from functools import partial
 
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
+    from stage_rt.engines.build import is_current
+    from stage_rt.errors import InputError
+    from stage_rt.folders import check_replaceable
+    from stage_rt.spec import GRAPHS_FILE, MODEL_FILE
 
+    exported = not (source / GRAPHS_FILE).is_file()
+    made_of = None
+    if exported:
+        if not (source / MODEL_FILE).is_file():
+            raise InputError(
+                f"`{source}` holds neither a model ({MODEL_FILE}) nor graphs ({GRAPHS_FILE}): make one with "
+                "`stage-rt train` or `stage-rt export`"
+            )
+        dtype = dtype or "fp32"
+        made_of = _origin(source, dtype)
+        # An export takes minutes: what is there already, and what cannot be built, is found out before it.
+        if is_current(output, made_of, backend=backend, batch=batch, dtype=dtype, targets=targets):
+            return False
+        check_replaceable(output, backend, force=force)
     with (
-        _graphs(source, output, backend, dtype, targets) as graphs,
+        _exported(source, output, backend, dtype, targets) if exported else nullcontext(source) as graphs,
         watched_share("building") as progress,
     ):
         return run(
@@ -109,35 +140,31 @@ def compile_graphs(
             batch=batch,
             dtype=dtype,
             targets=targets,
+            origin=made_of,
+            force=force,
             notify=partial(console.message, "notice"),
             progress=progress,
         )
 
 
+def _origin(source: Path, dtype: DType) -> str:
+    with console.extra("export"):
+        from stage_rt.export.origin import origin
+    return origin(source, dtype)
+
+
 @contextmanager
-def _graphs(
+def _exported(
     source: Path,
     output: Path,
     backend: BackendName,
     dtype: DType | None,
     targets: Sequence[str] | None,
 ) -> Iterator[Path]:
-    """The graphs of ``source``: itself, or exported into a folder beside ``output`` for as long as it takes."""
-    from stage_rt.errors import InputError
-    from stage_rt.spec import GRAPHS_FILE, MODEL_FILE
-
-    if (source / GRAPHS_FILE).is_file():
-        yield source
-        return
-    if not (source / MODEL_FILE).is_file():
-        raise InputError(
-            f"`{source}` holds neither a model ({MODEL_FILE}) nor graphs ({GRAPHS_FILE}): make one with "
-            "`stage-rt train` or `stage-rt export`"
-        )
+    """The graphs of a model, in a folder beside ``output`` for as long as it takes."""
     from stage_rt.engines.builders import choose
 
     wanted = dtype or "fp32"
-    # What cannot be built is not exported first.
     choose(backend, wanted, targets)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:

@@ -20,8 +20,17 @@ def verify(
         str | None, typer.Option(help="What the trajectory paints.", show_default="the first by name")
     ] = None,
     timesteps: Annotated[
-        int, typer.Option(min=2, max=1000, help="How many the graphs are compared at, evenly spread.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=2,
+            max=1000,
+            help="How many the graphs are compared at, evenly spread.",
+            show_default="16; 4 with --quick",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A trajectory of 50 network calls instead of all, in minutes.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PNG", help="Draw the errors against the timestep."),
@@ -43,10 +52,11 @@ def verify(
     spec = read_engine(engine)
     with console.extra("export"):
         from stage_rt.export.plots import plot_errors
-        from stage_rt.export.verify import require, work
+        from stage_rt.export.verify import QUICK_TIMESTEPS, TIMESTEPS, require, work
         from stage_rt.export.verify import verify as run
-    with counting_bar(work(spec, timesteps), "steps") as progress:
-        report = run(engine, model, prompt=prompt, timesteps=timesteps, progress=progress)
+    timesteps = timesteps or (QUICK_TIMESTEPS if quick else TIMESTEPS)
+    with counting_bar(work(spec, timesteps, quick=quick), "steps") as progress:
+        report = run(engine, model, prompt=prompt, timesteps=timesteps, quick=quick, progress=progress)
     console.result(_table(report.rows), _fields(report), as_json=as_json)
     if output is not None:
         write_atomic(output, plot_errors(report))
@@ -77,7 +87,7 @@ def _fields(report: "Report") -> dict[str, object]:
             {"graph": point.graph, "batch": point.batch, "timestep": point.timestep, **_error(point.error)}
             for point in report.points
         ],
-        "trajectory": [_error(error) for error in report.trajectory],
+        "trajectory": [{"iteration": i, **_error(error)} for i, error in report.trajectory.items()],
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from descriptions import rewrite
 
 from stage_rt.cli import main
 from stage_rt.folders import read_engine
@@ -35,6 +36,20 @@ def test_a_second_build_is_a_hit(build, tmp_path):
     code, out, _ = build("--batch", "2,1", "--json")
     assert (code, json.loads(out)) == (0, {"engine": "engine", "written": False})
     assert (tmp_path / "engine/engine.json").read_bytes() == before
+
+
+def test_an_engine_of_another_backend_is_replaced_only_by_force(build, tmp_path):
+    build("--batch", "1")
+    rewrite(tmp_path / "engine/engine.json", backend="tensorrt-rtx", devices=["sm86"])
+    before = (tmp_path / "engine/engine.json").read_bytes()
+    assert build("--batch", "1") == (
+        1,
+        "",
+        "error: `engine` holds an engine for tensorrt-rtx: choose another `-o`, or replace it with `--force`\n",
+    )
+    assert (tmp_path / "engine/engine.json").read_bytes() == before
+    assert build("--batch", "1", "--force") == (0, "engine `engine`\n", "")
+    assert read_engine(tmp_path / "engine").backend == "onnxruntime"
 
 
 def test_the_memory_it_will_need_is_told_on_stderr(build, tmp_path):

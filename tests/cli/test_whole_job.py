@@ -32,11 +32,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return command
 
 
-def test_train_build_synth(run: Run, tmp_path: Path) -> None:
+def test_train_build_synth(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("train", "part", "-o", "model")
     assert (code, out) == (0, "model `model`\n"), err
     assert "guidance 8/8" in err
-    assert run("build", "model", "-o", "engine", "--batch", "2")[0] == 0
+    build = ("build", "model", "-o", "engine", "--batch", "2")
+    assert run(*build)[1] == "engine `engine`\n"
+    with monkeypatch.context() as patched:
+        patched.setattr("stage_rt.export.graphs.export", None)
+        (tmp_path / "model" / "README.md").write_text("of no consequence")
+        assert run(*build) == (0, "engine `engine` is up to date\n", "")
+        assert run(*build, "--dtype", "fp16")[0] == 3
     arguments = ("--normals", "part/train/good", "--masks", "part/ground_truth/spot", "--prompt", "part+spot")
     code, out, err = run(
         "synth", "engine", *arguments, "--count", "3", "--min-fill", "0", "-o", "run", "--json"

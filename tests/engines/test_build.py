@@ -217,9 +217,9 @@ def test_weights_beside_a_graph_go_into_the_engine(source, tmp_path):
     assert np.array_equal(painted_by(source, tmp_path / "after"), before)
 
 
-@pytest.mark.parametrize("batch", [1025, 10**20])
+@pytest.mark.parametrize("batch", [65537, 10**20])
 def test_a_batch_that_no_device_serves_is_refused(source, tmp_path, batch):
-    with pytest.raises(InputError, match="use `--batch 1024` or less"):
+    with pytest.raises(InputError, match="use `--batch 65536` or less"):
         run(source, tmp_path / "new", batch=[8, batch])
 
 

@@ -14,9 +14,10 @@ from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, ModelError, ParityError, PromptError
 from stage_rt.export import verify as module
 from stage_rt.export.plots import plot_errors
-from stage_rt.export.verify import CONTEXTS, Error, Report, error_of, require, spread, verify, work
+from stage_rt.export.verify import CONTEXTS, Error, Report, error_of, require, shortened, spread, verify, work
 from stage_rt.files import digests
 from stage_rt.folders import read_engine
+from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, UNET, VAE_DECODER, VAE_ENCODER
 from stage_rt.training.folder import save_model
 
@@ -96,6 +97,18 @@ def test_progress_ends_at_all_of_the_work(engine_folder, model_folder):
 @pytest.mark.parametrize(("steps", "count", "expected"), [(1000, 3, [999, 500, 0]), (3, 16, [2, 1, 0])])
 def test_timesteps_spread_from_the_last_to_the_first(steps, count, expected):
     assert spread(steps, count) == expected
+
+
+def test_quick_is_the_same_in_fewer_calls(engine_folder, model_folder):
+    spec = read_engine(engine_folder)
+    assert shortened(Recipe.masked(), quick=False) == Recipe.masked()
+    assert len(shortened(Recipe.masked(), quick=True).coefficients) == 50
+    told = []
+    found = verify(engine_folder, model_folder, timesteps=2, quick=True, progress=told.append)
+    require(found)
+    assert list(found.trajectory) == list(range(10))
+    assert len(told) == work(spec, 2, quick=True)
+    assert told[-1] == pytest.approx(1)
 
 
 def test_the_engine_of_another_seed_fails_everywhere(engine_folder, tmp_path):
@@ -229,4 +242,5 @@ def test_errors_by_hand():
 def test_the_plot_is_a_picture_also_of_errors_that_have_no_logarithm(report):
     assert plot_errors(report).startswith(b"\x89PNG")
     odd = [Error(0.0, 0.0, 1.0), Error(math.nan, math.nan, math.nan), Error(1.0, math.inf, 0.0)]
-    assert plot_errors(Report("fp32", "x", report.points, odd, odd[0])).startswith(b"\x89PNG")
+    states = dict(enumerate(odd))
+    assert plot_errors(Report("fp32", "x", report.points, states, odd[0])).startswith(b"\x89PNG")

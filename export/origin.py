@@ -1,0 +1,40 @@
+"""What graphs are exported from, as one digest: a build that would export the same again need not."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stage_rt.files import inside, sha256
+from stage_rt.names import DType
+
+LIBRARIES = ("torch", "diffusers", "onnx", "onnx-ir", "onnxscript")
+"""What turns networks into graphs, beside our own code."""
+
+DECIDING = (".json", ".safetensors")
+"""What decides the graphs in a model folder, which also holds pictures and may hold a page."""
+
+
+def origin(model: Path, dtype: DType) -> str:
+    """sha256 of a model folder's weights and descriptions, of the exporter's sources and libraries, and of the dtype.
+
+    Nothing heavy is imported for it.
+
+    Raises:
+        ModuleNotFoundError: one of the libraries is not installed.
+    """
+    package = Path(__file__).parents[1]
+    own = [*sorted((package / "export").glob("*.py")), *sorted((package / "training").glob("*.py"))]
+    parts = [
+        dtype,
+        *(f"{path} {sha256(model / path)}" for path in inside(model) if path.suffix in DECIDING),
+        *(f"{path.name} {sha256(path)}" for path in own),
+        *(f"{library} {_version(library)}" for library in LIBRARIES),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError as missing:
+        raise ModuleNotFoundError(name=library) from missing
