@@ -10,7 +10,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=15 --durations-min
 TREE := build/tree
 BESIDE := training export engines benchmarks/quality
 
-.PHONY: demo test check lint bench clean
+# Pinned for every environment that is built here, that of the build itself too.
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint bench audit constraints clean
 
 demo: $(VENV)/.demo
 	$(BIN)/stage-rt demo --model models/demo -o build/demo
@@ -39,21 +42,33 @@ build/demo/engine/engine.json: $(VENV)/.demo
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Known faults of what is installed, which needs the advisory database at PyPI, and a bill of materials.
+audit: $(VENV)/.dev
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+	build/audit/bin/cyclonedx-py environment $(BIN)/python -o build/sbom.json
+	build/audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+constraints: $(VENV)/.dev
+	(echo '# What a fresh `make` installed and the tests passed with; `make constraints` writes it anew.'; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; grep scikit_build_core constraints.txt) > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
 # torch first and pinned: a looser requirement with no torch present pulls the CUDA build.
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stage-rt needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PIP) install torch==2.13.0
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu,export]'
+	$(PIP) install --editable '.[cpu,export]'
 	touch $@
 
 # The type stubs ask for TensorRT itself, which only NVIDIA's own index has.
 $(VENV)/.dev: $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'tensorrt-stubs>=10.13'
+	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps 'tensorrt-stubs>=10.13'
 	touch $@ $(VENV)/.demo
 
 $(TREE): $(wildcard stage_rt/*) $(BESIDE)

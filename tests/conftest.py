@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,18 @@ Golden = Callable[[str], dict[str, NDArray[Any]]]
 
 FOLDER = Path(__file__).parent / "golden"
 ELSEWHERE = "STAGE_RT_GOLDEN"
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent, fetched or served: sockets of networks neither connect nor listen in any test."""
+
+    def refused(found: socket.socket, address: object, *_: object) -> None:
+        if found.family != socket.AF_UNIX:
+            raise AssertionError(f"a test reached for the network: {address}")
+
+    for name in ("connect", "connect_ex", "bind"):
+        monkeypatch.setattr(socket.socket, name, refused)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stage_rt.errors import ModelError
-from stage_rt.files import staged_folder
+from stage_rt.files import inside, sha256, staged_folder
 from stage_rt.folders import read_description
 from stage_rt.recipe import Branch
 from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
@@ -31,6 +31,8 @@ _CLASSES: dict[type[Autoencoder], tuple[str, str]] = {
     HaarAutoencoder: ("stage_rt.training.lossless", "HaarAutoencoder"),
 }
 
+SUMS_FILE = "SHA256SUMS"
+_SUMMED = (".json", ".safetensors")
 AGAIN = "train or import the model again"
 """What to do about a model folder that is not whole."""
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -103,6 +105,38 @@ def write_description(
     # The library lets nobody but the owner read what it writes.
     shutil.copymode(folder / "model_index.json", folder / PROMPTS_FILE)
     (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    write_sums(folder)
+
+
+def write_sums(folder: Path) -> None:
+    """Write `SUMS_FILE`: the digests of a model folder's weights and descriptions, as ``sha256sum -c`` reads them."""
+    lines = [f"{sha256(folder / path)}  {path}\n" for path in inside(folder) if path.suffix in _SUMMED]
+    (folder / SUMS_FILE).write_text("".join(lines))
+
+
+def check_sums(folder: Path) -> None:
+    """Hold a model folder against its `SUMS_FILE`; one without, as others write them, is taken as it is.
+
+    Raises:
+        ModelError: names the first file that is missing or not as it was written.
+    """
+    path = folder / SUMS_FILE
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
+    here = {str(name) for name in inside(folder) if name.suffix in _SUMMED}
+    if len(listed) < len(lines) or not here <= set(listed):
+        raise ModelError(f"`{path}` does not list every file of the model", AGAIN)
+    for name, digest in listed.items():
+        if name not in here or not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise ModelError(
+                f"`{folder / name}` is not the file that {SUMS_FILE} lists",
+                f"{AGAIN}, or remove {SUMS_FILE} if it was changed on purpose",
+            )
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> Any:
@@ -125,9 +159,10 @@ def load_description(folder: Path) -> Description:
     """Read what a model folder holds beside its networks.
 
     Raises:
-        ModelError: a file is missing, unreadable or disagrees with ``stage.json``.
+        ModelError: a file is missing, unreadable, changed or disagrees with ``stage.json``.
     """
     spec = read_spec(folder)
+    check_sums(folder)
     return Description(contexts=_load_contexts(folder / PROMPTS_FILE, spec), spec=spec)
 
 

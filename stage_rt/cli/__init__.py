@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.platform == "win32":
+        console.message("error", "stage-rt runs on Linux: use it there or in WSL")
+        sys.exit(ExitCode.INPUT)
     for signum in console.SIGNALS:
         signal.signal(signum, console.raise_stopped)
     if any(argument == "" or (argument.startswith("--") and argument.endswith("=")) for argument in given):

@@ -25,7 +25,7 @@ def export(
     opset: Annotated[int, typer.Option(min=21, max=24, help="Version of the ONNX operators.")] = 21,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Write every network of MODEL as an ONNX graph and hold it against torch.
+    """Write the networks of MODEL as ONNX files, each checked against PyTorch.
 
     Prints the largest error of every graph; nothing is written if one is beyond its tolerance.
     """

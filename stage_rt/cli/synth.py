@@ -31,7 +31,11 @@ def synth(
         int | None, typer.Option(min=1, help="Pairs made together.", show_default="the engine's largest")
     ] = None,
     sampler: Annotated[
-        SamplerName, typer.Option(help="How to paint; all but `stage` do without the adapters.")
+        SamplerName,
+        typer.Option(
+            help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with and "
+            "do without the adapters: RePaint, AnomalyDiffusion's, RealNet's, which changes good surface a little."
+        ),
     ] = "stage",
     steps: Annotated[
         int | None,
@@ -44,7 +48,8 @@ def synth(
     recipe: Annotated[
         RecipeName | None,
         typer.Option(
-            help="Steps of the only branch: of the authors' code, the paper, or those that fill the mask.",
+            help="When the mask alone decides what is painted (the paper's only branch): as in the authors' code, "
+            "the paper, or long enough to fill the mask; the other names leave a part of the method out.",
             show_default="the model's",
         ),
     ] = None,
@@ -52,7 +57,8 @@ def synth(
         float | None,
         typer.Option(
             metavar="W",
-            help="Weight of the adapters' estimate, 0 to 20: 1 as trained, 2 fills the mask more, 4 can overdo it.",
+            help="How hard the defect is pushed into the mask (weight of the adapters' estimate), 0 to 20: 1 as "
+            "trained, 2 fills the mask more, 4 can overdo it.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -60,7 +66,8 @@ def synth(
         float | None,
         typer.Option(
             metavar="W",
-            help="Weight of the prompt against good surface, 0 to 20: 2 makes defects plainer, at twice the time.",
+            help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
+            "plainer, at twice the time.",
             show_default="1",
         ),
     ] = None,

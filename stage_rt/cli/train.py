@@ -40,8 +40,9 @@ def train(
     dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a small model: latents, UNet, then both adapters and the contexts (Eq. 12).
+    """Train a model on photographs of good parts and of labelled defects, one data set or several.
 
+    First what surface and defects look like (the UNet), then how to keep to a mask (two adapters a type, Eq. 12).
     The same command again goes on where it was interrupted.
     """
     from stage_rt.cli.progress import watched_stages

@@ -37,7 +37,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
 ) -> None:
-    """Hold ENGINE against MODEL in torch: every graph at every batch, then a whole trajectory.
+    """Check that ENGINE computes what MODEL does in PyTorch: every network at every batch, then a whole picture.
 
     Prints the worst of each; ends with exit code 3 if one is beyond its tolerance.
     """

@@ -66,7 +66,7 @@ def check_image(path: Path) -> tuple[Header, str]:
         ImageError: as `read_image`.
     """
     content = _content(path, ImageError)
-    with _opened(path, ImageError, io.BytesIO(content)) as image:
+    with _whole(path, ImageError, io.BytesIO(content)) as image:
         header = _header(image)
         _photograph(image, path)
     return header, hashlib.sha256(content).hexdigest()
@@ -78,7 +78,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is missing, no image, damaged, too large or of a refused kind.
     """
-    with _opened(path, ImageError) as image:
+    with _whole(path, ImageError) as image:
         return np.asarray(_photograph(image, path)).copy()
 
 
@@ -88,7 +88,7 @@ def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
     Raises:
         MaskError: the file cannot be read as an image.
     """
-    with _opened(path, MaskError) as image:
+    with _whole(path, MaskError) as image:
         orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
         flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
@@ -192,6 +192,17 @@ def _content(path: Path, error: type[InputError]) -> bytes:
     _check_file(path, error)
     with _refusing(path, error):
         return path.read_bytes()
+
+
+@contextmanager
+def _whole(path: Path, error: type[InputError], content: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """As `_opened`, once the checksums in the file were seen to agree: Pillow decodes a PNG without them."""
+    with _opened(path, error, content) as image:
+        image.verify()
+    if content is not None:
+        content.seek(0)
+    with _opened(path, error, content) as image:
+        yield image
 
 
 @contextmanager

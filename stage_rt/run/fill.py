@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
@@ -12,7 +13,7 @@ from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, open_run
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.quality import Stroke
-from stage_rt.run.sample import readable
+from stage_rt.run.sample import Sample, readable
 from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
 from stage_rt.run.writer import WriterThread, pair_paths, write_pair
 from stage_rt.spec import ModelSpec, PairRecord, RunSpec
@@ -67,7 +68,7 @@ def fill(
     plan = make_plan(engine.spec, job, notify, checking)
     with open_run(folder, plan.spec) as manifest:
         written = _fill(engine, plan, folder, manifest, notify, progress)
-        manifest.tidy()
+        manifest.tidy([sample.index for sample in plan.samples])
         records = [manifest.records[sample.index] for sample in plan.samples]
         report.write(folder, plan.spec, records, [sample.normal for sample in plan.samples])
     return Summary(
@@ -89,7 +90,11 @@ def _fill(
 ) -> int:
     """Paint on this thread, finish and write on another; returns how many pairs are new."""
     model, samples = engine.spec.model, plan.samples
-    missing = {sample.index for sample in samples if not manifest.done(sample.index, folder)}
+    missing = {
+        sample.index
+        for sample in samples
+        if not manifest.done(sample.index, folder, _planned(plan.spec, sample))
+    }
     done, count = len(samples) - len(missing), len(samples)
     strange = _Strange(model.round_trip, notify)
     progress(done / count)
@@ -163,19 +168,26 @@ def _write(
             manifest.append(_keep(spec, result, folder))
 
 
+def _planned(spec: RunSpec, sample: Sample) -> dict[str, Any]:
+    """What a pair's record holds whatever is painted."""
+    return {
+        "normal": readable(sample.normal),
+        "label": " + ".join(map(readable, sample.masks)),
+        "prompt": spec.prompt,
+        "seed": spec.seed,
+        "sampler": spec.sampler,
+        "recipe": spec.recipe.name,
+        "steps": spec.steps,
+    }
+
+
 def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
     sample = result.sample
     record = PairRecord(
         index=sample.index,
         status="failed",
         reason=NON_FINITE,
-        normal=readable(sample.normal),
-        label=" + ".join(map(readable, sample.masks)),
-        prompt=spec.prompt,
-        seed=spec.seed,
-        sampler=spec.sampler,
-        recipe=spec.recipe.name,
-        steps=spec.steps,
+        **_planned(spec, sample),
         latent_mask_cells=result.latent_mask_cells,
         regions=result.regions if result.regions > 1 else None,
         attempts=result.attempts if result.attempts > 1 else None,

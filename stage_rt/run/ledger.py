@@ -4,9 +4,10 @@ A pair is in place before its line is appended to ``manifest.jsonl``; the line i
 """
 
 import fcntl
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 _LOCK_FILE = ".lock"
 _OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
+_CHECK = b',"check":"'
 _DIGESTS = ("engine", "normals", "masks", "objects")
 
 
@@ -54,25 +56,33 @@ class Manifest:
             os.fsync(file.fileno())
         self.records[record.index] = record
 
-    def tidy(self) -> None:
-        """One line an index, in order, so that a resumed run leaves the bytes of an uninterrupted one."""
-        content = b"".join(_line(self.records[index]) for index in sorted(self.records))
+    def tidy(self, indices: Sequence[int]) -> None:
+        """One line for each of ``indices``, so that a resumed run leaves the bytes of an uninterrupted one."""
+        content = b"".join(_line(self.records[index]) for index in indices)
         if content != self._path.read_bytes():
             write_atomic(self._path, content)
 
-    def done(self, index: int, folder: Path) -> bool:
-        """Whether the pair was left out, or written and both of its files still have the bytes that were."""
+    def done(self, index: int, folder: Path, planned: Mapping[str, object]) -> bool:
+        """Whether the pair was left out, or written and both of its files still have the bytes that were.
+
+        A record whose fields are not those ``planned`` is not believed.
+        """
         record = self.records.get(index)
-        if record is not None and record.status == "left out":
+        if record is None or any(getattr(record, field) != value for field, value in planned.items()):
+            return False
+        if record.status == "left out":
             return True
-        if record is None or record.image is None or record.mask is None:
+        if record.image is None or record.mask is None:
             return False
         files = ((folder / record.image, record.image_sha256), (folder / record.mask, record.mask_sha256))
         return all(path.is_file() and sha256(path) == digest for path, digest in files)
 
     def _parse(self, line: bytes, number: int, prompt: str) -> PairRecord:
         try:
-            record = PairRecord.model_validate_json(line)
+            content, check = _split(line)
+            record = PairRecord.model_validate_json(content)
+            if check not in (None, _check(content)):
+                raise ValueError("not as it was written")
             if record.image is not None and (record.image, record.mask) != pair_paths(prompt, record.index):
                 raise ValueError("not the paths of this pair")
         except (ValidationError, ValueError) as damage:
@@ -179,4 +189,18 @@ def _shown(field: str, value: object) -> str:
 
 
 def _line(record: PairRecord) -> bytes:
-    return record.model_dump_json(exclude_none=True).encode() + b"\n"
+    """A record as JSON whose last field is the digest of the others: an edited one is as wrong as an edited image."""
+    content = record.model_dump_json(exclude_none=True).encode()
+    return content[:-1] + _CHECK + _check(content) + b'"}\n'
+
+
+def _split(line: bytes) -> tuple[bytes, bytes | None]:
+    """The JSON of a record and its digest, which older releases did not write."""
+    content, found, end = line.rpartition(_CHECK)
+    if not found:
+        return line, None
+    return content + b"}", end.removesuffix(b'"}')
+
+
+def _check(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
+from fake_engine import FakeEngine, contents
 from PIL import Image
 
 from stage_rt.errors import RunError
 from stage_rt.recipe import Recipe
+from stage_rt.run.fill import fill
 from stage_rt.run.ledger import Manifest, open_run
 from stage_rt.run.writer import pair_paths, write_pair
 from stage_rt.spec import PairRecord, RunSpec
@@ -57,7 +61,7 @@ def test_a_manifest_is_read_back_and_the_last_line_of_an_index_counts(tmp_path):
     assert path.read_bytes().count(b"\n") == 3
     again = Manifest(path, PROMPT)
     assert again.records == {0: record(0), 1: record(1)}
-    again.tidy()
+    again.tidy(sorted(again.records))
     assert path.read_bytes().count(b"\n") == 2
     assert Manifest(path, PROMPT).records == again.records
 
@@ -67,7 +71,7 @@ def test_tidying_puts_lines_in_the_order_of_their_index(tmp_path):
         manifest = Manifest(tmp_path / name, PROMPT)
         for index in order:
             manifest.append(record(index))
-        manifest.tidy()
+        manifest.tidy(sorted(manifest.records))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -109,21 +113,55 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     )
 
 
+def test_an_edited_figure_of_a_line_is_damage(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    Manifest(path, PROMPT).append(record(0))
+    path.write_bytes(path.read_bytes().replace(b'"seed":0', b'"seed":1'))
+    with pytest.raises(RunError, match="is damaged in line 1"):
+        Manifest(path, PROMPT)
+
+
+def test_a_record_is_not_believed_that_is_not_as_planned(job, run):
+    fill(FakeEngine(), job, run)
+    before, path = contents(run), run / "manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["normal"], lines[2]["label"], lines[3]["seed"] = "other.png", "other.png", 7
+    lines[4] |= {
+        "status": "left out",
+        "reason": "so I say",
+        "prompt": "tile+crack",
+        "image": None,
+        "mask": None,
+    }
+    stray = lines[0] | {
+        "index": 77,
+        "image": "test/hole/000077.png",
+        "mask": "ground_truth/hole/000077_mask.png",
+    }
+    for line in (*lines, stray):
+        line.pop("check", None)
+    path.write_text("".join(json.dumps(line) + "\n" for line in (*lines, stray)))
+    engine = FakeEngine()
+    fill(engine, job, run)
+    assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert contents(run) == before
+
+
 def test_a_pair_is_done_only_while_both_files_have_their_bytes(tmp_path):
     paths = pair_paths(PROMPT, 0)
     digests = write_pair(tmp_path, paths, Image.new("L", (2, 2)), np.ones((2, 2), dtype=bool))
     manifest = Manifest(tmp_path / "manifest.jsonl", PROMPT)
-    assert not manifest.done(0, tmp_path)
+    assert not manifest.done(0, tmp_path, {})
     manifest.append(record(0, image_sha256=digests[0], mask_sha256=digests[1]))
-    assert manifest.done(0, tmp_path)
+    assert manifest.done(0, tmp_path, {})
     for path in paths:
         content = (tmp_path / path).read_bytes()
         (tmp_path / path).write_bytes(content[:-1] + b"!")
-        assert not manifest.done(0, tmp_path)
+        assert not manifest.done(0, tmp_path, {})
         (tmp_path / path).unlink()
-        assert not manifest.done(0, tmp_path)
+        assert not manifest.done(0, tmp_path, {})
         (tmp_path / path).write_bytes(content)
-    assert manifest.done(0, tmp_path)
+    assert manifest.done(0, tmp_path, {})
 
 
 def test_a_run_opens_again_with_the_same_job_only(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from small_model import small_model
+from small_model import small_model, write_small_model
 
 from stage_rt.errors import ModelError
 from stage_rt.training.folder import WEIGHTS_FILE, load_model, load_network
@@ -54,7 +54,7 @@ def test_weights_of_another_network_are_named(unet: Path, change: str) -> None:
         weights["conv_in.bias"] = torch.zeros(3)
     save_file(weights, unet / WEIGHTS_FILE)
     with pytest.raises(
-        ModelError, match=r"`.*unet` holds no usable UNet2DConditionModel weights: .*conv_in\.bias"
+        ModelError, match=r"`.*unet` holds no usable UNet2DConditionModel weights \(.*conv_in\.bias"
     ):
         load_network(UNet2DConditionModel, unet)
 
@@ -71,3 +71,26 @@ def test_a_missing_configuration_is_named(unet: Path) -> None:
     (unet / "config.json").unlink()
     with pytest.raises(ModelError, match="holds no usable UNet2DConditionModel weights"):
         load_network(UNet2DConditionModel, unet)
+
+
+@pytest.mark.parametrize("name", ["stage.json", "prompts.safetensors", f"unet/{WEIGHTS_FILE}"])
+def test_a_model_that_changed_since_it_was_written_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_small_model(tmp_path / "model")
+    content = (folder / name).read_bytes()
+    place = content.rindex(b"0") if name == "stage.json" else len(content) - 5
+    (folder / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(
+        ModelError, match=r"is not the file that SHA256SUMS lists: .* or remove SHA256SUMS if"
+    ):
+        load_model(folder)
+    (folder / "SHA256SUMS").unlink()
+    load_model(folder)
+
+
+def test_a_surplus_or_missing_file_of_a_model_is_named(tmp_path: Path) -> None:
+    folder = write_small_model(tmp_path / "model")
+    (folder / "README.md").write_text("pictures and pages take no part")
+    load_model(folder)
+    (folder / "more.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="does not list every file"):
+        load_model(folder)
