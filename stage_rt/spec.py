@@ -230,12 +230,14 @@ class EngineSpec(_Sealed):
 
 
 class RunSpec(_Spec):
-    """``run.json``: everything that decides the bytes of a run; the same job again resumes it.
+    """``run.json``: everything that decides what a run is; the same job resumes it, one of more pairs continues it.
+
+    ``count``, ``batch`` and ``backend`` are those of the last command.
 
     ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object. ``normals``, ``masks`` and ``objects`` are
-    digests of the names and sizes of all files and of the contents of those used.
+    digests of the names and sizes of all files; the contents of those used are in the lines of the pairs.
     """
 
     format: Literal[1] = 1
@@ -265,11 +267,12 @@ class PairRecord(_Spec):
     """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed or was left out, and why.
 
     ``index`` is the sample in the noise's streams, beside the run's ``seed``. ``normal`` and ``label`` are the names
-    of the files the pair was made from; ``recipe`` is the name of the run's, ``steps`` its own. ``regions`` is how
-    many squares it was painted in and ``attempts`` how often the one of them that took most, where more than once;
-    ``weak`` is set where the best attempt filled less than was asked for. ``fill``, ``leak``, ``contrast`` and
-    ``label_pixels`` are those of `stage_rt.images.labels.Figures`, ``round_trip`` is the median of
-    `stage_rt.images.labels.round_trip` over its regions; pairs of older releases lack them.
+    of the files the pair was made from, ``normal_sha256`` and ``label_sha256`` their contents; ``recipe`` is the name
+    of the run's, ``steps`` its own. ``regions`` is how many squares it was painted in and ``attempts`` how often the
+    one of them that took most, where more than once; ``weak`` is set where the best attempt filled less than was
+    asked for. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of `stage_rt.images.labels.Figures`,
+    ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its regions; pairs of older releases lack
+    them.
     """
 
     index: int = Field(ge=0)
@@ -281,6 +284,8 @@ class PairRecord(_Spec):
     mask_sha256: Sha256 | None = None
     normal: str
     label: str
+    normal_sha256: Sha256 | None = None
+    label_sha256: Sha256 | None = None
     prompt: PromptName
     seed: int
     sampler: SamplerName = "stage"

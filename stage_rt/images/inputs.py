@@ -66,7 +66,7 @@ def check_image(path: Path) -> tuple[Header, str]:
         ImageError: as `read_image`.
     """
     content = _content(path, ImageError)
-    with _whole(path, ImageError, io.BytesIO(content)) as image:
+    with _whole(path, ImageError, content) as image:
         header = _header(image)
         _photograph(image, path)
     return header, hashlib.sha256(content).hexdigest()
@@ -78,7 +78,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is missing, no image, damaged, too large or of a refused kind.
     """
-    with _whole(path, ImageError) as image:
+    with _whole(path, ImageError, _content(path, ImageError)) as image:
         return np.asarray(_photograph(image, path)).copy()
 
 
@@ -88,7 +88,7 @@ def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
     Raises:
         MaskError: the file cannot be read as an image.
     """
-    with _whole(path, MaskError) as image:
+    with _whole(path, MaskError, _content(path, MaskError)) as image:
         orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
         flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
@@ -195,25 +195,23 @@ def _content(path: Path, error: type[InputError]) -> bytes:
 
 
 @contextmanager
-def _whole(path: Path, error: type[InputError], content: io.BytesIO | None = None) -> Iterator[Image.Image]:
+def _whole(path: Path, error: type[InputError], content: bytes) -> Iterator[Image.Image]:
     """As `_opened`, once the checksums in the file were seen to agree: Pillow decodes a PNG without them."""
     with _opened(path, error, content) as image:
         image.verify()
-    if content is not None:
-        content.seek(0)
     with _opened(path, error, content) as image:
         yield image
 
 
 @contextmanager
-def _opened(path: Path, error: type[InputError], content: io.BytesIO | None = None) -> Iterator[Image.Image]:
+def _opened(path: Path, error: type[InputError], content: bytes | None = None) -> Iterator[Image.Image]:
     """An image that was checked and not decoded yet, from ``content`` if the file was read already."""
     if content is None:
         _check_file(path, error)
     with _refusing(path, error), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path if content is None else content, formats=_FORMATS) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:
             _check(image, path, error)
             yield image
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
@@ -13,10 +12,9 @@ from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, open_run
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.quality import Stroke
-from stage_rt.run.sample import Sample, readable
 from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
 from stage_rt.run.writer import WriterThread, pair_paths, write_pair
-from stage_rt.spec import ModelSpec, PairRecord, RunSpec
+from stage_rt.spec import ModelSpec, PairRecord
 
 STRANGE = 2.0
 """How many times more than in training a picture may change where nothing is painted."""
@@ -90,11 +88,7 @@ def _fill(
 ) -> int:
     """Paint on this thread, finish and write on another; returns how many pairs are new."""
     model, samples = engine.spec.model, plan.samples
-    missing = {
-        sample.index
-        for sample in samples
-        if not manifest.done(sample.index, folder, _planned(plan.spec, sample))
-    }
+    missing = {s.index for s in samples if not manifest.done(s.index, folder, plan.planned(s))}
     done, count = len(samples) - len(missing), len(samples)
     strange = _Strange(model.round_trip, notify)
     progress(done / count)
@@ -114,7 +108,7 @@ def _fill(
                 size=plan.spec.batch,
                 progress=_watched(writer.check, share),
             )
-            writer.start(partial(_write, plan.spec, batch, strokes, wanted, model, folder, manifest))
+            writer.start(partial(_write, plan, batch, strokes, wanted, model, folder, manifest))
             done += len(wanted)
             strange.look(manifest)
         progress(done / count)
@@ -154,7 +148,7 @@ def _watched(check: Callable[[], None], progress: Progress) -> Progress:
 
 
 def _write(
-    spec: RunSpec,
+    plan: Plan,
     batch: Batch,
     strokes: Callable[[], Sequence[Stroke]],
     wanted: Collection[int],
@@ -162,32 +156,19 @@ def _write(
     folder: Path,
     manifest: Manifest,
 ) -> None:
-    exact = spec.region is not None
-    for result in finish(batch, strokes(), model, composited=spec.composite, exact=exact):
+    exact = plan.spec.region is not None
+    for result in finish(batch, strokes(), model, composited=plan.spec.composite, exact=exact):
         if result.sample.index in wanted:
-            manifest.append(_keep(spec, result, folder))
+            manifest.append(_keep(plan, result, folder))
 
 
-def _planned(spec: RunSpec, sample: Sample) -> dict[str, Any]:
-    """What a pair's record holds whatever is painted."""
-    return {
-        "normal": readable(sample.normal),
-        "label": " + ".join(map(readable, sample.masks)),
-        "prompt": spec.prompt,
-        "seed": spec.seed,
-        "sampler": spec.sampler,
-        "recipe": spec.recipe.name,
-        "steps": spec.steps,
-    }
-
-
-def _keep(spec: RunSpec, result: Result, folder: Path) -> PairRecord:
-    sample = result.sample
+def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
+    sample, spec = result.sample, plan.spec
     record = PairRecord(
         index=sample.index,
         status="failed",
         reason=NON_FINITE,
-        **_planned(spec, sample),
+        **plan.planned(sample),
         latent_mask_cells=result.latent_mask_cells,
         regions=result.regions if result.regions > 1 else None,
         attempts=result.attempts if result.attempts > 1 else None,

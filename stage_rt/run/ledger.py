@@ -24,6 +24,8 @@ _LOCK_FILE = ".lock"
 _OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
+_CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}
+_OF_THE_LAST_COMMAND = ("count", "batch", "backend")
 _DIGESTS = ("engine", "normals", "masks", "objects")
 
 
@@ -66,9 +68,21 @@ class Manifest:
         """Whether the pair was left out, or written and both of its files still have the bytes that were.
 
         A record whose fields are not those ``planned`` is not believed.
+
+        Raises:
+            RunError: the pair was made from a file of that name with another content.
         """
         record = self.records.get(index)
-        if record is None or any(getattr(record, field) != value for field, value in planned.items()):
+        if record is None:
+            return False
+        other = [field for field, value in planned.items() if getattr(record, field) != value]
+        if other and set(other) <= set(_CONTENTS):
+            name = getattr(record, _CONTENTS[other[0]])
+            raise RunError(
+                f"`{self._path.parent}` holds another run, which was made from another `{name}` (pair {index}): give "
+                "the files it was started with or another `-o`"
+            )
+        if other:
             return False
         if record.status == "left out":
             return True
@@ -161,20 +175,29 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _same_job(path: Path, spec: RunSpec) -> None:
+    content = spec.model_dump_json(indent=2).encode() + b"\n"
     if not path.exists():
-        write_atomic(path, spec.model_dump_json(indent=2).encode() + b"\n")
+        write_atomic(path, content)
         return
     try:
-        there = _flat(RunSpec.model_validate_json(path.read_bytes()))
+        old = path.read_bytes()
+        there = RunSpec.model_validate_json(old)
+        fields = _flat(there)
     except (ValidationError, InputError) as damage:
         raise RunError(f"`{path}` is damaged: start again in an empty folder") from damage
-    here = _flat(spec)
-    for field, value in here.items():
-        if field != "recipe" and there[field] != value:
+    for field, value in _flat(spec).items():
+        if field not in ("recipe", *_OF_THE_LAST_COMMAND) and fields[field] != value:
             raise RunError(
-                f"`{path.parent}` holds another run, whose {field} is {_shown(field, there[field])} and not "
+                f"`{path.parent}` holds another run, whose {field} is {_shown(field, fields[field])} and not "
                 f"{_shown(field, value)}: give the job it was started with or another `-o`"
             )
+    if spec.count < there.count:
+        raise RunError(
+            f"`{path.parent}` holds a run of {there.count} pairs",
+            f"give `--count {there.count}` or more, or another `-o`",
+        )
+    if content != old:
+        write_atomic(path, content)
 
 
 def _flat(spec: RunSpec) -> dict[str, object]:

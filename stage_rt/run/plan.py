@@ -3,10 +3,11 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stage_rt.errors import InputError, MaskError
 from stage_rt.files import sha256
@@ -40,13 +41,30 @@ Notify = Callable[[str], None]
 class Plan:
     """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down.
 
-    ``together`` samples are read, painted and written at a time.
+    ``together`` samples are read, painted and written at a time. ``digests`` are the sha256 of all files that are
+    used.
     """
 
     method: Method
     samples: list[Sample]
     together: int
     spec: RunSpec
+    digests: Mapping[Path, str]
+
+    def planned(self, sample: Sample) -> dict[str, Any]:
+        """What the record of a sample holds whatever is painted."""
+        used = [self.digests[path] for path in sample.label_files]
+        return {
+            "normal": readable(sample.normal),
+            "label": " + ".join(map(readable, sample.masks)),
+            "normal_sha256": self.digests[sample.normal],
+            "label_sha256": used[0] if len(used) == 1 else hashlib.sha256("".join(used).encode()).hexdigest(),
+            "prompt": self.spec.prompt,
+            "seed": self.spec.seed,
+            "sampler": self.spec.sampler,
+            "recipe": self.spec.recipe.name,
+            "steps": self.spec.steps,
+        }
 
 
 def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress = silent) -> Plan:
@@ -78,7 +96,8 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress =
         if normal in used:
             photographs.digest(normal)
     _check_masks(samples, job.reading, notify, portion(progress, 0.8, 1.0))
-    digests = {path: photographs.digest(path) if path in used else "" for path in photographs.headers}
+    files = {path for sample in samples for path in sample.label_files}
+    digests = {path: photographs.digest(path) for path in used} | {path: sha256(path) for path in files}
     spec = RunSpec(
         engine=engine.graphs_fingerprint,
         backend=engine.backend,
@@ -94,14 +113,14 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress =
         min_fill=method.min_fill or None,
         retries=method.retries,
         strict=job.strict,
-        normals=_digest(photographs.headers, digests),
+        normals=_digest(photographs.headers),
         augment=job.augment,
         mask_class=job.reading.value,
         mask_threshold=job.reading.threshold,
-        objects=_digest_of_objects(samples),
-        masks=_digest(masks, _contents(masks, {mask for sample in samples for mask in sample.masks})),
+        objects=_digest({path: read_header(path) for path in job.objects}) if job.objects else None,
+        masks=_digest(masks),
     )
-    return Plan(method, samples, _together(samples, job.batch, method.region), spec)
+    return Plan(method, samples, _together(samples, job.batch, method.region), spec, digests)
 
 
 def _together(samples: Sequence[Sample], batch: int, view: RegionView | None) -> int:
@@ -172,15 +191,6 @@ def _pair(
     ]
 
 
-def _digest_of_objects(samples: Sequence[Sample]) -> str | None:
-    used = sorted({sample.placing.inside for sample in samples if sample.placing and sample.placing.inside})
-    return (
-        _digest({path: read_header(path) for path in used}, {path: sha256(path) for path in used})
-        if used
-        else None
-    )
-
-
 def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify, progress: Progress) -> None:
     """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
     by_mask = defaultdict(set)
@@ -208,14 +218,9 @@ def _names(paths: Sequence[Path]) -> str:
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 
 
-def _contents(files: Mapping[Path, Header], used: Collection[Path]) -> dict[Path, str]:
-    return {path: sha256(path) if path in used else "" for path in files}
-
-
-def _digest(headers: Mapping[Path, Header], contents: Mapping[Path, str]) -> str:
-    """Digest of what decides the pairing (all names and sizes) and the pixels (the used files' contents)."""
+def _digest(headers: Mapping[Path, Header]) -> str:
+    """Digest of what decides the pairing: the names and sizes of all files, used or not."""
     digest = hashlib.sha256()
     for path, header in headers.items():
-        line = f"\0{header.width}\0{header.height}\0{contents[path]}\n"
-        digest.update(os.fsencode(path.name) + line.encode())
+        digest.update(os.fsencode(path.name) + f"\0{header.width}\0{header.height}\n".encode())
     return digest.hexdigest()

@@ -61,5 +61,11 @@ class Sample:
         partner = self.placing.partner if self.placing else None
         return [self.mask] if partner is None else [self.mask, partner]
 
+    @property
+    def label_files(self) -> list[Path]:
+        """The files that decide the label beside the photograph: its masks, and the mask of the object."""
+        inside = self.placing.inside if self.placing else None
+        return self.masks if inside is None else [*self.masks, inside]
+
     def _fitted(self, mask: Path, reading: Reading) -> NDArray[np.bool_]:
         return fit_mask(read_mask(mask, reading).label, self.size, mask)

@@ -244,9 +244,7 @@ def test_a_bad_file_is_found_before_anything_is_written(job, run, damage):
     assert not run.exists()
 
 
-@pytest.mark.parametrize(
-    "changed", ["prompt", "seed", "count", "batch", "composite", "normals", "masks", "engine"]
-)
+@pytest.mark.parametrize("changed", ["prompt", "seed", "composite", "normals", "masks", "engine"])
 def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
     fill(FakeEngine(), job, run)
     before = contents(run)
@@ -256,13 +254,47 @@ def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
         image.putpixel((12, 10), 255 if changed == "masks" else (1, 2, 3))
         image.putpixel((0, 0), 255 if changed == "masks" else (1, 2, 3))
         image.save(getattr(job, changed)[0])
-    other = {"prompt": "tile+crack", "seed": 8, "count": 11, "batch": 2, "composite": False}
+    other = {"prompt": "tile+crack", "seed": 8, "composite": False}
     if changed in other:
         job = replace(job, **{changed: other[changed]})
-    with pytest.raises(RunError, match=f"holds another run, whose {changed} is .* and not .*: give the job"):
+    what = (
+        "which was made from another `000.*` .*give the files it was"
+        if changed in ("normals", "masks")
+        else f"whose {changed} is .* and not .*: give the job"
+    )
+    with pytest.raises(RunError, match=f"holds another run, {what}"):
         fill(engine, job, run)
     assert contents(run) == before
     assert engine.batches == []
+
+
+def test_a_run_grows_to_the_bytes_it_would_have_had(job, run):
+    fill(FakeEngine(), job, run)
+    engine, larger = FakeEngine(), replace(job, count=14)
+    assert fill(engine, larger, run).written == 4
+    assert engine.batches == [[8, 9, 10, 11], [12, 13]]
+    fill(FakeEngine(), larger, run.with_name("whole"))
+    assert contents(run) == contents(run.with_name("whole"))
+
+
+def test_a_run_goes_on_in_another_batch_and_on_another_backend(job, run):
+    fill(FakeEngine(), replace(job, count=5), run)
+    other = FakeEngine()
+    other.spec = other.spec.model_copy(update={"backend": "tensorrt"})
+    fill(other, replace(job, batch=2), run)
+    assert other.batches == [[4, 5], [6, 7], [8, 9]]
+    whole = FakeEngine()
+    whole.spec = other.spec
+    fill(whole, replace(job, batch=2), run.with_name("whole"))
+    assert contents(run) == contents(run.with_name("whole"))
+
+
+def test_a_run_does_not_shrink(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    with pytest.raises(RunError, match="holds a run of 10 pairs: give `--count 10` or more"):
+        fill(FakeEngine(), replace(job, count=9), run)
+    assert contents(run) == before
 
 
 def test_renaming_a_photograph_is_a_change(job, run):
