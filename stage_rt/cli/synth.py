@@ -1,8 +1,8 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +10,45 @@ from stage_rt.cli import console
 from stage_rt.names import RecipeName, SamplerName, ViewName
 
 if TYPE_CHECKING:
-    from stage_rt.run.fill import Summary
+    from stage_rt.run.jobs import Entry
+    from stage_rt.spec import EngineSpec
 
 
 def synth(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by `stage-rt build`.")],
-    normals: Annotated[Path, typer.Option(metavar="DIR", help="Photographs of good parts.")],
-    masks: Annotated[Path, typer.Option(metavar="DIR", help="Masks, white where a defect shall be.")],
-    prompt: Annotated[str, typer.Option(metavar="NAME", help="What to paint, as the model names it.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the pairs.")],
+    normals: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Photographs of good parts.", show_default=False)
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Masks, white where a defect shall be.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What to paint, as the model names it.", show_default=False),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type",
+            metavar="NAME=DIR[:COUNT]",
+            help="A prompt, its masks and how many pairs, in place of --prompt and --masks; give it once for each "
+            "type.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A list of jobs (docs/night.md), YAML or JSON lines; other options are for those that say nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every file, and say what it will come to; paint nothing.")
+    ] = False,
     count: Annotated[
         int | None, typer.Option(min=1, max=999_999, help="Number of pairs.", show_default="one per mask")
     ] = None,
@@ -133,90 +163,93 @@ def synth(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes."""
-    from functools import partial
+    """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes.
 
-    from stage_rt.cli.progress import watched_bar
-    from stage_rt.errors import FailedSamplesError, InputError
-    from stage_rt.images import layouts
-    from stage_rt.images.masks import Reading
+    One type of defect by --prompt, or several at once by --type or --jobs; a larger --count goes on.
+    """
+    from stage_rt.cli.filling import fill_all, fill_one, tell_outlook
     from stage_rt.loading import load
-    from stage_rt.run.fill import fill
-    from stage_rt.run.job import Job
 
-    if mask_class is not None and mask_threshold is not None:
-        raise InputError(
-            "`--mask-class` and `--mask-threshold` both say what is labelled", "give one of them"
-        )
-    photographs, labels = layouts.normals(normals), layouts.masks(masks)
+    options = {
+        "normals": normals,
+        "count": count,
+        "seed": seed,
+        "composite": composite,
+        "sampler": sampler,
+        "recipe": recipe,
+        "steps": steps,
+        "guidance": guidance,
+        "prompt_guidance": prompt_guidance,
+        "view": view,
+        "min_fill": min_fill,
+        "retries": retries,
+        "strict": strict,
+        "augment_masks": augment_masks,
+        "object": object_masks,
+        "mask_class": mask_class,
+        "mask_threshold": mask_threshold,
+    }
+    entries = _entries(prompt or [], masks, types or [], jobs, options)
     notify = partial(console.message, "notice")
     loaded = load(engine, notify=notify)
-    largest = max(loaded.spec.batch)
-    if batch is not None and batch > largest:
+    asked = [entry.job(_batch(batch, loaded.spec, engine)) for entry in entries]
+    if dry_run:
+        tell_outlook(loaded, asked, notify, as_json=as_json)
+    elif types or jobs:
+        fill_all(loaded, asked, output, notify, as_json=as_json)
+    else:
+        fill_one(loaded, asked[0], output, notify, as_json=as_json)
+
+
+def _entries(
+    prompts: list[str],
+    masks: Path | None,
+    types: list[str],
+    jobs: Path | None,
+    options: dict[str, Any],
+) -> "list[Entry]":
+    """The jobs that the options ask for; those not given are left to `Entry`."""
+    from stage_rt.errors import InputError
+    from stage_rt.run.jobs import checked, entry, read_jobs
+
+    given = {name: value for name, value in options.items() if value is not None}
+    ways = [bool(prompts or masks), bool(types), bool(jobs)]
+    if sum(ways) != 1:
+        raise InputError("give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`")
+    if jobs:
+        return checked(read_jobs(jobs, given))
+    if types:
+        return checked([entry(given | _type(text)) for text in types])
+    if len(prompts) != 1 or masks is None or "normals" not in given:
+        missing = (
+            "two prompts are given"
+            if len(prompts) > 1
+            else "`--prompt`, `--masks` and `--normals` go together"
+        )
         raise InputError(
-            f"batch {batch} is more than the {largest} that `{engine}` was built for: "
-            f"build it again with `--batch {batch}`"
+            f"{missing}: use `--type` for each of several types" if len(prompts) > 1 else missing
         )
-    job = Job(
-        normals=photographs,
-        masks=labels,
-        prompt=prompt,
-        count=count or len(labels),
-        seed=seed,
-        composite=composite,
-        batch=batch or largest,
-        sampler=sampler,
-        recipe=recipe,
-        steps=steps,
-        guidance=guidance,
-        prompt_guidance=prompt_guidance,
-        view=view,
-        min_fill=min_fill,
-        retries=retries,
-        strict=strict,
-        augment=augment_masks,
-        objects=layouts.masks(object_masks) if object_masks else (),
-        reading=Reading(mask_class, mask_threshold),
-    )
-    with watched_bar(job.count, "pairs") as (checking, progress):
-        summary = fill(loaded, job, output, notify=notify, checking=checking, progress=progress)
-    console.result(
-        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
-        f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
-        {
-            "run": str(output),
-            "pairs": summary.pairs,
-            "written": summary.written,
-            "steps": summary.steps,
-            "fill": _median_and_tenth(summary.fill),
-            "failed": summary.failed,
-            "left_out": summary.left_out,
-            "weak": summary.weak,
-            "refilled": summary.refilled,
-            "contact_sheet": str(summary.contact_sheet),
-            "report": str(summary.report),
-        },
-        as_json=as_json,
-    )
-    if summary.failed:
-        raise FailedSamplesError(
-            f"{len(summary.failed)} of {job.count} samples came out non-finite and were not written "
-            f"({', '.join(map(str, summary.failed[:10]))}): run the same command again, or build the engine "
-            "with `--dtype fp32`"
+    return [entry(given | {"prompt": prompts[0], "masks": masks})]
+
+
+def _type(text: str) -> dict[str, Any]:
+    """Fields of a job from ``NAME=DIR[:COUNT]``."""
+    name, equals, rest = text.partition("=")
+    folder, colon, number = rest.rpartition(":")
+    if not colon or not number.isdecimal():
+        folder, number = rest, ""
+    if not equals or not name or not folder:
+        raise typer.BadParameter(f"{text!r} is no type and its masks, as `tile+crack=masks/crack:500`")
+    return {"prompt": name, "masks": Path(folder)} | ({"count": int(number)} if number else {})
+
+
+def _batch(wanted: int | None, spec: "EngineSpec", engine: Path) -> int:
+    from stage_rt.errors import InputError
+
+    largest = max(spec.batch)
+    if wanted is not None and wanted > largest:
+        raise InputError(
+            f"batch {wanted} is more than the {largest} that `{engine}` was built for: "
+            f"build it again with `--batch {wanted}`"
         )
-
-
-def _labels(summary: "Summary") -> str:
-    if not summary.fill:
-        return ""
-    median, tenth = _median_and_tenth(summary.fill).values()
-    counts = {"painted again": summary.refilled, "weak": len(summary.weak), "left out": len(summary.left_out)}
-    told = "".join(f"; {count} {what}" for what, count in counts.items() if count)
-    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth{told}\n"
-
-
-def _median_and_tenth(fill: Sequence[float]) -> dict[str, float | None]:
-    """Of shares in ascending order; None where there are none."""
-    if not fill:
-        return {"median": None, "weakest_tenth": None}
-    return {"median": fill[len(fill) // 2], "weakest_tenth": fill[len(fill) // 10]}
+    return wanted or largest

@@ -9,7 +9,7 @@ from statistics import median
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import Manifest, open_run
+from stage_rt.run.ledger import Manifest, Place, open_run
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.quality import Stroke
 from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
@@ -64,11 +64,16 @@ def fill(
         RunError: ``folder`` holds something else, is damaged or in use.
     """
     plan = make_plan(engine.spec, job, notify, checking)
-    with open_run(folder, plan.spec) as manifest:
-        written = _fill(engine, plan, folder, manifest, notify, progress)
+    return follow(engine, plan, Place.of(folder), notify=notify, progress=progress)
+
+
+def follow(engine: Painter, plan: Plan, place: Place, *, notify: Notify, progress: Progress) -> Summary:
+    """`fill` for a plan that was made already."""
+    with open_run(place, plan.spec) as manifest:
+        written = _fill(engine, plan, place.data, manifest, notify, progress)
         manifest.tidy([sample.index for sample in plan.samples])
         records = [manifest.records[sample.index] for sample in plan.samples]
-        report.write(folder, plan.spec, records, [sample.normal for sample in plan.samples])
+        report.write(place, plan.spec, records, [sample.normal for sample in plan.samples])
     return Summary(
         pairs=sum(record.status == "ok" for record in records),
         written=written,
@@ -78,8 +83,8 @@ def fill(
         refilled=sum(record.attempts is not None for record in records),
         steps=plan.method.steps,
         fill=sorted(record.fill for record in records if record.fill is not None),
-        contact_sheet=folder / report.CONTACT_SHEET,
-        report=folder / report.PAGE,
+        contact_sheet=place.ledger / report.CONTACT_SHEET,
+        report=place.ledger / report.PAGE,
     )
 
 

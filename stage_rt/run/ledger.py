@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -27,6 +28,21 @@ _CHECK = b',"check":"'
 _CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}
 _OF_THE_LAST_COMMAND = ("count", "batch", "backend")
 _DIGESTS = ("engine", "normals", "masks", "objects")
+
+
+class Place(NamedTuple):
+    """Where a run lies: its pairs in the MVTec layout of ``data``, description, manifest and report in ``ledger``.
+
+    The runs of several types share one ``data``.
+    """
+
+    data: Path
+    ledger: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> "Place":
+        """Both in one folder."""
+        return cls(folder, folder)
 
 
 class Manifest:
@@ -107,20 +123,31 @@ class Manifest:
 
 
 @contextmanager
-def open_run(folder: Path, spec: RunSpec) -> Iterator[Manifest]:
-    """Start the run in ``folder``, or go on with it, and keep other processes out of it meanwhile.
+def open_run(place: Place, spec: RunSpec) -> Iterator[Manifest]:
+    """Start the run at ``place``, or go on with it, and keep other processes out of it meanwhile.
 
     Raises:
-        RunError: ``folder`` cannot be written, holds other files or another run, is damaged or in use.
+        RunError: the folder cannot be written, holds other files or another run, is damaged or in use.
         StageError: the disk is full or failed while the run was open.
     """
-    _claim(folder)
+    folder = place.ledger
+    claim(folder, RUN_FILE)
+    with disk_failures(folder), locked_run(folder):
+        _same_job(folder / RUN_FILE, spec)
+        for staged in _left_by_a_crash(place, spec.prompt):
+            staged.unlink()
+        yield Manifest(folder / MANIFEST_FILE, spec.prompt)
+
+
+@contextmanager
+def disk_failures(folder: Path) -> Iterator[None]:
+    """A block in which a failing disk becomes one sentence that names the file.
+
+    Raises:
+        StageError: the disk is full or failed.
+    """
     try:
-        with _locked(folder):
-            _same_job(folder / RUN_FILE, spec)
-            for staged in _left_by_a_crash(folder, spec.prompt):
-                staged.unlink()
-            yield Manifest(folder / MANIFEST_FILE, spec.prompt)
+        yield
     except OSError as failure:
         raise StageError(
             f"writing to `{_place(failure) or folder}` failed ({failure.strerror}): "
@@ -137,27 +164,37 @@ def _place(failure: OSError) -> Path | None:
     return path.with_name(staged_for(path) or path.name)
 
 
-def _left_by_a_crash(folder: Path, prompt: str) -> Iterator[Path]:
+def _left_by_a_crash(at: Place, prompt: str) -> Iterator[Path]:
     """Staged files of the run's own, found where it makes them; nobody else's."""
-    pair = [(folder / path).parent for path in pair_paths(prompt, 0)]
-    for place, own in ((folder, _OWN), *((place, _PAIR) for place in pair)):
+    pair = [(at.data / path).parent for path in pair_paths(prompt, 0)]
+    for place, own in ((at.ledger, _OWN), *((place, _PAIR) for place in pair)):
         for path in place.glob(".*.tmp"):
             if own.fullmatch(staged_for(path) or ""):
                 yield path
 
 
-def _claim(folder: Path) -> None:
+def claim(folder: Path, description: str) -> None:
+    """Make a folder, which may be there already if it holds ``description`` or nothing.
+
+    Raises:
+        RunError: it cannot be made, or holds something else.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as refusal:
         raise RunError(f"`{folder}` cannot be made a folder: give another `-o`") from refusal
     others = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    if others and not (folder / RUN_FILE).is_file():
+    if others and not (folder / description).exists():
         raise RunError(f"`{folder}` holds files that are no run of stage-rt: give an empty folder as `-o`")
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked_run(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, once it is there.
+
+    Raises:
+        RunError: another process is in it, or it may not be written.
+    """
     try:
         lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except PermissionError as refusal:

@@ -1,7 +1,8 @@
 """What a run looks like: a contact sheet and one page beside it, the same bytes for the same run."""
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ from stage_rt.spec import PairRecord, RegionView, RunSpec
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from stage_rt.run.fill import Summary
+    from stage_rt.run.ledger import Place
+
 CONTACT_SHEET = "contact_sheet.png"
 LABELS = "labels.png"
 PAGE = "report.html"
 MAX_SHOWN = 12
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TEMPLATE, _OVERVIEW = (Path(__file__).with_name(name) for name in ("report.html.j2", "overview.html.j2"))
 
 # Of the contact sheet, in pixels.
 _CELL = 176
@@ -32,29 +36,44 @@ _GROUPS = 2
 _PAPER, _CARD, _INK, _FAINT = (250, 250, 248), (232, 232, 229), (28, 28, 30), (120, 120, 124)
 
 
-def write(folder: Path, spec: RunSpec, records: Sequence[PairRecord], normals: Sequence[Path]) -> None:
+def write(place: "Place", spec: RunSpec, records: Sequence[PairRecord], normals: Sequence[Path]) -> None:
     """Write the contact sheet and the page of a run; ``normals[k]`` is the photograph of ``records[k]``."""
+    data, folder = place
     shown = [n for n, record in enumerate(records) if record.status == "ok"]
     shown = (
         [shown[k * len(shown) // MAX_SHOWN] for k in range(MAX_SHOWN)] if len(shown) > MAX_SHOWN else shown
     )
-    sheet = _sheet(folder, spec.prompt, [(records[n], normals[n]) for n in shown])
+    sheet = _sheet(data, spec.prompt, [(records[n], normals[n]) for n in shown])
     _write_png(folder / CONTACT_SHEET, sheet)
-    labels_size = _write_labels(folder, records, normals, spec.region)
-    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels_size).encode())
+    labels_size = _write_labels(place, records, normals, spec.region)
+    up = Path(os.path.relpath(data, folder)).as_posix()
+    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels_size, up).encode())
 
 
 def _write_labels(
-    folder: Path, records: Sequence[PairRecord], normals: Sequence[Path], view: RegionView | None
+    place: "Place", records: Sequence[PairRecord], normals: Sequence[Path], view: RegionView | None
 ) -> tuple[int, int] | None:
     """Write the sheet of the weakest labels, if any were measured; returns its size."""
     measured = [pair for pair in zip(records, normals, strict=True) if pair[0].fill is not None]
     if not measured:
         return None
     measured.sort(key=lambda pair: _weakest_first(pair[0]))
-    sheet = label_sheet(folder, measured[:MAX_SHOWN], view)
-    _write_png(folder / LABELS, sheet)
+    sheet = label_sheet(place.data, measured[:MAX_SHOWN], view)
+    _write_png(place.ledger / LABELS, sheet)
     return sheet.size
+
+
+def overview(folder: Path, summaries: Mapping[str, "Summary"]) -> str:
+    """The page of a folder of several types: a row each, and one contact sheet."""
+    with Image.open(folder / CONTACT_SHEET) as sheet:
+        size = sheet.size
+    return template(_OVERVIEW).render(
+        summaries=summaries,
+        pages={name: one.report.relative_to(folder).as_posix() for name, one in summaries.items()},
+        sheet=CONTACT_SHEET,
+        sheet_width=size[0],
+        sheet_height=size[1],
+    )
 
 
 def stack(sheets: Sequence[Path], path: Path) -> None:
@@ -134,9 +153,11 @@ def _page(
     records: Sequence[PairRecord],
     sheet_size: tuple[int, int],
     labels_size: tuple[int, int] | None,
+    up: str,
 ) -> str:
     return template(_TEMPLATE).render(
         spec=spec,
+        up="" if up == "." else f"{up}/",
         recipe=spec.recipe.model_dump(),
         written=sorted((record for record in records if record.status == "ok"), key=_weakest_first),
         fill=sorted(record.fill for record in records if record.fill is not None),
@@ -153,12 +174,13 @@ def _page(
 
 def template(path: Path) -> "Template":
     """A page's template; what is put in is escaped and without control characters."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     def shown(value: object) -> object:
         return printable(value) if type(value) is str else value
 
     environment = Environment(
+        loader=FileSystemLoader(path.parent, encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -166,7 +188,7 @@ def template(path: Path) -> "Template":
         keep_trailing_newline=True,
         finalize=shown,
     )
-    return environment.from_string(path.read_text(encoding="utf-8"))
+    return environment.get_template(path.name)
 
 
 def _weakest_first(record: PairRecord) -> tuple[float, int]:

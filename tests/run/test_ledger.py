@@ -8,7 +8,7 @@ from PIL import Image
 from stage_rt.errors import RunError
 from stage_rt.recipe import Recipe
 from stage_rt.run.fill import fill
-from stage_rt.run.ledger import Manifest, open_run
+from stage_rt.run.ledger import Manifest, Place, open_run
 from stage_rt.run.writer import pair_paths, write_pair
 from stage_rt.spec import PairRecord, RunSpec
 
@@ -166,9 +166,9 @@ def test_a_pair_is_done_only_while_both_files_have_their_bytes(tmp_path):
 
 def test_a_run_opens_again_with_the_same_job_only(tmp_path):
     folder = tmp_path / "new" / "run"
-    with open_run(folder, run_spec()):
+    with open_run(Place.of(folder), run_spec()):
         assert RunSpec.model_validate_json((folder / "run.json").read_bytes()) == run_spec()
-    with open_run(folder, run_spec()):
+    with open_run(Place.of(folder), run_spec()):
         pass
 
 
@@ -188,10 +188,10 @@ def test_a_run_opens_again_with_the_same_job_only(tmp_path):
     ],
 )
 def test_another_job_is_refused_with_the_difference(tmp_path, change, message):
-    with open_run(tmp_path, run_spec()):
+    with open_run(Place.of(tmp_path), run_spec()):
         pass
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(RunError) as refused, open_run(tmp_path, run_spec(**change)):
+    with pytest.raises(RunError) as refused, open_run(Place.of(tmp_path), run_spec(**change)):
         pass
     assert str(refused.value) == (
         f"`{tmp_path}` holds another run, {message}: give the job it was started with or another `-o`"
@@ -204,7 +204,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(
         RunError, match="holds files that are no run of stage-rt: give an empty folder as `-o`"
     ):
-        open_run(tmp_path, run_spec()).__enter__()
+        open_run(Place.of(tmp_path), run_spec()).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -212,14 +212,14 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("x")
     for folder in (tmp_path / "run", tmp_path / "run" / "deeper"):
         with pytest.raises(RunError, match="cannot be made a folder: give another `-o`"):
-            open_run(folder, run_spec()).__enter__()
+            open_run(Place.of(folder), run_spec()).__enter__()
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 2}'])
 def test_a_damaged_run_file_is_named(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json` is damaged: start again in an empty folder"):
-        open_run(tmp_path, run_spec()).__enter__()
+        open_run(Place.of(tmp_path), run_spec()).__enter__()
 
 
 def test_what_a_crash_left_staged_is_swept_out(tmp_path):
@@ -227,7 +227,7 @@ def test_what_a_crash_left_staged_is_swept_out(tmp_path):
     (tmp_path / "test/hole").mkdir(parents=True)
     (tmp_path / "run.json").write_text(run_spec().model_dump_json())
     (tmp_path / "test/hole/.000000.png.0123abcd.tmp").write_text("x")
-    with open_run(tmp_path, run_spec()):
+    with open_run(Place.of(tmp_path), run_spec()):
         assert [path.name for path in tmp_path.rglob("*.tmp")] == []
 
 
@@ -245,13 +245,13 @@ def test_what_the_run_did_not_make_is_left_alone(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    with open_run(tmp_path, run_spec()):
+    with open_run(Place.of(tmp_path), run_spec()):
         assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")} == set(names)
 
 
 def test_a_folder_is_filled_by_one_run_at_a_time(tmp_path):
     message = "is being filled by another process: wait for it to end"
-    with open_run(tmp_path, run_spec()), pytest.raises(RunError, match=message):
-        open_run(tmp_path, run_spec()).__enter__()
-    with open_run(tmp_path, run_spec()):
+    with open_run(Place.of(tmp_path), run_spec()), pytest.raises(RunError, match=message):
+        open_run(Place.of(tmp_path), run_spec()).__enter__()
+    with open_run(Place.of(tmp_path), run_spec()):
         pass

@@ -1,0 +1,116 @@
+"""What ``stage-rt synth`` does once its options are a list of jobs, and what it says of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stage_rt.cli import console
+from stage_rt.cli.progress import watched_bar, watched_share
+from stage_rt.engine import Engine
+from stage_rt.errors import FailedSamplesError
+from stage_rt.run.fill import Summary, fill
+from stage_rt.run.job import Job
+from stage_rt.run.night import follow_all, outlook, plans
+from stage_rt.run.plan import Notify
+from stage_rt.run.report import PAGE
+
+
+def fill_one(engine: Engine, job: Job, output: Path, notify: Notify, *, as_json: bool) -> None:
+    """Paint one job into ``output`` and say what it came to.
+
+    Raises:
+        FailedSamplesError: some samples came out non-finite; the others are there.
+    """
+    with watched_bar(job.count, "pairs") as (checking, progress):
+        summary = fill(engine, job, output, notify=notify, checking=checking, progress=progress)
+    console.result(
+        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
+        f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
+        {"run": str(output), **_fields(summary)},
+        as_json=as_json,
+    )
+    _require_finite([summary], job.count)
+
+
+def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify, *, as_json: bool) -> None:
+    """`fill_one` for several types in one folder."""
+    total = sum(job.count for job in asked)
+    with watched_bar(total, "pairs") as (checking, progress):
+        made = plans(engine, asked, notify=notify, progress=checking)
+        summaries = follow_all(engine, made, output, notify=notify, progress=progress)
+    pairs, written = (sum(getattr(one, name) for one in summaries.values()) for name in ("pairs", "written"))
+    lines = [
+        f"{name}: {one.pairs} pairs ({one.written} new), {_labels(one)}".rstrip(" ,\n")
+        for name, one in summaries.items()
+    ]
+    console.result(
+        "\n".join([f"{pairs} pairs in `{output}` ({written} new)", *lines, f"report `{output / PAGE}`"]),
+        {"run": str(output), "types": {name: _fields(one) for name, one in summaries.items()}},
+        as_json=as_json,
+    )
+    _require_finite(list(summaries.values()), total)
+
+
+def tell_outlook(engine: Engine, asked: Sequence[Job], notify: Notify, *, as_json: bool) -> None:
+    """Check every file of the jobs, time a few steps and say what all of it will take."""
+    with watched_share("checking the files") as progress:
+        made = plans(engine, asked, notify=notify, progress=progress)
+    found = outlook(engine, made)
+    counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
+    console.result(
+        f"{counts}\nabout {_duration(found.seconds)} and {found.bytes / 2**20:.0f} MiB, "
+        "without what is painted again\nnothing was painted",
+        {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
+        as_json=as_json,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
+
+
+def _fields(summary: Summary) -> dict[str, object]:
+    return {
+        "pairs": summary.pairs,
+        "written": summary.written,
+        "steps": summary.steps,
+        "fill": _median_and_tenth(summary.fill),
+        "failed": summary.failed,
+        "left_out": summary.left_out,
+        "weak": summary.weak,
+        "refilled": summary.refilled,
+        "contact_sheet": str(summary.contact_sheet),
+        "report": str(summary.report),
+    }
+
+
+def _require_finite(summaries: Sequence[Summary], count: int) -> None:
+    failed = [index for summary in summaries for index in summary.failed]
+    if failed:
+        raise FailedSamplesError(
+            f"{len(failed)} of {count} samples came out non-finite and were not written "
+            f"({', '.join(map(str, failed[:10]))}): run the same command again, or build the engine "
+            "with `--dtype fp32`"
+        )
+
+
+def _labels(summary: Summary) -> str:
+    if not summary.fill:
+        return ""
+    median, tenth = _median_and_tenth(summary.fill).values()
+    counts = {"painted again": summary.refilled, "weak": len(summary.weak), "left out": len(summary.left_out)}
+    told = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth{told}\n"
+
+
+def _median_and_tenth(fill: Sequence[float]) -> dict[str, float | None]:
+    """Of shares in ascending order; None where there are none."""
+    if not fill:
+        return {"median": None, "weakest_tenth": None}
+    return {"median": fill[len(fill) // 2], "weakest_tenth": fill[len(fill) // 10]}

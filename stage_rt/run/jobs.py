@@ -1,0 +1,188 @@
+"""A list of jobs as a user writes it: YAML or JSON lines, checked whole before anything is painted."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stage_rt.errors import InputError, printable
+from stage_rt.images import layouts
+from stage_rt.images.masks import Reading
+from stage_rt.names import RecipeName, SamplerName, ViewName
+from stage_rt.run.job import Job
+from stage_rt.spec import PromptName
+
+
+class Entry(BaseModel):
+    """One job; paths are seen from the file's own folder. Fields as the options of ``stage-rt synth``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: PromptName
+    normals: Path
+    masks: Path
+    count: int | None = Field(default=None, ge=1, le=999_999)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    composite: bool = True
+    sampler: SamplerName = "stage"
+    steps: int | None = None
+    recipe: RecipeName | None = None
+    guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
+    prompt_guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
+    view: ViewName | None = None
+    min_fill: float | None = Field(default=None, ge=0, le=1)
+    retries: int = Field(default=5, ge=0)
+    strict: bool = False
+    augment_masks: bool = False
+    object: Path | None = None
+    mask_class: int | None = Field(default=None, ge=1, le=65535)
+    mask_threshold: float | None = Field(default=None, ge=0, le=1)
+
+    def job(self, batch: int) -> Job:
+        """The job, with the files that are in its folders.
+
+        Raises:
+            InputError: a folder holds no images, or masks are to be read in two ways.
+        """
+        if self.mask_class is not None and self.mask_threshold is not None:
+            raise InputError(
+                "`--mask-class` and `--mask-threshold` both say what is labelled", "give one of them"
+            )
+        masks = layouts.masks(self.masks)
+        return Job(
+            normals=layouts.normals(self.normals),
+            masks=masks,
+            prompt=self.prompt,
+            count=self.count or len(masks),
+            seed=self.seed,
+            composite=self.composite,
+            batch=batch,
+            sampler=self.sampler,
+            recipe=self.recipe,
+            steps=self.steps,
+            guidance=self.guidance,
+            prompt_guidance=self.prompt_guidance,
+            view=self.view,
+            min_fill=self.min_fill,
+            retries=self.retries,
+            strict=self.strict,
+            augment=self.augment_masks,
+            objects=layouts.masks(self.object) if self.object else (),
+            reading=Reading(self.mask_class, self.mask_threshold),
+        )
+
+
+class _Written(NamedTuple):
+    """What a file says of one job, and in which line."""
+
+    line: int
+    fields: Any
+
+
+def read_jobs(path: Path, defaults: Mapping[str, Any]) -> list[Entry]:
+    """The jobs of a file: a YAML list, or JSON objects one a line in a ``.jsonl``.
+
+    Args:
+        path: the file.
+        defaults: fields of jobs that do not say otherwise.
+
+    Raises:
+        InputError: the file cannot be read; names line and field of what is wrong in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError(f"`{path}` cannot be read ({reason}): check the path") from None
+    written = list(_json_lines(path, text) if path.suffix == ".jsonl" else _yaml(path, text))
+    if not written:
+        raise InputError(f"`{path}` lists no jobs: add one with `prompt`, `normals` and `masks`")
+    return [_entry(path, one, defaults) for one in written]
+
+
+def checked(entries: Sequence[Entry]) -> list[Entry]:
+    """``entries``, no two of which paint the same type.
+
+    Raises:
+        InputError: two would write the same files.
+    """
+    from stage_rt.run.writer import defect_type
+
+    seen: dict[str, str] = {}
+    for entry in entries:
+        kind = defect_type(entry.prompt)
+        if kind in seen:
+            raise InputError(
+                f"prompts {seen[kind]!r} and {entry.prompt!r} both write `test/{kind}`: put them into two runs"
+            )
+        seen[kind] = entry.prompt
+    return list(entries)
+
+
+def entry(fields: Mapping[str, Any]) -> Entry:
+    """A job from options of the command line.
+
+    Raises:
+        InputError: names the field that is wrong.
+    """
+    try:
+        return Entry.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(_first(error)) from None
+
+
+def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
+    where = f"`{path}` line {written.line}"
+    if not isinstance(written.fields, dict):
+        raise InputError(f"{where} is no job: write `prompt`, `normals` and `masks` of one")
+    own = {
+        name: path.parent / value
+        if name in ("normals", "masks", "object") and isinstance(value, str)
+        else value
+        for name, value in written.fields.items()
+    }
+    try:
+        return Entry.model_validate({**defaults, **own})
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    field = printable(".".join(map(str, fault["loc"])))
+    if fault["type"] == "missing":
+        return f"`{field}` is missing: add it"
+    if fault["type"] == "extra_forbidden":
+        return f"`{field}` is no field of a job: use some of {', '.join(Entry.model_fields)}"
+    return f"`{field}` is not valid ({printable(fault['msg'])})"
+
+
+def _json_lines(path: Path, text: str) -> Iterator[_Written]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield _Written(number, json.loads(line))
+            except (ValueError, RecursionError):
+                raise InputError(f"`{path}` line {number} is no JSON: write one object a line") from None
+
+
+def _yaml(path: Path, text: str) -> Iterator[_Written]:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return
+        if not isinstance(root, yaml.SequenceNode):
+            raise InputError(f"`{path}` holds no list of jobs: begin each with `- prompt: NAME`")
+        for node in root.value:
+            loader = yaml.SafeLoader("")
+            yield _Written(node.start_mark.line + 1, loader.construct_document(node))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(
+            f"`{path}` line {line} is no YAML ({printable(str(error.problem))}): mend it"
+        ) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"`{path}` is no YAML ({printable(type(error).__name__)}): mend it") from None

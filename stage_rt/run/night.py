@@ -1,0 +1,130 @@
+"""Several defect types in one folder: all are checked before the first is begun, and each is a run of its own."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+
+from stage_rt.errors import RunError, StageError
+from stage_rt.files import write_atomic
+from stage_rt.noise import PhiloxNoise
+from stage_rt.progress import Progress, portion, silent
+from stage_rt.run import report
+from stage_rt.run.fill import Summary, follow
+from stage_rt.run.job import Job
+from stage_rt.run.ledger import Place, claim, disk_failures, locked_run
+from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.workers import Painter, Piece, prepare
+from stage_rt.run.writer import defect_type
+from stage_rt.spec import RUN_FILE
+
+TYPES = "types"
+"""The folder in which each type has its description, manifest and report."""
+MEASURED_STEPS = 4
+"""Steps of a batch whose time is taken for that of all."""
+PNG_SHARE = 0.6
+"""Size of a written PNG by that of its pixels, of photographs of surfaces."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What jobs will come to: pairs by type, seconds without what is painted again, and bytes on disk."""
+
+    pairs: dict[str, int]
+    seconds: float
+    bytes: int
+
+
+def plans(engine: Painter, jobs: Sequence[Job], *, notify: Notify, progress: Progress = silent) -> list[Plan]:
+    """The plan of every job, all of whose files were checked.
+
+    Raises:
+        InputError: as `stage_rt.run.plan.make_plan`; says of which type.
+    """
+    made = []
+    for number, job in enumerate(jobs):
+        share = portion(progress, number / len(jobs), (number + 1) / len(jobs))
+        try:
+            made.append(make_plan(engine.spec, job, _of(job.prompt, notify), share))
+        except StageError as error:
+            raise type(error)(f"{job.prompt}: {error.problem}", error.remedy) from error
+    return made
+
+
+def follow_all(
+    engine: Painter, made: Sequence[Plan], folder: Path, *, notify: Notify, progress: Progress
+) -> dict[str, Summary]:
+    """Paint every plan into ``folder``, one type after the other; what each came to, by its prompt.
+
+    The same plans again resume. A type that was added later is painted beside the others.
+
+    Raises:
+        RunError: ``folder`` is a run of one type, holds something else or is in use.
+        StageError: as `stage_rt.run.fill.fill`.
+    """
+    if (folder / RUN_FILE).is_file():
+        raise RunError(
+            f"`{folder}` holds a run of one type: give another `-o`, or its own options to go on with it"
+        )
+    claim(folder, TYPES)
+    total, done, summaries = sum(plan.spec.count for plan in made), 0, {}
+    with disk_failures(folder), locked_run(folder):
+        (folder / TYPES).mkdir(exist_ok=True)
+        for plan in made:
+            share = portion(progress, done / total, (done + plan.spec.count) / total)
+            place = Place(folder, folder / TYPES / defect_type(plan.spec.prompt))
+            summaries[plan.spec.prompt] = follow(
+                engine, plan, place, notify=_of(plan.spec.prompt, notify), progress=share
+            )
+            done += plan.spec.count
+        report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
+        write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
+    return summaries
+
+
+def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
+    """How long the plans will take and what they will need, by a few steps of a batch of each."""
+    seconds, size = 0.0, 0
+    for plan in made:
+        batch = prepare(plan.samples[: plan.together], engine.spec.model, plan.method.region)
+        pace = _seconds_a_step(engine, plan, batch.pieces[: plan.spec.batch])
+        regions = len(batch.pieces) / len(batch.samples)
+        calls = -(-len(plan.samples) * regions // plan.spec.batch)
+        seconds += calls * plan.method.steps * pace
+        channels = [1 if sample.grey else 3 for sample in plan.samples]
+        pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
+        size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
+    return Outlook({plan.spec.prompt: plan.spec.count for plan in made}, seconds, size)
+
+
+class _Measured(Exception):  # noqa: N818  # no error
+    """Enough steps were timed."""
+
+
+def _seconds_a_step(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> float:
+    times = []
+
+    def timed(share: float) -> None:
+        times.append(monotonic())
+        if len(times) > MEASURED_STEPS:
+            raise _Measured
+
+    with suppress(_Measured):
+        engine.paint(
+            np.stack([piece.image for piece in pieces]),
+            np.stack([piece.mask for piece in pieces]),
+            prompt=plan.method.prompt,
+            noise=PhiloxNoise([plan.spec.seed] * len(pieces), range(len(pieces))),
+            sampler=plan.method.sampler,
+            recipe=plan.method.recipe,
+            steps=plan.method.steps,
+            progress=timed,
+        )
+    return (times[-1] - times[0]) / max(len(times) - 1, 1)
+
+
+def _of(prompt: str, notify: Notify) -> Notify:
+    return lambda notice: notify(f"{prompt}: {notice}")

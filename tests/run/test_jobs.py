@@ -1,0 +1,115 @@
+"""Lists of jobs as users write them: what is wrong is named with its line and field, before anything is painted."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_engine import PROMPT, labels, photographs
+
+from stage_rt.errors import DatasetError, InputError
+from stage_rt.run.jobs import Entry, checked, entry, read_jobs
+
+GOOD = """
+- prompt: tile+hole
+  normals: good
+  masks: holes
+  count: 500
+- prompt: tile+crack
+  normals: good
+  masks: /elsewhere/cracks
+  steps: 100
+  augment_masks: true
+"""
+
+
+def written(tmp_path, text, name="jobs.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_jobs_are_read_with_paths_from_the_files_own_folder(tmp_path):
+    hole, crack = read_jobs(written(tmp_path, GOOD), {"seed": 7, "steps": 50})
+    assert (hole.prompt, hole.normals, hole.masks) == (PROMPT, tmp_path / "good", tmp_path / "holes")
+    assert (hole.count, hole.seed, hole.steps) == (500, 7, 50)
+    assert (crack.masks, crack.count, crack.steps, crack.augment_masks) == (
+        Path("/elsewhere/cracks"),
+        None,
+        100,
+        True,
+    )
+
+
+def test_json_lines_say_the_same(tmp_path):
+    jobs = [{"prompt": "tile+hole", "normals": "good", "masks": "holes", "count": 500}]
+    jobs.append(
+        {
+            "prompt": "tile+crack",
+            "normals": "good",
+            "masks": "/elsewhere/cracks",
+            "steps": 100,
+            "augment_masks": True,
+        }
+    )
+    lines = written(tmp_path, "\n\n".join(map(json.dumps, jobs)), "jobs.jsonl")
+    assert read_jobs(lines, {}) == read_jobs(written(tmp_path, GOOD), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists no jobs: add one"),
+        ("prompt: a", "holds no list of jobs: begin each with `- prompt: NAME`"),
+        ("- a\n- b: [", "line 2 is no YAML ("),
+        ("- just words", "line 1 is no job: write `prompt`"),
+        (
+            "- {prompt: a, normals: n, masks: m}\n- {prompt: b, masks: m}",
+            "line 2: `normals` is missing: add it",
+        ),
+        (
+            "\n\n- {prompt: a, normals: n, masks: m, cuont: 5}",
+            "line 3: `cuont` is no field of a job: use some of prompt,",
+        ),
+        ("- {prompt: a, normals: n, masks: m, count: 0}", "line 1: `count` is not valid ("),
+        ("- {prompt: a, normals: n, masks: m, guidance: .nan}", "line 1: `guidance` is not valid ("),
+        ("- {prompt: a, normals: n, masks: m, count: !!python/object:os.system x}", "is no YAML ("),
+        ("- \u0000", "is no YAML ("),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as refused:
+        read_jobs(path, {})
+    assert str(refused.value).startswith(f"`{path}` ")
+    assert message in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_a_line_that_is_no_json_and_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="line 2 is no JSON: write one object a line"):
+        read_jobs(written(tmp_path, '{"prompt": "a", "normals": "n", "masks": "m"}\n{', "jobs.jsonl"), {})
+    with pytest.raises(InputError, match="cannot be read"):
+        read_jobs(tmp_path / "nowhere.yaml", {})
+    (tmp_path / "latin.yaml").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_jobs(tmp_path / "latin.yaml", {})
+
+
+def test_two_jobs_of_one_type_are_refused():
+    fields = {"normals": "n", "masks": "m"}
+    with pytest.raises(
+        InputError, match=r"'tile\+hole' and 'lid\+hole' both write `test/hole`: put them into two runs"
+    ):
+        checked([entry({"prompt": name, **fields}) for name in ("tile+hole", "tile+crack", "lid+hole")])
+
+
+def test_an_entry_becomes_a_job_of_the_files_in_its_folders(tmp_path):
+    normals, masks = photographs(tmp_path / "n", 3), labels(tmp_path / "m", 4)
+    job = Entry(prompt=PROMPT, normals=tmp_path / "n", masks=tmp_path / "m", seed=3).job(batch=4)
+    assert (job.normals, job.masks, job.count, job.seed, job.batch) == (normals, masks, 4, 3, 4)
+    with pytest.raises(DatasetError, match="is not a folder"):
+        Entry(prompt=PROMPT, normals=tmp_path / "none", masks=tmp_path / "m").job(4)
+    with pytest.raises(InputError, match="both say what is labelled"):
+        Entry(
+            prompt=PROMPT, normals=tmp_path / "n", masks=tmp_path / "m", mask_class=1, mask_threshold=0.5
+        ).job(4)
