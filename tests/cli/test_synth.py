@@ -309,3 +309,80 @@ def test_an_unknown_sampler_is_a_usage_error_with_the_choices(synth):
     code, _, err = synth(sampler="ddim")
     assert code == 2
     assert "anomalydiffusion" in err
+
+
+@pytest.fixture
+def night(here, monkeypatch, capsys):
+    """Run the command on several types of ``masks``."""
+    labels(here / "cracks", 2)
+
+    def run(*arguments):
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(FakeEngine()))
+        with pytest.raises(SystemExit) as exited:
+            main(["synth", "engine", "-o", "run", *arguments])
+        captured = capsys.readouterr()
+        return exited.value.code, captured.out, captured.err
+
+    return run
+
+
+TYPES = ("--normals", "normals", "--type", f"{PROMPT}=masks:6", "--type", "tile+crack=cracks")
+
+
+def test_several_types_are_painted_into_one_folder(night, here):
+    code, out, err = night(*TYPES)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "8 pairs in `run` (8 new)"
+    assert lines[1].startswith("tile+hole: 6 pairs (6 new), labels painted by ")
+    assert lines[2].startswith("tile+crack: 2 pairs (2 new), labels painted by ")
+    assert lines[3:] == ["report `run/report.html`"]
+    assert len(list((here / "run/test").glob("*/*.png"))) == 8
+    code, out, _ = night(*TYPES, "--json")
+    found = json.loads(out)
+    assert (code, found["run"]) == (0, "run")
+    assert {name: one["written"] for name, one in found["types"].items()} == {"tile+hole": 0, "tile+crack": 0}
+
+
+def test_a_list_of_jobs_gives_the_same_as_its_options(night, here):
+    night(*TYPES)
+    before = contents(here / "run")
+    (here / "jobs.yaml").write_text(
+        f"- {{prompt: {PROMPT}, masks: masks, count: 6}}\n- {{prompt: tile+crack, masks: cracks}}\n"
+    )
+    assert night("--normals", "normals", "--jobs", "jobs.yaml")[0] == 0
+    assert contents(here / "run") == before
+
+
+def test_a_dry_run_says_what_it_will_come_to_and_paints_nothing(night, here):
+    code, out, err = night(*TYPES, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.startswith("tile+hole: 6 pairs\ntile+crack: 2 pairs\nabout ")
+    assert out.endswith("without what is painted again\nnothing was painted\n")
+    assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`"),
+        (("--prompt", PROMPT, *TYPES), "give `--prompt` and `--masks`, or `--type`"),
+        (("--prompt", PROMPT), "`--prompt`, `--masks` and `--normals` go together"),
+        (
+            ("--normals", "normals", "--masks", "masks", "--prompt", PROMPT, "--prompt", "tile+crack"),
+            "two prompts are given: use `--type` for each of several types",
+        ),
+        (("--type", f"{PROMPT}=masks"), "`normals` is missing: add it"),
+        ((*TYPES, "--type", f"{PROMPT}=cracks"), "both write `test/hole`"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_sentence(night, arguments, message):
+    code, out, err = night(*arguments)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["masks", "=masks", "hole=", "hole=:5"])
+def test_a_type_without_name_or_masks_is_wrong_usage(night, text):
+    assert night("--normals", "normals", "--type", text)[0] == 2
