@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,8 +23,9 @@ from .segmenters.encoder import load_encoder
 
 AUXILIARY = 0.4
 """Weight of an auxiliary head's loss, as mmsegmentation has it."""
-EXPOSURE = (0.85, 1.15)
-"""Range of the factor that a picture's brightness is changed by in training."""
+SCALES, BRIGHTNESS, CONTRAST = (0.5, 2.0), 32.0, (0.5, 1.5)
+"""How crops are changed in training, as mmsegmentation does: factor of their size, and for every other one levels
+that are added and the factor of all levels. A tile is lit three times as brightly as another."""
 BATCH_OF_TEST = 16
 
 
@@ -45,6 +47,7 @@ class Lesson:
     def digest(self) -> str:
         """sha256 of all of it, the file's content in place of its name."""
         content = asdict(self) | {"encoder": self.encoder and sha256(self.encoder)}
+        content |= {"scales": SCALES, "brightness": BRIGHTNESS, "contrast": CONTRAST}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -64,7 +67,7 @@ def learn(
     device: Device,
     progress: Callable[[float], None],
 ) -> nn.Module:
-    """A segmenter of ``classes`` classes, trained on crops that are mirrored and brightened at random.
+    """A segmenter of ``classes`` classes, trained on crops that are mirrored, scaled and lit otherwise at random.
 
     Every crop is of any part with the same chance, so that many painted pairs do not crowd out a few real ones. Half
     of the crops lie around a labelled pixel, of each class as often; the others anywhere in any picture. Cross
@@ -120,7 +123,7 @@ def _batch(
     lesson: Lesson,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Network inputs ``[B, 3, s, s]`` and classes ``[B, s, s]``, each crop mirrored and brightened on its own.
+    """Network inputs ``[B, 3, s, s]`` and classes ``[B, s, s]``, each crop changed on its own.
 
     ``holding`` are the pictures of each class, of every part.
     """
@@ -130,14 +133,34 @@ def _batch(
         pictures, shown = parts[part], holding[part]
         around = bool(shown) and number < lesson.batch // 2
         candidates = shown[int(rng.integers(len(shown)))] if around else np.arange(len(pictures))
-        window = _window(pictures, int(rng.choice(candidates)), lesson.crop, rng, around=around)
-        image, label = pictures.images[window].astype(np.float32), pictures.classes[window]
+        side = min(round(lesson.crop / np.exp(rng.uniform(*np.log(SCALES)))), pictures.classes.shape[1])
+        window = _window(pictures, int(rng.choice(candidates)), side, rng, around=around)
+        image, label = _scaled(pictures.images[window], pictures.classes[window], lesson.crop)
         for axis in (0, 1):
             if rng.random() < 0.5:
                 image, label = np.flip(image, axis), np.flip(label, axis)
-        images.append(image * np.float32(rng.uniform(*EXPOSURE)))
+        images.append(_lit(image, rng))
         classes.append(label)
     return inputs(np.stack(images)), torch.from_numpy(np.stack(classes)).long()
+
+
+def _scaled(
+    image: NDArray[np.uint8], label: NDArray[np.uint8], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    how = cv2.INTER_AREA if len(label) > side else cv2.INTER_LINEAR
+    return cv2.resize(image, (side, side), interpolation=how), cv2.resize(
+        label, (side, side), interpolation=cv2.INTER_NEAREST
+    )
+
+
+def _lit(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Levels of a crop in another light, and as another camera would give them."""
+    levels = image.astype(np.float32)
+    if rng.random() < 0.5:
+        levels = levels + np.float32(rng.uniform(-BRIGHTNESS, BRIGHTNESS))
+    if rng.random() < 0.5:
+        levels = levels * np.float32(rng.uniform(*CONTRAST))
+    return levels.clip(0, 255)
 
 
 def _window(

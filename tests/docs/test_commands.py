@@ -104,7 +104,7 @@ def test_the_pages_have_commands_to_run() -> None:
     "line",
     [
         "stage-rt synth ENGINE --normals N --masks M --prompt p -o RUN --stepps 100",
-        "stage-rt synth ENGINE --masks M --prompt p -o RUN",
+        "stage-rt synth ENGINE --normals N --masks M --prompt p",
         "stage-rt synth ENGINE --normals N --masks M --prompt p -o RUN --sampler ddim",
         "stage-rt build MODEL -o ENGINE --backend tensorflow",
         "stage-rt paint ENGINE",
