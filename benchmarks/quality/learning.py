@@ -147,10 +147,11 @@ def _batch(
 def _scaled(
     image: NDArray[np.uint8], label: NDArray[np.uint8], side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    how = cv2.INTER_AREA if len(label) > side else cv2.INTER_LINEAR
-    return cv2.resize(image, (side, side), interpolation=how), cv2.resize(
-        label, (side, side), interpolation=cv2.INTER_NEAREST
-    )
+    def sized(array: NDArray[np.uint8], how: int) -> NDArray[np.uint8]:
+        return np.asarray(cv2.resize(array, (side, side), interpolation=how), dtype=np.uint8)
+
+    smooth = cv2.INTER_AREA if len(label) > side else cv2.INTER_LINEAR
+    return sized(image, smooth), sized(label, cv2.INTER_NEAREST)
 
 
 def _lit(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
