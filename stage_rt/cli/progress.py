@@ -81,9 +81,8 @@ def watched_stages(unit: str) -> Iterator[Callable[[str, int, int, float | None]
             bar.update(stages[stage], completed=step, value=text)
             if bar.disable and (step == steps or time.monotonic() - told > LINE_SECONDS):
                 told = time.monotonic()
-                task = bar.tasks[stages[stage]]
-                left = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
-                messages().print(" ".join(filter(None, (stage, f"{step}/{steps}", text))) + left)
+                line = " ".join(filter(None, (stage, f"{step}/{steps}", text)))
+                messages().print(line + _left(bar.tasks[stages[stage]]))
             check()
 
         yield show
@@ -93,17 +92,27 @@ def watched_stages(unit: str) -> Iterator[Callable[[str, int, int, float | None]
 def counting_bar(total: float, unit: str) -> Iterator[Progress]:
     """A bar on stderr that shows a share as a part of ``total``, with ``unit``/s and the time left.
 
-    Nothing without a terminal. What it is told first does not count for the speed.
+    Without a terminal, a line a minute. What it is told first does not count for the speed.
     """
     columns = (BarColumn(), _Done(unit), _Rate(unit), TimeRemainingColumn(compact=True))
     with _bar(*columns) as bar:
+        told = time.monotonic()
 
         def show(share: float) -> None:
+            nonlocal told
             if not bar.tasks:
                 bar.add_task("", total=total, completed=total * share)  # type: ignore[arg-type]  # rich shows fractions
             bar.update(bar.task_ids[0], completed=total * share)
+            if bar.disable and time.monotonic() - told > LINE_SECONDS:
+                told = time.monotonic()
+                messages().print(f"{int(total * share)}/{total:.0f} {unit}{_left(bar.tasks[0])}")
 
         yield show
+
+
+def _left(task: Task) -> str:
+    """The time a task will still take, for a line; nothing while that is not known."""
+    return f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
 
 
 def _bar(*columns: ProgressColumn) -> Bar:

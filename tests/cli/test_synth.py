@@ -326,6 +326,15 @@ def night(here, monkeypatch, capsys):
     return run
 
 
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(synth, monkeypatch):
+    monkeypatch.setattr("stage_rt.cli.progress.LINE_SECONDS", 0.0)
+    code, _, err = synth()
+    assert code == 0
+    lines = err.splitlines()
+    assert all(line.partition(" pairs")[0] in {f"{n}/4" for n in range(5)} for line in lines)
+    assert lines[-1].startswith("4/4 pairs")
+
+
 TYPES = ("--normals", "normals", "--type", f"{PROMPT}=masks:6", "--type", "tile+crack=cracks")
 
 
