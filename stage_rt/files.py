@@ -62,8 +62,9 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     staged.mkdir()
     try:
         yield staged
-        for path in [*staged.rglob("*"), staged]:
+        for path in staged.rglob("*"):
             _sync(path)
+        _sync(staged)
         _check_free(folder, replace)
         _move(staged, folder, replace)
     except BaseException:

@@ -94,12 +94,12 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress =
         min_fill=method.min_fill or None,
         retries=method.retries,
         strict=job.strict,
-        normals=_digest(photographs.headers, digests),
+        normals=files_digest(photographs.headers, digests),
         augment=job.augment,
         mask_class=job.reading.value,
         mask_threshold=job.reading.threshold,
         objects=_digest_of_objects(samples),
-        masks=_digest(masks, _contents(masks, {mask for sample in samples for mask in sample.masks})),
+        masks=files_digest(masks, _contents(masks, {mask for sample in samples for mask in sample.masks})),
     )
     return Plan(method, samples, _together(samples, job.batch, method.region), spec)
 
@@ -175,7 +175,7 @@ def _pair(
 def _digest_of_objects(samples: Sequence[Sample]) -> str | None:
     used = sorted({sample.placing.inside for sample in samples if sample.placing and sample.placing.inside})
     return (
-        _digest({path: read_header(path) for path in used}, {path: sha256(path) for path in used})
+        files_digest({path: read_header(path) for path in used}, {path: sha256(path) for path in used})
         if used
         else None
     )
@@ -212,7 +212,7 @@ def _contents(files: Mapping[Path, Header], used: Collection[Path]) -> dict[Path
     return {path: sha256(path) if path in used else "" for path in files}
 
 
-def _digest(headers: Mapping[Path, Header], contents: Mapping[Path, str]) -> str:
+def files_digest(headers: Mapping[Path, Header], contents: Mapping[Path, str]) -> str:
     """Digest of what decides the pairing (all names and sizes) and the pixels (the used files' contents)."""
     digest = hashlib.sha256()
     for path, header in headers.items():

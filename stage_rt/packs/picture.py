@@ -1,0 +1,69 @@
+"""One picture of a pack, and what a format has to do with it."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Side = Literal["train", "val"]
+SIDES: tuple[Side, Side] = ("train", "val")
+
+
+@dataclass(frozen=True)
+class File:
+    """The bytes of a file; ``original`` is one on disk that has them."""
+
+    content: bytes
+    original: Path | None = None
+
+    def put(self, path: Path) -> None:
+        """Make ``path`` this file: linked to the original where the file system allows it, else written."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.original is not None and not self.original.is_symlink():
+            with suppress(OSError):
+                os.link(self.original, path)
+                return
+        path.write_bytes(self.content)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair, or a good photograph, whose ``kind`` (defect type) is None.
+
+    ``number`` counts the pictures of the pack from 0. ``image`` and ``mask`` (0 and 255) are PNG, ``label`` is what
+    the mask shows, bool ``[H, W]``. ``provenance`` holds JSON values.
+    """
+
+    number: int
+    side: Side
+    kind: str | None
+    image: File
+    mask: File
+    label: NDArray[np.bool_]
+    provenance: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """What its files are called, without suffix."""
+        return f"{self.number:06d}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        height, width = self.label.shape
+        return width, height
+
+
+class Format(Protocol):
+    """A pack being written, picture by picture."""
+
+    def add(self, picture: Picture) -> str:
+        """Write one picture; returns the place of its image inside the pack."""
+
+    def close(self) -> None:
+        """Write what is known at the end."""
