@@ -1,8 +1,5 @@
 """Finished runs as data sets that other tools open: one file a format, the table below."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
 from stage_rt.names import PackName
 from stage_rt.packs.coco import Coco
 from stage_rt.packs.mmseg import MMSeg
@@ -12,7 +9,7 @@ from stage_rt.packs.picture import Format
 from stage_rt.packs.voc import VOC
 from stage_rt.packs.yolo import YOLO
 
-FORMATS: dict[PackName, Callable[[Path, Sequence[str]], Format]] = {
+FORMATS: dict[PackName, type[Format]] = {
     "mvtec": MVTec,
     "coco": Coco,
     "yolo": YOLO,
@@ -20,4 +17,4 @@ FORMATS: dict[PackName, Callable[[Path, Sequence[str]], Format]] = {
     "voc": VOC,
     "parquet": Parquet,
 }
-"""What writes a pack into an empty folder, given the names of the defect types in order."""
+"""What writes a pack of each name."""

@@ -14,12 +14,12 @@ import numpy as np
 
 from stage_rt.extras import library
 from stage_rt.packs.outlines import Part, corners, parts
-from stage_rt.packs.picture import SIDES, Picture
+from stage_rt.packs.picture import SIDES, Format, Picture
 
 _FILES = ("instances", "polygons")
 
 
-class Coco:
+class Coco(Format):
     """``annotations/instances_<side>.json`` holds RLE, ``polygons_<side>.json`` the same parts as polygons.
 
     Raises:
@@ -28,7 +28,7 @@ class Coco:
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self._mask = library("pycocotools.mask", "a COCO pack needs `pycocotools`", "pack")
-        self._folder, self._classes = folder, classes
+        super().__init__(folder, classes)
         self._images = {side: _Rows() for side in SIDES}
         self._annotations = {(name, side): _Rows() for name in _FILES for side in SIDES}
         for side in SIDES:
@@ -38,12 +38,12 @@ class Coco:
         """Write one picture and keep what is to be said of it."""
         width, height = picture.size
         name, image = f"{picture.name}.png", picture.number + 1
-        picture.image.put(self._folder / picture.side / name)
+        picture.image.put(self.folder / picture.side / name)
         self._images[picture.side].add(
             {"id": image, "file_name": name, "width": width, "height": height, "extra": picture.provenance}
         )
         if picture.kind is not None:
-            category = self._classes.index(picture.kind) + 1
+            category = self.number(picture.kind)
             for part in parts(picture.label):
                 said = {"image_id": image, "category_id": category, "iscrowd": 0, "bbox": part.box}
                 rle = self._rle(part, picture)
@@ -54,18 +54,23 @@ class Coco:
                     rows.add({"id": rows.count + 1, **said, "segmentation": segmentation})
         return f"{picture.side}/{name}"
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Write the files of annotations."""
-        categories = [{"id": n, "name": name} for n, name in enumerate(self._classes, start=1)]
-        (self._folder / "annotations").mkdir()
+        categories = [{"id": n, "name": name} for n, name in enumerate(self.classes, start=1)]
+        (self.folder / "annotations").mkdir()
         for (name, side), rows in self._annotations.items():
-            with (self._folder / "annotations" / f"{name}_{side}.json").open("wb") as file:
+            with (self.folder / "annotations" / f"{name}_{side}.json").open("wb") as file:
                 file.write(b'{"info":{},"licenses":[],"categories":' + json.dumps(categories).encode())
                 for field, content in (("images", self._images[side]), ("annotations", rows)):
                     file.write(f',\n"{field}":[\n'.encode())
                     content.copy_to(file)
                     file.write(b"]")
                 file.write(b"}\n")
+
+    def close(self) -> None:
+        """Remove the rows kept aside."""
+        for rows in (*self._images.values(), *self._annotations.values()):
+            rows.close()
 
     def _rle(self, part: Part, picture: Picture) -> dict[str, Any]:
         alone = np.zeros(picture.label.shape, dtype=np.uint8, order="F")
@@ -89,3 +94,6 @@ class _Rows:
     def copy_to(self, file: IO[bytes]) -> None:
         self._file.seek(0)
         shutil.copyfileobj(self._file, file)
+
+    def close(self) -> None:
+        self._file.close()

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stage_rt.packs.palette import BACKGROUND, classes_png, colour
-from stage_rt.packs.picture import File, Picture
+from stage_rt.packs.picture import Format, Picture
 
 
-class MMSeg:
+class MMSeg(Format):
     """``metainfo.json`` is what a dataset of mmsegmentation is told of classes and colours."""
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self._folder, self._classes = folder, classes
+        super().__init__(folder, classes)
         names = [BACKGROUND, *classes]
         metainfo = {"classes": names, "palette": [colour(n) for n in range(len(names))]}
         (folder / "metainfo.json").write_text(json.dumps(metainfo, indent=2) + "\n")
@@ -23,10 +23,7 @@ class MMSeg:
     def add(self, picture: Picture) -> str:
         """Write one picture and its mask, all 0 where the part is good."""
         place = f"img_dir/{picture.side}/{picture.name}.png"
-        picture.image.put(self._folder / place)
-        mask = File(classes_png(picture, self._classes, coloured=False))
-        mask.put(self._folder / "ann_dir" / picture.side / f"{picture.name}.png")
+        picture.image.put(self.folder / place)
+        mask = classes_png(picture.label, self.number(picture.kind), coloured=False)
+        mask.put(self.folder / "ann_dir" / picture.side / f"{picture.name}.png")
         return place
-
-    def close(self) -> None:
-        """Nothing is left to be written."""

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from stage_rt.packs.picture import Picture
+from stage_rt.packs.picture import Format, Picture
 
 _FOLDERS = {"train": "train", "val": "test"}
 
 
-class MVTec:
+class MVTec(Format):
     """Pairs number from 0 in every type, good photographs in ``train/good`` and ``test/good``."""
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self._folder = folder
+        super().__init__(folder, classes)
         self._counts: Counter[str] = Counter()
 
     def add(self, picture: Picture) -> str:
@@ -24,10 +24,7 @@ class MVTec:
         place = f"{_FOLDERS[picture.side]}/{picture.kind or 'good'}"
         name = f"{self._counts[place]:06d}"
         self._counts[place] += 1
-        picture.image.put(self._folder / place / f"{name}.png")
+        picture.image.put(self.folder / place / f"{name}.png")
         if picture.kind is not None:
-            picture.mask.put(self._folder / "ground_truth" / picture.kind / f"{name}_mask.png")
+            picture.mask.put(self.folder / "ground_truth" / picture.kind / f"{name}_mask.png")
         return f"{place}/{name}.png"
-
-    def close(self) -> None:
-        """Nothing is left to be written."""

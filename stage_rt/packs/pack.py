@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -113,16 +113,19 @@ def _write(
     names = {readable(path) for path in photographs}
     sides = _sides(request, {name: found.painted.get(name, {}) for name in {*found.painted, *names}}, names)
     skipped, written = found.skipped.copy(), {side: Counter[str]() for side in SIDES}
-    writer, numbers, total = FORMATS[request.format](folder, classes), count(), found.pairs + len(photographs)
+    numbers, total = count(), found.pairs + len(photographs)
     painted = pairs(runs, sides.of_pairs, numbers, skipped, weak=request.weak)
-    with (folder / PROVENANCE_FILE).open("w", encoding="utf-8") as provenance:
+    with (
+        closing(FORMATS[request.format](folder, classes)) as writer,
+        (folder / PROVENANCE_FILE).open("w", encoding="utf-8") as provenance,
+    ):
         for picture in chain(painted, good(photographs, sides.of_good, numbers)):
             progress(picture.number / total)
             kind = picture.kind or GOOD
             said = {"file": writer.add(picture), "side": picture.side, "type": kind, **picture.provenance}
             provenance.write(json.dumps(said, ensure_ascii=False) + "\n")
             written[picture.side][kind] += 1
-    writer.close()
+        writer.finish()
     summary = Summary(classes, {side: dict(written[side]) for side in SIDES}, dict(skipped))
     check_any(sum(map(summary.pairs, SIDES)), skipped)
     (folder / PACK_FILE).write_text(json.dumps(_description(request, runs, summary), indent=2) + "\n")

@@ -1,26 +1,25 @@
 """Labels as masks of class numbers, and the colours that show them."""
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from stage_rt.packs.picture import Picture
+from stage_rt.packs.picture import File
 
 BACKGROUND = "background"
 
 
-def classes_png(picture: Picture, classes: Sequence[str], *, coloured: bool) -> bytes:
-    """A picture's label as 8-bit PNG: 0 is the background, n the n-th of ``classes``; ``coloured`` adds a palette."""
-    value = 0 if picture.kind is None else classes.index(picture.kind) + 1
-    image = Image.fromarray(picture.label.astype(np.uint8) * np.uint8(value))
+def classes_png(label: NDArray[np.bool_], number: int, *, coloured: bool) -> File:
+    """A label bool ``[H, W]`` as 8-bit PNG: its class ``number``, and 0 elsewhere; ``coloured`` adds a palette."""
+    image = Image.fromarray(label.astype(np.uint8) * np.uint8(number))
     if coloured:
         # A palette is put on grey levels as they are.
         image.putpalette([level for n in range(256) for level in colour(n)])
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return File(buffer.getvalue())
 
 
 def colour(number: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stage_rt.extras import library
-from stage_rt.packs.picture import Picture, Side
+from stage_rt.packs.picture import Format, Picture, Side
 
 ROW_GROUP_BYTES = 64 * 2**20
 """How much is held in memory of each side before it is written."""
@@ -20,7 +20,7 @@ _NUMBERS = ("run", "index", "steps", "attempts", "regions", "label_pixels")
 _SHARES = ("fill", "leak", "contrast")
 
 
-class Parquet:
+class Parquet(Format):
     """Columns ``image``, ``mask``, ``type``, ``class`` (0 of good parts), ``width``, ``height`` and the provenance.
 
     Raises:
@@ -30,30 +30,35 @@ class Parquet:
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self._arrow = library("pyarrow", "a Parquet pack needs `pyarrow`", "pack")
         self._parquet = library("pyarrow.parquet", "a Parquet pack needs `pyarrow`", "pack")
-        self._folder, self._classes = folder, classes
+        super().__init__(folder, classes)
         self._tables: dict[Side, _Table] = {}
 
     def add(self, picture: Picture) -> str:
         """Hand over one row."""
         if picture.side not in self._tables:
-            self._tables[picture.side] = _Table(self._arrow, self._parquet, self._folder, picture.side)
+            self._tables[picture.side] = _Table(self._arrow, self._parquet, self.folder, picture.side)
         width, height = picture.size
         name = f"{picture.name}.png"
         row = {
             "image": {"bytes": picture.image.content, "path": name},
             "mask": {"bytes": picture.mask.content, "path": f"{picture.name}_mask.png"},
             "type": picture.kind or "good",
-            "class": 0 if picture.kind is None else self._classes.index(picture.kind) + 1,
+            "class": self.number(picture.kind),
             "width": width,
             "height": height,
         }
         size = len(picture.image.content) + len(picture.mask.content)
         return self._tables[picture.side].add(row | dict(picture.provenance), size)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Write the rows in hand."""
         for table in self._tables.values():
             table.end_file()
+
+    def close(self) -> None:
+        """Close what is not finished."""
+        for table in self._tables.values():
+            table.close()
 
 
 class _Table:
@@ -85,9 +90,14 @@ class _Table:
         if self._writer is None:
             return
         self._end_group()
-        self._writer.close()
-        self._writer, self._written = None, 0
+        self.close()
+        self._written = 0
         self._files += 1
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
 
     def _end_group(self) -> None:
         if self._rows:

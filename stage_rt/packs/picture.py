@@ -1,11 +1,12 @@
 """One picture of a pack, and what a format has to do with it."""
 
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +60,22 @@ class Picture:
         return width, height
 
 
-class Format(Protocol):
-    """A pack being written, picture by picture."""
+class Format(ABC):
+    """A pack being written into an empty ``folder``, picture by picture; ``classes`` are the defect types in order."""
 
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.folder, self.classes = folder, classes
+
+    @abstractmethod
     def add(self, picture: Picture) -> str:
         """Write one picture; returns the place of its image inside the pack."""
 
-    def close(self) -> None:
-        """Write what is known at the end."""
+    def finish(self) -> None:  # noqa: B027  # most formats have nothing to add
+        """Write what is known once every picture was added."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of open files, whether the pack was finished or not."""
+
+    def number(self, kind: str | None) -> int:
+        """The class of a defect type, counted from 1; 0 of good parts."""
+        return 0 if kind is None else self.classes.index(kind) + 1

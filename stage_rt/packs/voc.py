@@ -10,16 +10,16 @@ from xml.etree import ElementTree
 from stage_rt.errors import printable
 from stage_rt.packs.outlines import parts
 from stage_rt.packs.palette import BACKGROUND, classes_png
-from stage_rt.packs.picture import SIDES, File, Picture
+from stage_rt.packs.picture import SIDES, File, Format, Picture
 
 _SETS = ("Segmentation", "Main")
 
 
-class VOC:
+class VOC(Format):
     """``labels.txt`` names the class of every number in the masks."""
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self._folder, self._classes = folder, classes
+        super().__init__(folder, classes)
         (folder / "labels.txt").write_text("\n".join([BACKGROUND, *classes]) + "\n")
         for kind in _SETS:
             (folder / "ImageSets" / kind).mkdir(parents=True)
@@ -29,18 +29,15 @@ class VOC:
     def add(self, picture: Picture) -> str:
         """Write one picture, its mask and its boxes; the mask is all 0 where the part is good."""
         place = f"JPEGImages/{picture.name}.png"
-        picture.image.put(self._folder / place)
-        mask = File(classes_png(picture, self._classes, coloured=True))
-        mask.put(self._folder / "SegmentationClass" / f"{picture.name}.png")
+        picture.image.put(self.folder / place)
+        mask = classes_png(picture.label, self.number(picture.kind), coloured=True)
+        mask.put(self.folder / "SegmentationClass" / f"{picture.name}.png")
         boxes = File(ElementTree.tostring(_annotation(picture), encoding="utf-8"))
-        boxes.put(self._folder / "Annotations" / f"{picture.name}.xml")
+        boxes.put(self.folder / "Annotations" / f"{picture.name}.xml")
         for kind in _SETS:
-            with (self._folder / "ImageSets" / kind / f"{picture.side}.txt").open("a") as names:
+            with (self.folder / "ImageSets" / kind / f"{picture.side}.txt").open("a") as names:
                 names.write(f"{picture.name}\n")
         return place
-
-    def close(self) -> None:
-        """Nothing is left to be written."""
 
 
 def _annotation(picture: Picture) -> ElementTree.Element:
