@@ -61,7 +61,7 @@ class Picture:
 
 
 class Format(ABC):
-    """A pack being written into an empty ``folder``, picture by picture; ``classes`` are the defect types in order."""
+    """A pack being written into an empty ``folder``; ``classes`` are the defect types in order."""
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.folder, self.classes = folder, classes
