@@ -11,22 +11,25 @@ from collections.abc import Iterable, Mapping
 Counts = Mapping[str, Mapping[str, int]]
 """By a photograph's name: how many pictures of each type are made of it."""
 
+_ALL = "all/types"
+"""Counted as a type is, and the name of none."""
+
 
 def held_out(photographs: Counts, share: float, seed: int) -> frozenset[str]:
     """The photographs of the validation side, so that ``share`` of every type is left to train on.
 
-    Those with most pictures go first, the seed's order decides between equals. Each goes to the side that, type by
-    type, has the smaller part of what is its due; the training side between equals.
+    Those with most pictures go first, the seed's order decides between equals. Each goes to the side that has the
+    smaller part of its due, in every type and in all together; the training side between equals. So both sides have
+    something, given two photographs.
     """
-    total: Counter[str] = Counter()
-    for counts in photographs.values():
-        total.update(counts)
-    due = [{kind: part * count for kind, count in total.items()} for part in (share, 1 - share)]
     if not 0 < share < 1:
         return frozenset() if share else frozenset(photographs)
+    photographs = {name: {**counts, _ALL: sum(counts.values())} for name, counts in photographs.items()}
+    total = sum(map(Counter, photographs.values()), Counter[str]())
+    due = [{kind: part * count for kind, count in total.items()} for part in (share, 1 - share)]
     have: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     out = set()
-    for name in sorted(_shuffled(photographs, seed), key=lambda name: -sum(photographs[name].values())):
+    for name in sorted(_shuffled(photographs, seed), key=lambda name: -photographs[name][_ALL]):
         counts = photographs[name]
         wants = [
             sum(count * (1 - have[side][kind] / due[side][kind]) for kind, count in counts.items())

@@ -54,8 +54,8 @@ def test_json(pack):
 def test_what_mvtec_cannot_hold_is_told(pack):
     code, out, err = pack("run", "-o", "set", "--format", "mvtec", "--split", "0.6", "--normals", "normals")
     assert code == 0
-    assert "val   4 pairs: 2 good, 4 hole\n" in out
-    assert err.startswith("notice: 5 pairs were left out, as their photographs are in `train/good`: ")
+    assert "train 0 pairs: 3 good\nval   3 pairs: 2 good, 3 hole\n" in out
+    assert err.startswith("notice: 6 pairs were left out, as their photographs are in `train/good`: ")
     code, out, err = pack("run", "-o", "other", "--format", "mvtec")
     assert (code, err) == (
         0,
