@@ -1,7 +1,7 @@
 """What runs hold, by their manifests, before a picture is read."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Su
             found.painted[record.normal][run.kind] += 1
             sizes[run.folder].add(run.size(record))
     check_any(found.pairs, found.skipped)
-    _check_sizes({folder: its for folder, its in sizes.items() if its})
+    _check_sizes(sizes)
     return found
 
 
@@ -80,16 +80,13 @@ def check_any(pairs: int, skipped: Mapping[str, int]) -> None:
 
 
 def _check_sizes(sizes: Mapping[Path, Sizes]) -> None:
-    (first, its), *others = sizes.items()
-    for folder, found in others:
-        if not found & its:
+    """Runs of one size each are of one object if it is the same; an object may as well come in many sizes."""
+    uniform = [(folder, min(its)) for folder, its in sizes.items() if len(its) == 1]
+    for folder, size in uniform[1:]:
+        first, its = uniform[0]
+        if size != its:
             raise RunError(
-                f"the pictures of `{first}` are {_shown(its)} and those of `{folder}` {_shown(found)}, so that they "
-                "show different objects",
+                f"the pictures of `{first}` are {its[0]}x{its[1]} and those of `{folder}` {size[0]}x{size[1]}, so "
+                "that they show different objects",
                 "pack them apart",
             )
-
-
-def _shown(sizes: Collection[tuple[int, int]]) -> str:
-    width, height = min(sizes)
-    return f"{width}x{height}" + (f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else "")

@@ -200,6 +200,17 @@ def test_progress_rises_to_one(runs, tmp_path):
     assert (told[0], told[-1]) == (0, 1)
 
 
+def test_runs_of_an_object_of_many_sizes_go_together(made, tmp_path):
+    normals = [
+        *photographs(tmp_path / "normals", 2, (48, 32)),
+        *photographs(tmp_path / "more", 2, (60, 40)),
+    ]
+    job = Job(normals, labels(tmp_path / "masks", 4, (48, 32)), "tile+crack", 8, 1, composite=True, batch=4)
+    fill(FakeEngine(), job, tmp_path / "mixed")
+    summary = pack(Request([made("plain"), tmp_path / "mixed"], "voc"), tmp_path / "pack")
+    assert summary.pairs("train") + summary.pairs("val") == 6 + 8
+
+
 class TestRefused:
     """One sentence that names the thing and the fix, and nothing on the disk."""
 
