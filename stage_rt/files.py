@@ -62,8 +62,10 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     staged.mkdir()
     try:
         yield staged
-        for path in [*staged.rglob("*"), staged]:
-            _sync(path)
+        # Not by `rglob`, which remembers every path.
+        for place, _, names in os.walk(staged, topdown=False):
+            for path in (*names, "."):
+                _sync(Path(place, path))
         _check_free(folder, replace)
         _move(staged, folder, replace)
     except BaseException:

@@ -5,6 +5,7 @@ from typing import Literal
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
 DType = Literal["fp32", "fp16", "bf16"]
 MaskRule = Literal["cover", "authors"]
+PackName = Literal["mvtec", "coco", "yolo", "mmseg", "voc", "parquet"]
 PresetName = Literal["tiny", "small"]
 RecipeName = Literal["authors", "paper", "masked", "baseline", "+mga", "+aif", "+gd", "+ema", "full"]
 SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]

@@ -17,6 +17,7 @@ from stage_rt.cli.evaluate import evaluate
 from stage_rt.cli.export import export
 from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
+from stage_rt.cli.pack import pack
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
 from stage_rt.cli.verify import verify
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, inspect, verify, synth, evaluate, doctor, demo):
+for _command in (train, export, build, inspect, verify, synth, pack, evaluate, doctor, demo):
     app.command()(_command)
 app.add_typer(import_)
 

@@ -21,7 +21,7 @@ from stage_rt.run.writer import pair_paths
 from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"
 _OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
@@ -109,17 +109,26 @@ class Manifest:
 
     def _parse(self, line: bytes, number: int, prompt: str) -> PairRecord:
         try:
-            content, check = _split(line)
-            record = PairRecord.model_validate_json(content)
-            if check not in (None, _check(content)):
-                raise ValueError("not as it was written")
-            if record.image is not None and (record.image, record.mask) != pair_paths(prompt, record.index):
-                raise ValueError("not the paths of this pair")
-        except (ValidationError, ValueError) as damage:
+            return read_line(line, prompt)
+        except ValueError as damage:
             raise RunError(
                 f"`{self._path}` is damaged in line {number}: delete that line and run the same command again"
             ) from damage
-        return record
+
+
+def read_line(line: bytes, prompt: str) -> PairRecord:
+    """The record of a line of ``manifest.jsonl`` of a run of ``prompt``.
+
+    Raises:
+        ValueError: the line is not as it was written.
+    """
+    content, check = _split(line)
+    record = PairRecord.model_validate_json(content)
+    if check not in (None, _check(content)):
+        raise ValueError("not as it was written")
+    if record.image is not None and (record.image, record.mask) != pair_paths(prompt, record.index):
+        raise ValueError("not the paths of this pair")
+    return record
 
 
 @contextmanager
@@ -196,7 +205,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         RunError: another process is in it, or it may not be written.
     """
     try:
-        lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except PermissionError as refusal:
         raise RunError(
             f"`{folder}` may not be written: give yourself permission or another `-o`"

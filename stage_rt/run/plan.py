@@ -113,12 +113,12 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress =
         min_fill=method.min_fill or None,
         retries=method.retries,
         strict=job.strict,
-        normals=_digest(photographs.headers),
+        normals=files_digest(photographs.headers),
         augment=job.augment,
         mask_class=job.reading.value,
         mask_threshold=job.reading.threshold,
-        objects=_digest({path: read_header(path) for path in job.objects}) if job.objects else None,
-        masks=_digest(masks),
+        objects=files_digest({path: read_header(path) for path in job.objects}) if job.objects else None,
+        masks=files_digest(masks),
     )
     return Plan(method, samples, _together(samples, job.batch, method.region), spec, digests)
 
@@ -218,7 +218,7 @@ def _names(paths: Sequence[Path]) -> str:
     return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 
 
-def _digest(headers: Mapping[Path, Header]) -> str:
+def files_digest(headers: Mapping[Path, Header]) -> str:
     """Digest of what decides the pairing: the names and sizes of all files, used or not."""
     digest = hashlib.sha256()
     for path, header in headers.items():

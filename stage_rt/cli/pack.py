@@ -1,0 +1,86 @@
+"""``stage-rt pack``: finished runs as one data set for other tools."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stage_rt.cli import console
+from stage_rt.names import PackName
+
+if TYPE_CHECKING:
+    from stage_rt.packs.pack import Summary
+
+
+def pack(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs of `stage-rt synth`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the data set.")],
+    layout: Annotated[
+        PackName,
+        typer.Option(
+            "--format",
+            help="What shall read it (docs/packs.md): anomalib `mvtec`, detectron2 and others `coco`, ultralytics "
+            "`yolo`, mmsegmentation `mmseg`.",
+        ),
+    ],
+    split: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Share to train on; all pairs of one photograph stay on one side."
+        ),
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(help="Decides which photographs are held out.")] = 0,
+    normals: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Photographs the runs were painted into, to go along as good parts; may be given again.",
+            show_default="none",
+        ),
+    ] = None,
+    no_weak: Annotated[
+        bool, typer.Option("--no-weak", help="Leave out pairs whose label was painted too little.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Merge the pairs of finished runs into DIR, which other tools open as it is."""
+    from stage_rt.cli.progress import watched_share
+    from stage_rt.packs.pack import Request
+    from stage_rt.packs.pack import pack as write
+    from stage_rt.packs.pictures import IN_TRAIN
+
+    request = Request(runs, layout, split, seed, normals or (), weak=not no_weak)
+    with watched_share("packing") as progress:
+        summary = write(request, output, progress)
+    if summary.skipped.get(IN_TRAIN):
+        console.message(
+            "notice",
+            f"{summary.skipped[IN_TRAIN]} pairs were left out, as their photographs are in `train/good`: more pairs "
+            "stay with a smaller `--split` or with photographs that nothing was painted into",
+        )
+    if layout == "mvtec" and not summary.pictures["train"]:
+        console.message(
+            "notice", "`train/good` is empty, which anomalib does not train on: add `--normals DIR`"
+        )
+    console.result(_text(summary, output), _fields(summary, output), as_json=as_json)
+
+
+def _text(summary: "Summary", output: Path) -> str:
+    lines = [f"{sum(map(summary.pairs, summary.pictures))} pairs in `{output}`"]
+    for side, pictures in summary.pictures.items():
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(pictures.items()))
+        lines.append(f"{side:<5} {summary.pairs(side)} pairs" + (f": {counts}" if counts else ""))
+    if summary.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
+        lines.append(f"left out: {reasons}")
+    return "\n".join(lines)
+
+
+def _fields(summary: "Summary", output: Path) -> dict[str, object]:
+    return {
+        "pack": str(output),
+        "classes": summary.classes,
+        "pairs": {side: summary.pairs(side) for side in summary.pictures},
+        "pictures": summary.pictures,
+        "skipped": summary.skipped,
+    }

@@ -1,0 +1,163 @@
+"""Finished runs merged into one data set, whole or not at all."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+
+from stage_rt.errors import InputError
+from stage_rt.files import staged_folder
+from stage_rt.names import PackName
+from stage_rt.packs import FORMATS
+from stage_rt.packs.photographs import find
+from stage_rt.packs.picture import SIDES, Side
+from stage_rt.packs.pictures import good, pairs
+from stage_rt.packs.runs import FinishedRun, opened, places
+from stage_rt.packs.split import Counts, held_out, kept_good
+from stage_rt.packs.survey import GOOD, Survey, check_any, survey
+from stage_rt.progress import Progress, portion, silent
+from stage_rt.run.sample import readable
+
+PACK_FILE = "pack.json"
+PROVENANCE_FILE = "provenance.jsonl"
+
+_SURVEY = 0.1
+"""Share of the progress that reading the manifests is."""
+_OF_A_RUN = {"engine", "backend", "sampler", "prompt", "count", "seed", "composite", "steps", "min_fill"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be packed, and how.
+
+    ``split`` is the share to train on. ``normals`` are the folders of good photographs that the runs were given, if
+    those are to go along. ``weak`` is whether pairs whose label stayed weak do.
+    """
+
+    runs: Sequence[Path]
+    format: PackName
+    split: float = 0.8
+    seed: int = 0
+    normals: Sequence[Path] = ()
+    weak: bool = True
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pack holds: ``pictures`` by side and type, good ones among them, and samples ``skipped`` by reason."""
+
+    classes: list[str]
+    pictures: dict[Side, dict[str, int]]
+    skipped: dict[str, int]
+
+    def pairs(self, side: Side) -> int:
+        """How many pairs a side has."""
+        return sum(number for kind, number in self.pictures[side].items() if kind != GOOD)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Where photographs stand: ``out`` are held out, and what was painted into those ``taken`` has no place."""
+
+    out: frozenset[str]
+    taken: frozenset[str] = frozenset()
+
+    def of_good(self, name: str) -> Side:
+        return "val" if name in self.out else "train"
+
+    def of_pairs(self, name: str) -> Side | None:
+        return None if name in self.taken else self.of_good(name)
+
+
+def pack(request: Request, output: Path, progress: Progress = silent) -> Summary:
+    """Write the pairs of finished runs as one data set into ``output``; the same runs give the same files.
+
+    Pictures are read one after the other and held to the digests of their manifests. ``progress`` is told the share
+    that is done; what it raises leaves nothing behind.
+
+    Raises:
+        InputError: the split is no share, ``output`` has content, or there is nothing to pack.
+        RunError: a folder is no finished run, or a file of it was changed.
+        DatasetError, ImageError: the photographs are not those of the runs, or cannot be read.
+        MissingExtraError: the library of the format is not installed.
+    """
+    if not 0 <= request.split <= 1:
+        raise InputError(f"the split must be a share to train on from 0 to 1, not {request.split:g}")
+    _check_distinct(request.runs)
+    with ExitStack() as held:
+        runs = [held.enter_context(opened(at)) for folder in request.runs for at in places(folder)]
+        with staged_folder(output) as folder:
+            found = survey(runs, weak=request.weak, progress=portion(progress, 0.0, _SURVEY))
+            photographs = find(request.normals, found.used) if request.normals else []
+            return _write(folder, request, runs, found, photographs, portion(progress, _SURVEY, 1.0))
+
+
+def _check_distinct(folders: Sequence[Path]) -> None:
+    ((folder, times),) = Counter(path.resolve() for path in folders).most_common(1)
+    if times > 1:
+        raise InputError(f"`{folder}` is given {times} times", "name every run once")
+
+
+def _write(
+    folder: Path,
+    request: Request,
+    runs: Sequence[FinishedRun],
+    found: Survey,
+    photographs: Sequence[Path],
+    progress: Progress,
+) -> Summary:
+    classes = sorted({run.kind for run in runs})
+    names = {readable(path) for path in photographs}
+    sides = _sides(request, {name: found.painted.get(name, {}) for name in {*found.painted, *names}}, names)
+    skipped, written = found.skipped.copy(), {side: Counter[str]() for side in SIDES}
+    numbers, total = count(), found.pairs + len(photographs)
+    painted = pairs(runs, sides.of_pairs, numbers, skipped, weak=request.weak)
+    with (
+        closing(FORMATS[request.format](folder, classes)) as writer,
+        (folder / PROVENANCE_FILE).open("w", encoding="utf-8") as provenance,
+    ):
+        for picture in chain(painted, good(photographs, sides.of_good, numbers)):
+            progress(picture.number / total)
+            kind = picture.kind or GOOD
+            said = {"file": writer.add(picture), "side": picture.side, "type": kind, **picture.provenance}
+            provenance.write(json.dumps(said, ensure_ascii=False) + "\n")
+            written[picture.side][kind] += 1
+        writer.finish()
+    summary = Summary(classes, {side: dict(written[side]) for side in SIDES}, dict(skipped))
+    check_any(sum(map(summary.pairs, SIDES)), skipped)
+    (folder / PACK_FILE).write_text(json.dumps(_description(request, runs, summary), indent=2) + "\n")
+    progress(1.0)
+    return summary
+
+
+def _sides(request: Request, painted: Counts, photographs: set[str]) -> _Sides:
+    """The sides of all photographs; ``painted`` counts the pairs of each, ``photographs`` go along as good ones."""
+    if request.format == "mvtec":
+        # Readers of the layout learn from `train/good` alone, so that all pairs are for tests.
+        kept = kept_good({name: painted[name] for name in photographs}, request.split, request.seed)
+        return _Sides(frozenset(painted) - kept, kept)
+    if len(painted) == 1 and 0 < request.split < 1:
+        raise InputError(
+            "every pair was painted into the same photograph, which a split would put on both sides",
+            "take `--split 1`",
+        )
+    counts = {name: {**its, GOOD: 1} if name in photographs else its for name, its in painted.items()}
+    return _Sides(held_out(counts, request.split, request.seed))
+
+
+def _description(request: Request, runs: Sequence[FinishedRun], summary: Summary) -> dict[str, object]:
+    """What the pack says of itself; paths are left out, so that the same runs give the same bytes."""
+    made_by = [
+        run.spec.model_dump(mode="json", include=_OF_A_RUN) | {"recipe": run.spec.recipe.name} for run in runs
+    ]
+    return {
+        "format": request.format,
+        "split": {"train": request.split, "seed": request.seed},
+        "classes": summary.classes,
+        "pictures": summary.pictures,
+        "skipped": summary.skipped,
+        "runs": made_by,
+    }

@@ -1,0 +1,67 @@
+"""The good photographs that runs were painted into, found again and known by their contents."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stage_rt.errors import DatasetError, InputError
+from stage_rt.files import sha256
+from stage_rt.images import layouts
+from stage_rt.images.inputs import Header, read_header
+from stage_rt.packs.runs import FinishedRun
+from stage_rt.run.plan import files_digest
+from stage_rt.run.sample import readable
+
+
+def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | None]]) -> list[Path]:
+    """All photographs of ``folders``, each of which some run was given as its ``--normals``.
+
+    ``runs`` maps every run to the photographs that it used, by their names, and their sha256.
+
+    Raises:
+        DatasetError: a folder is missing or empty, or is not as a run was given it.
+        InputError: a run has no pixels of its photographs.
+    """
+    known = [_Folder(folder) for folder in folders]
+    left = set(folders)
+    for run, used in runs.items():
+        if not run.spec.composite:
+            raise InputError(
+                f"`{run.folder}` was painted with `--no-composite`, so that its pairs do not look like photographs",
+                "leave out `--normals`",
+            )
+        given = [each for each in known if each.digest == run.spec.normals and each.holds(used)]
+        if not given:
+            names = ", ".join(f"`{folder}`" for folder in folders)
+            raise DatasetError(
+                f"{names} does not hold the photographs of `{run.folder}` as they were when it was painted",
+                "give the folder that its `stage-rt synth` was given",
+            )
+        left -= {each.path for each in given}
+    if left:
+        raise DatasetError(f"no run was painted into the photographs of `{min(left)}`", "leave it out")
+    return [path for each in known for path in each.headers]
+
+
+class _Folder:
+    """Photographs whose contents are read when they are asked for, once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.headers: dict[Path, Header] = {file: read_header(file) for file in layouts.normals(path)}
+        self._contents: dict[Path, str] = {}
+
+    @property
+    def digest(self) -> str:
+        """As a run that was given these has it in its description."""
+        return files_digest(self.headers)
+
+    def holds(self, used: Mapping[str, str | None]) -> bool:
+        """Whether those that a run used, by name, still have the contents that they had."""
+        for path in self.headers:
+            if readable(path) in used and path not in self._contents:
+                self._contents[path] = sha256(path)
+        return all(
+            used[readable(path)] == digest
+            for path, digest in self._contents.items()
+            if readable(path) in used
+        )
