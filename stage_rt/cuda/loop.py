@@ -1,9 +1,10 @@
 """The sampling loop on the device: nothing is allocated, copied or waited for between the first step and the last."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,13 @@ FATBIN = "step_cuda.fatbin"
 
 _WARM_UPS = 2
 """Runs before a recording; libraries allocate and choose kernels in them."""
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_Closable = TypeVar("_Closable", bound=_Closes)
 
 
 class Sampled(NamedTuple):
@@ -68,16 +76,14 @@ class Loop:
         self._recipe, self._stream, self._batch = recipe, stream, batch
         self._shape = (batch, model.latent_channels, model.latent_size, model.latent_size)
         self._branches = plan.branches(self._recipe)
-        self._closing: list[Callable[[], None]] = []
+        self._opened, self._closed = ExitStack(), False
         self._in_flight: list[NDArray[Any]] = []
-        try:
-            with device.active():
-                self._load(backend, adapter)
-                self._launches = self._record(notify)
-                self._events = [device.Event(), device.Event()]
-        except BaseException:
-            self.close()
-            raise
+        with device.active(), ExitStack() as failed:
+            failed.callback(self.close)
+            self._load(backend, adapter)
+            self._launches = self._record(notify)
+            self._events = [self._closing(device.Event()), self._closing(device.Event())]
+            failed.pop_all()
 
     def run(
         self,
@@ -111,11 +117,12 @@ class Loop:
         return Sampled(state[:count], finite[:count] != 0)
 
     def close(self) -> None:
-        """Wait for what is running, then give graphs, memory and networks back, in that order."""
-        with device.active():
+        """Wait for what is running, then give graphs, memory and networks back, in that order; only once."""
+        if self._closed:
+            return
+        self._closed = True
+        with device.active(), self._opened:
             self._stream.synchronize()
-            while self._closing:
-                self._closing.pop()()
 
     def enqueue(self, branch: Branch) -> None:
         """Launch one step kernel by kernel."""
@@ -140,26 +147,33 @@ class Loop:
         self._in_flight.clear()
 
     def _load(self, backend: DeviceBackend, adapter: str) -> None:
-        self._unet = self._opened(backend, UNET)
+        self._unet = self._closing(backend.network(UNET, self._batch))
         self._adapters = {
-            branch: self._opened(backend, adapter_graph(adapter, branch)) for branch in self._branches
+            branch: self._closing(backend.network(adapter_graph(adapter, branch), self._batch))
+            for branch in self._branches
         }
         networks = [self._unet, *self._adapters.values()]
         self._tensors = self._buffers(next(iter(self._adapters.values())))
         sizes = {name: size(tensor) for name, tensor in self._tensors.items()}
         sizes["scratch"] = max(network.scratch for network in networks)
-        self._arena = device.Arena(sizes | {"table": len(self._recipe.coefficients) * ROW.itemsize})
-        self._closing.append(self._arena.close)
+        self._arena = self._closing(
+            device.Arena(sizes | {"table": len(self._recipe.coefficients) * ROW.itemsize})
+        )
         self._bind()
-        self._kernels = _own_kernels(self._arena.addresses, self._shape, self._dtype, self._stream)
+        calls = _own_kernels(self._arena.addresses, self._shape, self._dtype)
+        types = {call.function: call.types for call in calls.values()}
+        compiled = self._closing(device.Module(_fatbin(), types)).kernels
+        self._kernels = {
+            name: partial(compiled[call.function].launch, call.grid, self._stream, *call.values)
+            for name, call in calls.items()
+        }
         table = rows(self._recipe.coefficients)
         self._arena.write("table", table, self._stream)
         self._stream.synchronize()
 
-    def _opened(self, backend: DeviceBackend, graph: str) -> DeviceNetwork:
-        network = backend.network(graph, self._batch)
-        self._closing.append(network.close)
-        return network
+    def _closing(self, resource: _Closable) -> _Closable:
+        self._opened.callback(resource.close)
+        return resource
 
     def _buffers(self, adapter: DeviceNetwork) -> dict[str, Tensor]:
         """Every array on the device, by name; the networks' own are described by the networks."""
@@ -212,9 +226,7 @@ class Loop:
             self._rehearse(row)
             self.enqueue(branch)
         self._stream.synchronize()
-        graph = graphs.capture(self._stream.handle, partial(self.enqueue, branch))
-        self._closing.append(graph.close)
-        return graph
+        return self._closing(graphs.capture(self._stream.handle, partial(self.enqueue, branch)))
 
     def _after(self, launch: Callable[[], None], branch: Branch) -> list[bytes]:
         """All that one rehearsed step leaves behind."""
@@ -292,10 +304,17 @@ _ARGUMENTS = {
 """Arguments of the kernels of step_cuda.cu in their order: buffers by name, and counts."""
 
 
-def _own_kernels(
-    at: Mapping[str, int], shape: tuple[int, ...], dtype: str, stream: device.Stream
-) -> dict[str, Callable[[], None]]:
-    """The loop's own kernels as calls without arguments: `stage_gather_*`, `stage_step_*`, `stage_advance`."""
+class _Launch(NamedTuple):
+    """A kernel's name, the types of its arguments, its grid and its arguments."""
+
+    function: str
+    types: str
+    grid: tuple[int, int]
+    values: tuple[int, ...]
+
+
+def _own_kernels(at: Mapping[str, int], shape: tuple[int, ...], dtype: str) -> dict[str, _Launch]:
+    """How the loop's own kernels are launched: `stage_gather_*`, `stage_step_*`, `stage_advance`."""
     batch, channels, height, width = shape
     plane = height * width
     values = {**at, "channels": channels, "plane": plane, "cells": batch * plane}
@@ -305,14 +324,12 @@ def _own_kernels(
         "advance": (1, 1),
     }
     functions = {name: f"stage_{name}_{dtype}" for name in ("gather", "step")} | {"advance": "stage_advance"}
-    types = {
-        functions[name]: "".join("P" if each in at else "I" for each in arguments)
-        for name, arguments in _ARGUMENTS.items()
-    }
-    compiled = device.kernels(_fatbin(), types)
     return {
-        name: partial(
-            compiled[functions[name]].launch, grids[name], stream, *(values[each] for each in arguments)
+        name: _Launch(
+            functions[name],
+            "".join("P" if each in at else "I" for each in arguments),
+            grids[name],
+            tuple(values[each] for each in arguments),
         )
         for name, arguments in _ARGUMENTS.items()
     }

@@ -202,6 +202,9 @@ def test_without_a_gpu_the_current_one_cannot_be_built_for(driver):
 
 def test_the_current_gpu_is_built_for_by_its_number(driver):
     assert choose("tensorrt-rtx", "fp16", ["current"]).devices == ["sm89"]
+
+
+def test_a_current_gpu_that_cannot_be_built_for_is_named(driver):
     driver.sm = (9, 0)
     with pytest.raises(DeviceError, match=r"the GPU here, Stand-in \(sm90\): use `--backend tensorrt`"):
         choose("tensorrt-rtx", "fp16", ["current"])
