@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,9 +94,11 @@ def active() -> Iterator[Any]:
 def _translated(cuda: Any, gpu: Gpu) -> Iterator[None]:
     try:
         yield
-    except cuda.MemoryError as error:
-        raise DeviceMemoryError(f"the memory of {gpu.name} is full ({first_line(error)})") from error
     except cuda.Error as error:
+        # Whoever keeps the error shall not keep the streams and modules that are locals of PyCUDA's frames.
+        clear_frames(error.__traceback__)
+        if isinstance(error, cuda.MemoryError):
+            raise DeviceMemoryError(f"the memory of {gpu.name} is full ({first_line(error)})") from error
         raise BackendError(f"CUDA failed: {first_line(error)}") from error
 
 

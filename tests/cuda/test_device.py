@@ -53,6 +53,15 @@ def test_a_driver_that_finds_no_gpu_says_so(machine, forget):
         device.current()
 
 
+@pytest.mark.parametrize(
+    "function", ["cuDeviceGet", "cuDeviceGetName", "cuDeviceComputeCapability", "cuDevicePrimaryCtxRetain"]
+)
+def test_a_gpu_that_fails_as_it_is_opened_cannot_be_used(machine, forget, function):
+    machine.fail(function, Result.LAUNCH_FAILED)
+    with pytest.raises(DeviceError, match=f"no NVIDIA GPU can be used here .{function} failed"):
+        device.current()
+
+
 def test_the_gpu_is_described(machine):
     assert device.current() == device.Gpu("Soft H100", "sm90", 2**30)
 

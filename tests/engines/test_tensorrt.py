@@ -313,7 +313,7 @@ def test_a_real_engine_does_not_open_without_its_gpu(rtx_engine, driver):
         EngineError, match=r"for sm86, sm89, sm120 but the GPU here is sm121.*--target sm121`"
     ):
         load(rtx_engine)
-    device._primary.cache_clear()
+    device._retained.cache_clear()
     driver.devices = 0
     with pytest.raises(
         DeviceError, match=r"is an engine for sm86, sm89, sm120 but no NVIDIA GPU can be used"
