@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, denoiser, spec, unet
 
-from stage_rt.cuda import device, plan
+from stage_rt.cuda import device, plan, replay
 from stage_rt.cuda.loop import Loop
 from stage_rt.errors import BackendError, DeviceMemoryError
 from stage_rt.noise import PhiloxNoise
@@ -177,22 +177,56 @@ def test_a_step_that_cannot_be_recorded_is_run_kernel_by_kernel(make, machine, n
     assert machine.count(before)["cuLaunchKernel stage_step_fp32"] == SHORT.steps
 
 
-def test_a_replay_with_other_bits_is_found_at_load_and_not_used(make, machine, notices):
-    engine = spec(SHORT)
+def replayed(machine):
+    """Whether the network that runs now is part of a graph, and not launched between single kernels."""
+    launches = [call for call in machine.log() if call.startswith(("cuGraphLaunch", "cuLaunchKernel"))]
+    return launches[-1] == "cuGraphLaunch"
+
+
+def test_a_replay_that_gives_something_else_is_found_at_load_and_not_used(make, machine, notices):
+    def moody(sample, timestep, context):
+        return unet(sample, timestep, context) * np.float32(1.01 if replayed(machine) else 1)
+
+    loop = make(spec(SHORT), 1, spoil={UNET: moody})
+    (notice,) = notices
+    assert notice.startswith(
+        "the loop runs kernel by kernel, which is slower, as the recorded step of branch `aware` differs from "
+        "running it by "
+    )
+    assert notice.endswith("running it by 1.0e-02 of its largest value, where 9.8e-04 is allowed")
+    before = machine.calls
+    loop.run(*inputs(1))
+    assert machine.count(before)["cuGraphLaunch"] == 0
+
+
+def test_a_number_of_the_host_in_a_graph_is_found_at_load(make, machine, notices):
+    """Nothing would be seen of it at the transition that was recorded."""
+    recorded = plan.branches(SHORT)[Branch.AWARE]
+
+    def frozen(sample, timestep, context):
+        then = SHORT.coefficients[recorded].timestep
+        return unet(sample, np.int64(then) if replayed(machine) else timestep, context)
+
+    make(spec(SHORT), 1, spoil={UNET: frozen})
+    assert "the loop runs kernel by kernel" in notices[0]
+
+
+def test_kernels_that_add_in_no_fixed_order_are_replayed_and_told_of(make, machine, notices):
     calls = []
 
     def moody(sample, timestep, context):
         calls.append(timestep)
-        return unet(sample, timestep, context) * (1 + len(calls) * np.float32(1e-6))
+        return unet(sample, timestep, context) * (1 + np.float32(1e-6) * (len(calls) % 3))
 
-    loop = make(engine, 1, spoil={UNET: moody})
-    assert notices == [
-        "the loop runs kernel by kernel, which is slower, as the recorded step of branch `aware` gave other "
-        "bits than running it"
-    ]
+    loop = make(spec(SHORT), 1, spoil={UNET: moody})
+    assert notices
+    assert all(
+        notice.startswith("images of one seed are alike and not equal here, as the recorded step of branch ")
+        for notice in notices
+    )
     before = machine.calls
     loop.run(*inputs(1))
-    assert machine.count(before)["cuGraphLaunch"] == 0
+    assert machine.count(before)["cuGraphLaunch"] == SHORT.steps
 
 
 def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):
@@ -217,8 +251,8 @@ def test_a_step_replayed_is_a_step_run(make):
     loop.run(clean, mask, context, noise)
     with device.active():
         for branch, row in plan.branches(SHORT).items():
-            replayed = loop._after(partial(loop.replay, branch), branch)
-            assert replayed == loop._after(partial(loop.enqueue, branch), branch)
+            found = loop._after(partial(loop.replay, branch), row)
+            assert replay.difference(found, loop._after(partial(loop.enqueue, branch), row)) == 0
             loop.rewind(row)
             loop.replay(branch)
             assert loop._read("counter").tolist() == [row - 1]
