@@ -48,6 +48,12 @@ def current() -> Gpu:
     return _primary().gpu
 
 
+def driver_version() -> int:
+    """The version of CUDA that the driver serves, 13000 for 13.0."""
+    with active() as cuda:
+        return int(cuda.get_driver_version())
+
+
 def require(folder: Path, devices: Sequence[str], options: Callable[[Gpu], str]) -> None:
     """Check that the GPU here is one of those an engine folder was built for.
 

@@ -39,7 +39,7 @@ class Machine:
     def __init__(self, kernels: ctypes.CDLL | None = None, memory: int = 2**30) -> None:
         self.kernels, self.memory = kernels, memory
         self.name, self.sm, self.devices = "NumPy", (9, 0), 1
-        self.total = memory
+        self.total, self.driver = memory, 13000
         self.blocks: dict[int, np.ndarray] = {}
         self.queues: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work] | None] = {}
@@ -242,6 +242,7 @@ def pycuda_driver(machine: Machine) -> ModuleType:
 
     module = ModuleType("pycuda.driver")
     vars(module).update(
+        get_driver_version=lambda: machine.driver,
         Error=CudaError,
         MemoryError=OutOfMemoryError,
         init=init,
