@@ -27,8 +27,8 @@ def cache_file(plan: str, library_version: str) -> Path:
 class Kernels:
     """The kernels of one engine on this GPU, those of an earlier process among them.
 
-    Shapes get kernels of their own before they run. By default the library starts with others and changes to them, and to
-    other bits of the results, in the middle of a run, when a thread of its own has compiled them.
+    Shapes get kernels of their own before they run. By default the library starts with others and changes to them,
+    and to other bits of the results, in the middle of a run, when a thread of its own has compiled them.
     """
 
     def __init__(self, trt: Any, engine: Any, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -159,6 +159,10 @@ class TensorRTBackend:
             else partial(engine.create_execution_context, strategy)
         )
         return TensorRTNetwork(self._trt, self._name, self._journal, graph, engine, create, profile, batch)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is."""
+        return nullcontext()
 
     def close(self) -> None:
         """Free the GPU's memory."""

@@ -73,14 +73,14 @@ class Loop:
         stream: device.Stream,
         notify: Notify,
     ) -> None:
-        self._recipe, self._stream, self._batch = recipe, stream, batch
+        self._backend, self._recipe, self._stream, self._batch = backend, recipe, stream, batch
         self._shape = (batch, model.latent_channels, model.latent_size, model.latent_size)
         self._branches = plan.branches(self._recipe)
         self._opened, self._closed = ExitStack(), False
         self._in_flight: list[NDArray[Any]] = []
         with device.active(), ExitStack() as failed:
             failed.callback(self.close)
-            self._load(backend, adapter)
+            self._load(adapter)
             self._launches = self._record(notify)
             self._events = [self._closing(device.Event()), self._closing(device.Event())]
             failed.pop_all()
@@ -146,10 +146,10 @@ class Loop:
         self._stream.synchronize()
         self._in_flight.clear()
 
-    def _load(self, backend: DeviceBackend, adapter: str) -> None:
-        self._unet = self._closing(backend.network(UNET, self._batch))
+    def _load(self, adapter: str) -> None:
+        self._unet = self._closing(self._backend.network(UNET, self._batch))
         self._adapters = {
-            branch: self._closing(backend.network(adapter_graph(adapter, branch), self._batch))
+            branch: self._closing(self._backend.network(adapter_graph(adapter, branch), self._batch))
             for branch in self._branches
         }
         networks = [self._unet, *self._adapters.values()]
@@ -233,11 +233,12 @@ class Loop:
         return apart <= allowed, f"{told}, where {allowed:.1e} is allowed" if apart else ""
 
     def _recorded(self, branch: Branch, row: int) -> graphs.Graph:
-        for _ in range(_WARM_UPS):
-            self._rehearse(row)
-            self.enqueue(branch)
-        self._stream.synchronize()
-        return self._closing(graphs.capture(self._stream.handle, partial(self.enqueue, branch)))
+        with self._backend.recording():
+            for _ in range(_WARM_UPS):
+                self._rehearse(row)
+                self.enqueue(branch)
+            self._stream.synchronize()
+            return self._closing(graphs.capture(self._stream.handle, partial(self.enqueue, branch)))
 
     def _after(self, launch: Callable[[], None], row: int) -> dict[str, NDArray[Any]]:
         """All that a step leaves behind that is rehearsed at a row."""

@@ -309,7 +309,7 @@ def kept(tmp_path):
 
 @pytest.fixture
 def painted_once(engine, driver, monkeypatch):
-    """``painted_once()`` opens an engine, runs it and closes it: how many kernels were compiled and how many taken."""
+    """``painted_once()`` opens, runs and closes an engine: how many kernels were compiled and how many taken."""
     folder = engine(batch=(1,))
 
     def run():

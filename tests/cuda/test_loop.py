@@ -1,5 +1,6 @@
 """The device-resident loop on softcuda: the CPU's bits, and only launches between first and last step."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -227,6 +228,27 @@ def test_kernels_that_add_in_no_fixed_order_are_replayed_and_told_of(make, machi
     before = machine.calls
     loop.run(*inputs(1))
     assert machine.count(before)["cuGraphLaunch"] == SHORT.steps
+
+
+def test_a_recording_is_entered_before_a_capture_and_left_after_it(make, machine):
+    calls = []
+
+    class Recording(MockBackend):
+        @contextmanager
+        def recording(self):
+            assert machine.counts.capturing == 0
+            before = machine.calls
+            yield
+            assert machine.counts.capturing == 0
+            calls.append(machine.log(before))
+
+    engine = spec(SHORT)
+    make(engine, 1, backend=Recording(machine, engine))
+    assert len(calls) == 2
+    for each in calls:
+        begin, end = each.index("cuStreamBeginCapture"), each.index("cuStreamEndCapture")
+        assert each[:begin].count("cuLaunchHostFunc") == 2 * 2
+        assert each[begin:end].count("cuLaunchHostFunc") == 2
 
 
 def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):

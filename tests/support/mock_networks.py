@@ -1,7 +1,7 @@
 """Closed-form networks on a `soft_gpu.SoftGpu`, and the same ones as a denoiser for `stage_rt.sampler.sample`."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
 from soft_gpu import SoftGpu
@@ -147,6 +147,9 @@ class MockBackend:
             for name, size in inputs.items()
         }
         return function, {**tensors, output: Tensor(shape, self.spec.dtype)}, output
+
+    def recording(self):
+        return nullcontext()
 
     def run(self, graph, **inputs):
         raise BackendError(f"`{graph}` was run from the host")
