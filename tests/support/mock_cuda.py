@@ -46,7 +46,6 @@ class Machine:
         self.graphs: dict[int, list[Work]] = {}
         self._contexts = threading.local()
         self.log: list[str] = []
-        self.breaks_capture: str | None = None
         self._handles = iter(range(1000, 10**9))
 
     @property
@@ -72,8 +71,6 @@ class Machine:
         assert self.depth, "no context is current"
         self.log.append(word)
         recording = self.capturing.get(stream)
-        if stream in self.capturing and word == self.breaks_capture:
-            self.capturing[stream] = recording = None
         if stream not in self.capturing:
             self.queues[stream].append(work)
         elif recording is not None:

@@ -35,9 +35,11 @@ class Missing(Exception):  # noqa: N818
 
 def toolkit() -> Path:
     """The CUDA toolkit's folder; ``nvcc`` may be a script that starts one elsewhere, so it is asked itself."""
-    if shutil.which("nvcc") is None or shutil.which("g++") is None:
+    places = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin"]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(places))
+    if nvcc is None or shutil.which("g++") is None:
         raise Missing("softcuda needs nvcc's headers and g++, which are not here")
-    told = subprocess.run(["nvcc", "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    told = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
     found = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.MULTILINE)
     if found is None or not (folder := Path(found[1]).resolve() / "include" / "cuda.h").is_file():
         raise Missing("softcuda needs `cuda.h`, which is not in nvcc's toolkit")

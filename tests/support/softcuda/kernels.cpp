@@ -47,8 +47,10 @@ soft::Kernel made(void (*function)(A...), Reaches reaches) {
   return kernel;
 }
 
-// Up to the row of the table whose turn it is. A counter below 0 reaches further than any memory.
-size_t rows(const int* step) { return (static_cast<size_t>(*step) + 1) * sizeof(stage::Coefficients); }
+// Up to the row of the table whose turn it is; a counter below 0 is in no table and reaches further than any memory.
+size_t rows(const int* step) {
+  return *step < 0 ? SIZE_MAX : (static_cast<size_t>(*step) + 1) * sizeof(stage::Coefficients);
+}
 
 // `size` bytes an element of the networks' dtype; the parameters in the order of STAGE_STEP.
 template <size_t size>

@@ -22,7 +22,7 @@ bool within(const std::map<uintptr_t, size_t>& blocks, uintptr_t address, size_t
   auto after = blocks.upper_bound(address);
   if (after == blocks.begin()) return false;
   const auto& [start, length] = *std::prev(after);
-  return address + size <= start + length;
+  return address - start <= length && size <= length - (address - start);
 }
 
 void* host(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
