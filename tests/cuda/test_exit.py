@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from stage_rt.cuda import device
+from stage_rt.errors import BackendError
 
 SUPPORT = Path(__file__).parents[1] / "support"
 NOTHING = (
@@ -43,3 +47,49 @@ def test_a_daemons_thread_in_the_loop_is_sent_out_before_the_process_ends(machin
     assert run.returncode == 0, run.stderr
     assert "PyCUDA ERROR" not in run.stderr
     assert " 0 primary contexts and 0 faults" in run.stderr
+
+
+class Context:
+    """A primary context that writes down what is done with it."""
+
+    def __init__(self):
+        self.done = []
+
+    def push(self):
+        self.done.append("push")
+
+    def pop(self):
+        self.done.append("pop")
+
+    def detach(self):
+        self.done.append("detach")
+
+
+def test_the_context_is_released_when_the_last_thread_has_been_sent_out():
+    context, raised = Context(), []
+    primary = device._Primary(device.Gpu("none", "sm90", 0), context)
+    inside, ending = threading.Event(), threading.Event()
+
+    def loop():
+        with primary.entered():
+            inside.set()
+            ending.wait(60)
+            while not raised:
+                try:
+                    with primary.entered():
+                        """A stretch of steps."""
+                except BackendError as error:
+                    raised.append(str(error))
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    assert inside.wait(60)
+    ender = threading.Thread(target=primary.end)
+    ender.start()
+    ending.set()
+    thread.join()
+    ender.join()
+    assert raised == ["Python is ending and has given the GPU back: join the threads that use it first"]
+    assert context.done == ["push", "pop", "push", "detach"]
+    with pytest.raises(BackendError, match="Python is ending"), primary.entered():
+        pass

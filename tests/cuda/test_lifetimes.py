@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,4 +101,25 @@ def test_a_loop_that_does_not_fit_leaves_nothing(machine, notify, room):
     with pytest.raises(DeviceMemoryError):
         Loop(backend, backend.spec.model, SHORT, "a", 4, stream, notify)
     stream.close()
+    assert not machine.counts.leaks
+
+
+def test_engines_of_several_threads_do_not_disturb_each_other(machine):
+    """One allocates and frees while another records, which a capture of thread-local mode allows."""
+    alone, _ = loaded(machine, print)
+    expected = paint(alone).images
+    alone.close()
+    notices, barrier = [], threading.Barrier(3)
+
+    def lives():
+        barrier.wait()
+        for _ in range(4):
+            engine, _ = loaded(machine, notices.append)
+            np.testing.assert_array_equal(paint(engine).images, expected)
+            engine.close()
+
+    with ThreadPoolExecutor(3) as pool:
+        for life in [pool.submit(lives) for _ in range(3)]:
+            life.result()
+    assert notices == []
     assert not machine.counts.leaks

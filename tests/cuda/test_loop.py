@@ -202,13 +202,12 @@ def test_a_replay_that_gives_something_else_is_found_at_load_and_not_used(make, 
 
 def test_a_number_of_the_host_in_a_graph_is_found_at_load(make, machine, notices):
     """Nothing would be seen of it at the transition that was recorded."""
-    recorded = plan.branches(SHORT)[Branch.AWARE]
+    recorded = AWARE_ONLY.coefficients[plan.branches(AWARE_ONLY)[Branch.AWARE]].timestep
 
     def frozen(sample, timestep, context):
-        then = SHORT.coefficients[recorded].timestep
-        return unet(sample, np.int64(then) if replayed(machine) else timestep, context)
+        return unet(sample, np.int64(recorded) if replayed(machine) else timestep, context)
 
-    make(spec(SHORT), 1, spoil={UNET: frozen})
+    make(spec(AWARE_ONLY), 1, spoil={UNET: frozen})
     assert "the loop runs kernel by kernel" in notices[0]
 
 

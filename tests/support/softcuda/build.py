@@ -97,7 +97,7 @@ def build_pycuda(folder: Path, cuda: Path) -> None:
     version = re.search(r"^pycuda==.*$", REQUIREMENTS.read_text(), re.MULTILINE)
     assert version is not None
     shutil.rmtree(work, ignore_errors=True)
-    pip("download", "--no-deps", "--no-build-isolation", "--no-binary", "pycuda", "--dest", work, version[0])
+    pip("download", "--no-deps", "--no-binary", "pycuda", "--dest", work, version[0])
     (archive,) = work.glob("pycuda-*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(work, filter="data")
