@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,8 @@ def test_the_context_is_released_when_the_last_thread_has_been_sent_out():
         with primary.entered():
             inside.set()
             ending.wait(60)
-            while not raised:
+            late = time.monotonic() + 60
+            while not raised and time.monotonic() < late:
                 try:
                     with primary.entered():
                         """A stretch of steps."""

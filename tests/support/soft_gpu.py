@@ -76,6 +76,7 @@ class SoftGpu:
         self._kept: list[object] = []
         self._allocations: dict[int, device.Memory] = {}
         self.raised: list[BaseException] = []
+        self._begun = self.calls
         self.memory = 2**30
         self.heal()
 
@@ -104,14 +105,15 @@ class SoftGpu:
         """How many calls the driver has had."""
         return int(self._library.soft_log(ctypes.c_uint64(2**63), None, ctypes.c_size_t(0)))
 
-    def log(self, since: int = 0) -> list[str]:
-        """The calls from number ``since`` on but those that change contexts, kernels with their names."""
+    def log(self, since: int | None = None) -> list[str]:
+        """The calls from number ``since`` on, or of this test, but those that change contexts; kernels by name."""
+        since = self._begun if since is None else since
         room = 64 * (self.calls - since) + 1
         text = ctypes.create_string_buffer(room)
         self._library.soft_log(ctypes.c_uint64(since), text, ctypes.c_size_t(room))
         return [line for line in text.value.decode().split("\n") if line and not line.startswith("cuCtx")]
 
-    def count(self, since: int = 0) -> Counter[str]:
+    def count(self, since: int | None = None) -> Counter[str]:
         return Counter(self.log(since))
 
     @property
