@@ -9,6 +9,7 @@ import pytest
 from gpu_engine import SHORT, loaded, paint
 from mock_networks import MockBackend, spec
 
+from stage_rt import loading
 from stage_rt.cuda import device
 from stage_rt.cuda.autoencoder import Half
 from stage_rt.cuda.loop import Loop
@@ -102,6 +103,16 @@ def test_a_loop_that_does_not_fit_leaves_nothing(machine, notify, room):
         Loop(backend, backend.spec.model, SHORT, "a", 4, stream, notify)
     stream.close()
     assert not machine.counts.leaks
+
+
+def test_an_engine_that_does_not_load_closes_its_backend(machine, monkeypatch, tmp_path):
+    backend = MockBackend(machine, spec(SHORT))
+    for name, value in (("read_engine", backend.spec), ("open_backend", backend), ("read_contexts", {})):
+        monkeypatch.setattr(loading, name, lambda *_, value=value: value)
+    machine.memory = 5000
+    with pytest.raises(DeviceMemoryError):
+        loading.load(tmp_path)
+    assert backend.closed
 
 
 def test_engines_of_several_threads_do_not_disturb_each_other(machine):
