@@ -9,6 +9,7 @@ is what happens when the last reference goes in another thread. Closing twice is
 """
 
 import atexit
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -301,6 +302,7 @@ class _Primary:
         self._thread = threading.local()
         self._changed = threading.Condition()
         self._inside, self._ending = 0, False
+        self._process = os.getpid()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -340,8 +342,10 @@ class _Primary:
         """Send every thread out, then release the context.
 
         PyCUDA aborts a process that ends while a context is current on one of its threads, as a daemon's may be, and
-        does not know at its own end how to release a primary context.
+        does not know at its own end how to release a primary context. A forked child has neither threads nor context.
         """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._ending = True
             empty = self._changed.wait_for(lambda: not self._inside, _PATIENCE)

@@ -95,3 +95,12 @@ def test_the_context_is_released_when_the_last_thread_has_been_sent_out():
     assert context.done == ["push", "pop", "push", "detach"]
     with pytest.raises(BackendError, match="Python is ending"), primary.entered():
         pass
+
+
+def test_a_forked_child_leaves_the_context_to_its_parent(monkeypatch):
+    context = Context()
+    primary = device._Primary(device.Gpu("none", "sm90", 0), context)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with primary.entered():
+        primary.end()
+    assert context.done == ["push", "pop"]
