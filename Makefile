@@ -10,19 +10,28 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --durations=15 --durations-min
 TREE := build/tree
 BESIDE := training export engines benchmarks/quality
 
+# A driver made of software takes the driver's name, so the tests of the loop on it have processes of their own.
+SOFTCUDA := build/softcuda
+ON_SOFTCUDA := tests/cuda
+
 # Pinned for every environment that is built here, that of the build itself too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint bench audit constraints clean
+.PHONY: demo test check lint softcuda bench audit constraints clean
 
 demo: $(VENV)/.demo
 	$(BIN)/stage-rt demo --model models/demo -o build/demo
 
-test: lint
-	$(PYTEST) -m "not slow"
+test: lint softcuda
+	$(PYTEST) -m "not slow" --ignore=$(ON_SOFTCUDA)
+	$(SOFTCUDA)/run env $(PYTEST) -m "not slow" $(ON_SOFTCUDA)
 
-check: lint
-	$(PYTEST)
+check: lint softcuda
+	$(PYTEST) --ignore=$(ON_SOFTCUDA)
+	$(SOFTCUDA)/run env $(PYTEST) $(ON_SOFTCUDA)
+
+softcuda: $(VENV)/.dev
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python tests/support/softcuda/build.py $(SOFTCUDA)
 
 lint: $(VENV)/.dev $(TREE)
 	$(BIN)/ruff check .

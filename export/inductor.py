@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from stage_rt.backends.inductor import CPU, LIBRARY, arranged, open_package, package, release, weights
+from stage_rt.backends.inductor import CPU, LIBRARY, arranged, exact, open_package, package, release, weights
 from stage_rt.batches import autoencoder_bucket
 from stage_rt.errors import BackendError, DeviceError, ParityError, first_line
 from stage_rt.files import digests, staged_folder
@@ -161,8 +161,9 @@ def _compile(
             ).items()
         }
         path = folder / package(graph, size)
-        needed = compile_network(network, inputs, path)
-        _compare(network, inputs, path, needed, wanted.dtype)
+        with exact(torch):
+            needed = compile_network(network, inputs, path)
+            _compare(network, inputs, path, needed, wanted.dtype)
     save_file({name: tensor.contiguous() for name, tensor in needed.items()}, folder / weights(graph))
     network.to("cpu")
 

@@ -222,9 +222,9 @@ class Engine:
     def close(self) -> None:
         """Give the networks' memory back; a second time nothing is left to be done."""
         # What a forked child holds of a device or of threads is the parent's to give back.
-        if not self._closed and self._process == os.getpid():
+        closed, self._closed = self._closed, True
+        if not closed and self._process == os.getpid():
             self._executor.close()
-        self._closed = True
 
     def _unscaled(self, latent: Float32) -> Float32:
         return latent / np.float32(self.spec.model.latent_scale)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from stage_rt.engine import Engine
@@ -33,12 +34,15 @@ def load(engine_dir: str | Path, *, notify: Notify = warn) -> Engine:
     folder = Path(engine_dir)
     spec = read_engine(folder)
     backend = open_backend(folder, spec)
-    contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
-    executor: Executor = HostExecutor(backend)
-    if isinstance(backend, DeviceBackend) and spec.devices != ["cpu"]:
-        from stage_rt.cuda.executor import DeviceExecutor
+    with ExitStack() as failed:
+        failed.callback(backend.close)
+        contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
+        executor: Executor = HostExecutor(backend)
+        if isinstance(backend, DeviceBackend) and spec.devices != ["cpu"]:
+            from stage_rt.cuda.executor import DeviceExecutor
 
-        executor = DeviceExecutor(spec, backend, notify)
+            executor = DeviceExecutor(spec, backend, notify)
+        failed.pop_all()
     return Engine(spec, executor, contexts)
 
 

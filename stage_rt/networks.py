@@ -1,6 +1,7 @@
 """Networks as the runtime sees them: tensors and how NumPy stores them, and what a backend and its graphs can do."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -141,4 +142,11 @@ class DeviceBackend(Backend, Protocol):
         Raises:
             BackendError: the library cannot load it.
             DeviceMemoryError: the device's memory is full.
+        """
+
+    def recording(self) -> AbstractContextManager[Any]:
+        """A block in which steps are rehearsed and recorded: what the library allocates in it stays until `close`.
+
+        It is entered before a capture begins and left after it has ended. What was recorded in such blocks runs in
+        one stream, so it may share that memory.
         """

@@ -5,7 +5,7 @@ AOTInductor is native code, so its hash is checked before it is loaded (`stage_r
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class InductorBackend:
             device.require(folder, spec.devices, lambda gpu: "--backend inductor")
         self._weights: dict[str, dict[str, Any]] = {}
         self._runners: dict[tuple[str, int], Any] = {}
+        self._pool: Any = None
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
@@ -118,10 +119,22 @@ class InductorBackend:
         described, output = tensors(self._spec.model, self._spec.dtype, graph, batch)
         return InductorNetwork(self._torch, graph, self._runner(graph, batch), described, output)
 
+    def recording(self) -> AbstractContextManager[Any]:
+        """See `stage_rt.networks.DeviceBackend`.
+
+        A pool of PyTorch's allocator, which neither hands its memory to others nor gives it back. PyTorch does not
+        let a capture that has begun enter one.
+        """
+        if self._pool is None:
+            self._pool = self._torch.cuda.MemPool()
+        pool: AbstractContextManager[Any] = self._torch.cuda.use_mem_pool(self._pool)
+        return pool
+
     def close(self) -> None:
-        """Drop every loaded graph and the weights."""
+        """Drop every loaded graph, the weights and what recorded graphs have allocated."""
         self._runners.clear()
         self._weights.clear()
+        self._pool = None
 
     def _sizes(self, graph: str) -> list[int]:
         sizes = [size for size in self._spec.batch if package(graph, size) in self._spec.files]
@@ -158,11 +171,7 @@ class InductorBackend:
 
 
 class InductorNetwork:
-    """One package on device memory; see `stage_rt.networks.DeviceNetwork`.
-
-    What it allocates while it runs comes from a pool of its own, which PyTorch neither hands to others nor gives
-    back, so that the addresses a CUDA graph has recorded stay good.
-    """
+    """One package on device memory; see `stage_rt.networks.DeviceNetwork`."""
 
     scratch = 0
 
@@ -178,7 +187,6 @@ class InductorNetwork:
         self._names = list(inputs)
         self.output = output[0]
         self.tensors = {**inputs, self.output: output[1]}
-        self._pool = torch.cuda.MemPool()
         self._bound: dict[str, Any] = {}
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
@@ -195,22 +203,35 @@ class InductorNetwork:
         with (
             _running(self._torch, self._graph),
             cuda.stream(cuda.ExternalStream(stream)),
-            cuda.use_mem_pool(self._pool),
             self._torch.inference_mode(),
         ):
             self._bound[self.output].copy_(self._runner(**inputs))
 
     def close(self) -> None:
-        """Give the pool back."""
+        """Forget the memory it was bound to."""
         self._bound.clear()
-        del self._pool
+
+
+@contextmanager
+def exact(torch: Any) -> Iterator[None]:
+    """A block in which convolutions of float32 are computed in float32.
+
+    By default cuDNN rounds what goes into them to TF32, eleven bits, which is off by more than parity allows.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @contextmanager
 def _running(torch: Any, graph: str) -> Iterator[None]:
-    """A block in which PyTorch's errors become ours, with the name of the graph."""
+    """A block in which graphs run; PyTorch's errors become ours, with the name of the graph."""
     try:
-        yield
+        with exact(torch):
+            yield
     except torch.OutOfMemoryError as full:
         raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from full
     except RuntimeError as error:

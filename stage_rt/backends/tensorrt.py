@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt import batches
+from stage_rt.backends import rtx
 from stage_rt.cuda import device
 from stage_rt.errors import (
     BackendError,
@@ -125,6 +127,7 @@ class TensorRTBackend:
         with device.active():
             self._runtime: trt.Runtime = self._trt.Runtime(logger)
             self._engines = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
+            self._kernels = {graph: self._compiled(graph) for graph in self._engines if _is_rtx(spec)}
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; a batch is padded to the next size the engine was built for.
@@ -148,17 +151,34 @@ class TensorRTBackend:
 
     def network(self, graph: str, batch: int) -> "TensorRTNetwork":
         """See `stage_rt.networks.DeviceBackend`."""
-        profile = self._buckets.index(batch)
-        return TensorRTNetwork(
-            self._trt, self._name, self._journal, graph, self._engines[graph], profile, batch
+        engine, profile = self._engines[graph], self._buckets.index(batch)
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        create = (
+            self._kernels[graph].context
+            if graph in self._kernels
+            else partial(engine.create_execution_context, strategy)
         )
+        return TensorRTNetwork(self._trt, self._name, self._journal, graph, engine, create, profile, batch)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is."""
+        return nullcontext()
 
     def close(self) -> None:
         """Free the GPU's memory."""
         if self._host is not None:
             self._host.close()
         self._host = None
-        self._engines.clear()
+        with device.active():
+            for kernels in self._kernels.values():
+                kernels.close()
+            self._kernels.clear()
+            self._engines.clear()
+
+    def _compiled(self, graph: str) -> rtx.Kernels:
+        plan = self._spec.files[f"{graph}{SUFFIX}"]
+        file = rtx.cache_file(plan, self._spec.library_version)
+        return rtx.Kernels(self._trt, self._engines[graph], file)
 
     def _load(self, path: Path) -> "trt.ICudaEngine":
         self._journal.lines.clear()
@@ -178,11 +198,12 @@ class TensorRTNetwork:
         written: Journal,
         graph: str,
         engine: "trt.ICudaEngine",
+        create: "Callable[[], trt.IExecutionContext | None]",
         profile: int,
         batch: int,
     ) -> None:
-        self._trt, self._name, self._journal, self._graph = trt, name, written, graph
-        self._engine, self._profile, self._batch = engine, profile, batch
+        self._name, self._journal, self._graph = name, written, graph
+        self._engine, self._create, self._profile, self._batch = engine, create, profile, batch
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.tensors = {name: self._tensor(name) for name in names}
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -192,19 +213,18 @@ class TensorRTNetwork:
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
         """See `stage_rt.networks.DeviceNetwork`."""
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context: trt.IExecutionContext | None = self._engine.create_execution_context(strategy)
+        context = self._create()
         if context is None:
             raise DeviceMemoryError(
                 f"there is no GPU memory left for `{self._graph}` in a batch of {self._batch}"
             )
+        with closing(device.Stream()) as stream:
+            bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
+            stream.synchronize()
+        # How much memory is enough depends on the profile.
         context.set_device_memory(scratch, self.scratch)
-        stream = device.Stream()
-        bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
         bound += [context.set_input_shape(name, self.tensors[name].shape) for name in self._inputs]
         bound += [context.set_tensor_address(name, addresses[name]) for name in self.tensors]
-        stream.synchronize()
-        stream.close()
         if not all(bound):
             raise BackendError(
                 f"the engine has no profile for a batch of {self._batch}: build it again with `stage-rt build`"
@@ -238,16 +258,17 @@ class _Host:
     """
 
     def __init__(self, largest: "Mapping[str, TensorRTNetwork]") -> None:
-        self._stream = device.Stream()
         self._bound: dict[tuple[str, int], TensorRTNetwork] = {}
-        self._arena = device.Arena(
-            {"workspace": max(network.scratch for network in largest.values())}
-            | {
-                f"{graph} {name}": size(tensor)
-                for graph, network in largest.items()
-                for name, tensor in network.tensors.items()
-            }
-        )
+        sizes = {"workspace": max(network.scratch for network in largest.values())} | {
+            f"{graph} {name}": size(tensor)
+            for graph, network in largest.items()
+            for name, tensor in network.tensors.items()
+        }
+        with ExitStack() as opened:
+            self._stream = device.Stream()
+            opened.callback(self._stream.close)
+            self._arena = device.Arena(sizes)
+            opened.pop_all()
 
     def run(
         self,
@@ -283,6 +304,10 @@ class _Host:
 
 
 _DTYPES: dict[str, TensorDType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64"}
+
+
+def _is_rtx(spec: EngineSpec) -> bool:
+    return spec.backend == "tensorrt-rtx"
 
 
 def _check_version(folder: Path, spec: EngineSpec, found: str) -> None:

@@ -3,12 +3,19 @@
 Everything happens in the device's primary context, which PyTorch and TensorRT use as well, so addresses and
 streams can be handed to them. Every call finds the context by itself; `active` keeps it in force for a block of
 code that has to be quick or that calls other CUDA libraries.
+
+What is made here is closed by hand and in any thread: PyCUDA leaks what it has to destroy without the context, which
+is what happens when the last reference goes in another thread. Closing twice is closing once.
 """
 
+import atexit
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +46,13 @@ def current() -> Gpu:
         DeviceError: there is none, or its driver does not serve this CUDA.
         MissingExtraError: PyCUDA is not installed.
     """
-    device, _ = _primary()
-    major, minor = device.compute_capability()
-    return Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
+    return _primary().gpu
+
+
+def driver_version() -> int:
+    """The version of CUDA that the driver serves, 13000 for 13.0."""
+    with active() as cuda:
+        return int(cuda.get_driver_version())
 
 
 def require(folder: Path, devices: Sequence[str], options: Callable[[Gpu], str]) -> None:
@@ -81,17 +92,21 @@ def active() -> Iterator[Any]:
         BackendError: a CUDA call of the block failed.
         DeviceError, MissingExtraError: as `current`.
     """
-    cuda = _library()
-    _, context = _primary()
-    context.push()
-    try:
+    cuda, primary = _library(), _primary()
+    with _translated(cuda, primary.gpu), primary.entered():
         yield cuda
-    except cuda.MemoryError as error:
-        raise DeviceMemoryError(f"the memory of {current().name} is full ({first_line(error)})") from error
+
+
+@contextmanager
+def _translated(cuda: Any, gpu: Gpu) -> Iterator[None]:
+    try:
+        yield
     except cuda.Error as error:
+        # Whoever keeps the error shall not keep the streams and modules that are locals of PyCUDA's frames.
+        clear_frames(error.__traceback__)
+        if isinstance(error, cuda.MemoryError):
+            raise DeviceMemoryError(f"the memory of {gpu.name} is full ({first_line(error)})") from error
         raise BackendError(f"CUDA failed: {first_line(error)}") from error
-    finally:
-        context.pop()
 
 
 class Event:
@@ -111,6 +126,11 @@ class Event:
         with active():
             self._event.synchronize()
 
+    def close(self) -> None:
+        """Destroy the event."""
+        with active():
+            self._event = None
+
 
 class Stream:
     """A stream of its own, which does not wait for the default stream; ``handle`` is its address."""
@@ -128,7 +148,7 @@ class Stream:
     def close(self) -> None:
         """Destroy the stream."""
         with active():
-            del self._stream
+            self._stream = None
 
 
 class Memory:
@@ -170,7 +190,9 @@ class Memory:
     def close(self) -> None:
         """Give the memory back; nothing that runs may use it any more."""
         with active():
-            self._memory.free()
+            memory, self._memory = self._memory, None
+            if memory is not None:
+                memory.free()
 
 
 class Arena:
@@ -202,11 +224,24 @@ class Arena:
         self._memory.close()
 
 
-def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array in memory that the device copies from and to while the host goes on."""
-    with active() as cuda:
-        array: NDArray[Any] = cuda.pagelocked_empty(shape, dtype)
-    return array
+class Pinned:
+    """An array in memory that the device copies from and to while the host goes on; gone after `close`.
+
+    Raises:
+        DeviceMemoryError: that much cannot be pinned.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        with active() as cuda:
+            self.array: NDArray[Any] = cuda.pagelocked_empty(shape, dtype)
+        self._memory: Any = self.array.base
+
+    def close(self) -> None:
+        """Give the memory back; no view of the array may be looked at any more."""
+        with active():
+            memory, self._memory = self._memory, None
+            if memory is not None:
+                memory.free()
 
 
 class Kernel:
@@ -215,21 +250,40 @@ class Kernel:
     def __init__(self, function: Any, types: str) -> None:
         self._function = function.prepare(list(types))
 
+    def forget(self) -> None:
+        """Let go of the module it is from."""
+        self._function = None
+
     def launch(self, grid: Sequence[int], stream: Stream, *arguments: int) -> None:
         """Enqueue it with `stage_rt.cuda.plan.BLOCK` threads a block."""
         with active():
             self._function.prepared_async_call(tuple(grid), (BLOCK, 1, 1), stream._stream, *arguments)
 
 
-def kernels(binary: bytes, types: Mapping[str, str]) -> dict[str, Kernel]:
-    """The kernels of a fatbin, by name.
+class Module:
+    """The kernels of a fatbin.
+
+    ``types`` are those of their arguments, by name of the kernel; ``kernels`` holds them by the same names.
 
     Raises:
         BackendError: there is no code for this GPU in it, or no kernel of a name.
     """
-    with active() as cuda:
-        module = cuda.module_from_buffer(binary)
-        return {name: Kernel(module.get_function(name), each) for name, each in types.items()}
+
+    def __init__(self, binary: bytes, types: Mapping[str, str]) -> None:
+        self.kernels: dict[str, Kernel] = {}
+        with active() as cuda, ExitStack() as failed:
+            failed.callback(self.close)
+            self._module = cuda.module_from_buffer(binary)
+            for name, each in types.items():
+                self.kernels[name] = Kernel(self._module.get_function(name), each)
+            failed.pop_all()
+
+    def close(self) -> None:
+        """Unload it; nothing that runs may use it any more."""
+        with active():
+            for kernel in self.kernels.values():
+                kernel.forget()
+            self._module = None
 
 
 @cache
@@ -240,13 +294,87 @@ def _library() -> Any:
         raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(broken)})") from broken
 
 
+class _Primary:
+    """The device's primary context, kept until the interpreter ends, and who is inside of it."""
+
+    def __init__(self, gpu: Gpu, context: Any) -> None:
+        self.gpu, self._context = gpu, context
+        self._thread = threading.local()
+        self._changed = threading.Condition()
+        self._inside, self._ending = 0, False
+        self._process = os.getpid()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The context is current on this thread; blocks may be nested."""
+        if getattr(self._thread, "inside", False):
+            self._check()
+            yield
+            return
+        with self._changed:
+            self._check()
+            self._inside += 1
+        try:
+            with self._current():
+                yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._ending:
+            raise BackendError(
+                "Python is ending and has given the GPU back: join the threads that use it first"
+            )
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        self._context.push()
+        self._thread.inside = True
+        try:
+            yield
+        finally:
+            self._thread.inside = False
+            self._context.pop()
+
+    def end(self) -> None:
+        """Send every thread out, then release the context.
+
+        PyCUDA aborts a process that ends while a context is current on one of its threads, as a daemon's may be, and
+        does not know at its own end how to release a primary context. A forked child has neither threads nor context.
+        """
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            self._ending = True
+            empty = self._changed.wait_for(lambda: not self._inside, _PATIENCE)
+        if empty:
+            self._context.push()
+            self._context.detach()
+
+
+_PATIENCE = 60.0
+"""Seconds the interpreter's end waits for the threads on the device, which look up after every stretch of steps."""
+
+_first = threading.Lock()
+
+
+def _primary() -> _Primary:
+    with _first:
+        return _retained()
+
+
 @cache
-def _primary() -> tuple[Any, Any]:
-    """The device and its primary context, kept for as long as the process lives."""
+def _retained() -> _Primary:
     cuda = _library()
     try:
         cuda.init()
         device = cuda.Device(0)
-        return device, device.retain_primary_context()
+        major, minor = device.compute_capability()
+        gpu = Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
+        primary = _Primary(gpu, device.retain_primary_context())
     except cuda.Error as error:
         raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+    atexit.register(primary.end)
+    return primary

@@ -54,16 +54,21 @@ class DeviceExecutor:
         self._buckets = sorted(spec.batch)
         self._prepared: tuple[str, Recipe] = ("", spec.model.recipe)
         self._loops: dict[int, Loop] = {}
-        self._stream, self._beside = device.Stream(), device.Stream()
         sizes = {"batch": batches.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
-        with ExitStack() as opened:
+        with device.active(), ExitStack() as opened:
             try:
+                self._stream = device.Stream()
+                opened.callback(self._stream.close)
+                self._beside = device.Stream()
+                opened.callback(self._beside.close)
                 self._encoder = Half(backend, VAE_ENCODER, "image", **sizes, stream=self._stream)
                 opened.callback(self._encoder.close)
                 self._decoder = Half(backend, VAE_DECODER, "latent", **sizes, stream=self._beside)
+                opened.callback(self._decoder.close)
             except DeviceMemoryError as full:
                 raise DeviceMemoryError(full.problem, _REMEDY) from full
-            opened.pop_all()
+            opened.callback(self._drop, self._loops)
+            self._opened = opened.pop_all()
 
     def encode(self, images: Float32) -> Float32:
         """See `stage_rt.executor.Executor`."""
@@ -115,13 +120,11 @@ class DeviceExecutor:
         return Painting(self._decoder.start(latent), finite(latent))
 
     def close(self) -> None:
-        """Give the device's memory back; the executor cannot be used afterwards."""
-        self._drop(self._loops)
-        self._encoder.close()
-        self._decoder.close()
-        self._stream.close()
-        self._beside.close()
-        self._backend.close()
+        """Give the device's memory back, all of it whatever fails; the executor cannot be used afterwards."""
+        with ExitStack() as closing:
+            closing.callback(self._backend.close)
+            with device.active():
+                self._opened.close()
 
     def _prepare(self, adapter: str, recipe: Recipe) -> None:
         """Forget the loops of another adapter or recipe."""
@@ -147,10 +150,11 @@ class DeviceExecutor:
         self._notify(f"{full.problem}, so a batch of {bucket} is done in batches of {max(left)}")
 
     def _drop(self, buckets: Iterable[int]) -> None:
-        # The device would wait for the decoder by itself when it frees memory, but nobody promises that.
-        self._beside.synchronize()
-        for bucket in list(buckets):
-            self._loops.pop(bucket).close()
+        with device.active(), ExitStack() as closing:
+            for bucket in list(buckets):
+                closing.callback(self._loops.pop(bucket).close)
+            # The device would wait for the decoder by itself when it frees memory, but nobody promises that.
+            self._beside.synchronize()
 
 
 _REMEDY = "end other programs on the GPU or build the engine again with a smaller `--batch`"

@@ -1,11 +1,12 @@
 """CUDA graphs, which PyCUDA does not know: the only importer of cuda-bindings."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
 from stage_rt import extras
-from stage_rt.errors import BackendError
+from stage_rt.errors import BackendError, DeviceMemoryError
 
 LIBRARY = "cuda.bindings.driver"
 
@@ -27,8 +28,10 @@ class Graph:
         _call(self._driver.cuGraphLaunch(self._executable, self._stream))
 
     def close(self) -> None:
-        """Destroy the graph once nothing of it runs."""
-        _call(self._driver.cuGraphExecDestroy(self._executable))
+        """Destroy the graph once nothing of it runs; a second time there is nothing to destroy."""
+        executable, self._executable = self._executable, None
+        if executable is not None:
+            _call(self._driver.cuGraphExecDestroy(executable))
 
 
 def capture(stream: int, enqueue: Callable[[], None]) -> Graph:
@@ -39,6 +42,7 @@ def capture(stream: int, enqueue: Callable[[], None]) -> Graph:
 
     Raises:
         BackendError: something of it cannot be recorded; the stream can be used again.
+        DeviceMemoryError: the graph does not fit.
     """
     driver = library()
     handle = driver.CUstream(stream)
@@ -52,10 +56,14 @@ def capture(stream: int, enqueue: Callable[[], None]) -> Graph:
             driver.cuGraphDestroy(graph)
         raise
     graph = _call(driver.cuStreamEndCapture(handle))
-    try:
-        return Graph(_call(driver.cuGraphInstantiate(graph, 0)), stream)
-    finally:
-        _call(driver.cuGraphDestroy(graph))
+    with ExitStack() as opened:
+        try:
+            executable = Graph(_call(driver.cuGraphInstantiate(graph, 0)), stream)
+            opened.callback(executable.close)
+        finally:
+            _call(driver.cuGraphDestroy(graph))
+        opened.pop_all()
+    return executable
 
 
 @cache
@@ -72,6 +80,8 @@ def _call(result: tuple[Any, ...]) -> Any:
     """The value of a driver call that went well; `BackendError` with CUDA's name for what went wrong."""
     driver = library()
     status, *values = result
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise DeviceMemoryError("the GPU's memory is full (CUDA_ERROR_OUT_OF_MEMORY)")
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendError(f"CUDA failed: {status.name}")
     return values[0] if values else None

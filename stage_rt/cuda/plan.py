@@ -32,12 +32,17 @@ def stretches(recipe: Recipe) -> list[Stretch]:
     ]
 
 
-def branches(recipe: Recipe) -> dict[Branch, int]:
-    """Each branch the recipe uses, with a row of `Recipe.coefficients` from the middle of its steps."""
+def rows(recipe: Recipe) -> dict[Branch, list[int]]:
+    """Each branch the recipe uses, with its rows of `Recipe.coefficients`."""
     rows: dict[Branch, list[int]] = {branch: [] for branch in Branch}
     for number, row in enumerate(recipe.coefficients):
         rows[recipe.branch(row.timestep)].append(number)
-    return {branch: numbers[len(numbers) // 2] for branch, numbers in rows.items() if numbers}
+    return {branch: numbers for branch, numbers in rows.items() if numbers}
+
+
+def branches(recipe: Recipe) -> dict[Branch, int]:
+    """Each branch the recipe uses, with a row from the middle of its steps."""
+    return {branch: numbers[len(numbers) // 2] for branch, numbers in rows(recipe).items()}
 
 
 def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:

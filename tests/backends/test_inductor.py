@@ -53,6 +53,7 @@ class StandIn:
 
     def __init__(self):
         self.inside, self.calls, self.moved = [], [], 0
+        self.backends = SimpleNamespace(cudnn=SimpleNamespace(allow_tf32=True))
         self.cuda = SimpleNamespace(
             MemPool=lambda: "pool",
             ExternalStream=lambda handle: ("stream", handle),
@@ -91,7 +92,8 @@ def network():
     def runner(**handed):
         if raises:
             raise raises[0]
-        return {name: (tensor.address, tensor.dtype, tensor.kind) for name, tensor in handed.items()}
+        seen = {name: (tensor.address, tensor.dtype, tensor.kind) for name, tensor in handed.items()}
+        return seen | {"tf32": torch_.backends.cudnn.allow_tf32}
 
     torch_, raises = StandIn(), []
     made = module.InductorNetwork(torch_, UNET, runner, inputs, output)
@@ -105,11 +107,45 @@ def test_a_package_runs_in_the_stream_it_is_given_on_the_memory_it_was_told_of(n
     network.enqueue(77)
     ((_, address, handed, inside),) = network.torch.calls
     assert address == network.addresses["eps"]
-    assert list(handed) == ["sample", "timestep", "context"]
+    assert list(handed) == ["sample", "timestep", "context", "tf32"]
     assert handed["sample"] == (256, "float32", ("<f4", (2, 4, 8, 8)))
     assert handed["timestep"] == (512, "int64", ("<i8", (1,)))
-    assert inside == (("stream", 77), "pool", "inference")
+    assert inside == (("stream", 77), "inference")
     assert network.torch.inside == []
+    assert handed["tf32"] is False
+    assert network.torch.backends.cudnn.allow_tf32
+
+
+def test_steps_are_recorded_in_one_pool_that_lasts_as_long_as_the_backend(tmp_path, monkeypatch):
+    backend, stand_in = module.InductorBackend(tmp_path, described()), StandIn()
+    pools = iter(["pool", "another"])
+    stand_in.cuda.MemPool = lambda: next(pools)
+    monkeypatch.setattr(backend, "_torch", stand_in)
+    for _ in range(2):
+        with backend.recording():
+            assert stand_in.inside == ["pool"]
+        assert stand_in.inside == []
+    backend.close()
+    with backend.recording():
+        assert stand_in.inside == ["another"]
+
+
+def test_a_package_is_compiled_and_compared_without_tf32(monkeypatch, tmp_path):
+    from stage_rt.export import inductor as builder
+
+    seen = []
+
+    def looking(*arguments):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return {}
+
+    for name in ("compile_network", "_compare"):
+        monkeypatch.setattr(builder, name, looking)
+    monkeypatch.setattr(builder, "random_inputs", lambda *arguments, **options: {})
+    before = torch.backends.cudnn.allow_tf32
+    builder._compile(UNET, torch.nn.Linear(1, 1), None, described(), tmp_path, print)
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32 is before is True
 
 
 def test_memory_that_was_copied_instead_of_shared_is_refused(network):

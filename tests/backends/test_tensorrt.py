@@ -42,9 +42,10 @@ INPUTS = {
 
 
 @pytest.fixture
-def driver(monkeypatch, emulated):
+def driver(monkeypatch, emulated, tmp_path):
     """The stand-in driver, and both flavours of the stand-in library on it."""
     module.journal.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     stand_in = fake_gpu.Driver(emulated)
     for name in FLAVOURS.values():
         monkeypatch.setitem(sys.modules, name, fake_gpu.Library(name, stand_in))
@@ -300,3 +301,74 @@ def test_what_the_flavours_share_exists_in_the_type_stubs_of_tensorrt():
 def test_an_engine_folder_can_be_moved(engine, tmp_path):
     shutil.move(engine(), tmp_path / "moved")
     opened(tmp_path / "moved").close()
+
+
+def kept(tmp_path):
+    return sorted(path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def painted_once(engine, driver, monkeypatch):
+    """``painted_once()`` opens, runs and closes an engine: how many kernels were compiled and how many taken."""
+    folder = engine(batch=(1,))
+
+    def run():
+        for name in ("compiled", "taken"):
+            monkeypatch.setattr(fake_gpu.RuntimeCache, name, 0)
+        backend = opened(folder)
+        backend.run("vae_decoder", **inputs("vae_decoder", 1))
+        backend.close()
+        return fake_gpu.RuntimeCache.compiled, fake_gpu.RuntimeCache.taken
+
+    return run
+
+
+def test_kernels_compiled_on_this_gpu_are_kept_for_the_next_process(painted_once, tmp_path):
+    assert painted_once() == (1, 0)
+    assert len(kept(tmp_path)) == 1
+    before = kept(tmp_path)[0].stat().st_mtime_ns
+    assert painted_once() == (0, 1)
+    assert kept(tmp_path)[0].stat().st_mtime_ns == before
+
+
+def test_another_driver_or_gpu_has_kernels_of_its_own(painted_once, driver, tmp_path):
+    painted_once()
+    driver.driver = 13010
+    assert painted_once() == (1, 0)
+    driver.name = "Another stand-in"
+    module.device._retained.cache_clear()
+    assert painted_once() == (1, 0)
+    assert len(kept(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", bytes(100)])
+def test_damaged_kernels_are_compiled_again(painted_once, tmp_path, damage):
+    painted_once()
+    (file,) = kept(tmp_path)
+    whole = file.read_bytes()
+    for content in (damage, whole[:-1], whole[:40] + b"x" + whole[41:]):
+        file.write_bytes(content)
+        assert painted_once() == (1, 0)
+        assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(painted_once, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    assert painted_once() == painted_once() == (1, 0)
+
+
+def test_the_names_used_of_the_runtime_are_those_of_the_real_library():
+    rtx = pytest.importorskip("tensorrt_rtx")
+    used = {
+        "IRuntimeConfig": (
+            "create_runtime_cache",
+            "set_runtime_cache",
+            "set_execution_context_allocation_strategy",
+        ),
+        "IRuntimeCache": ("serialize", "deserialize"),
+        "ICudaEngine": ("create_runtime_config", "create_execution_context"),
+        "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+        "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
+    }
+    assert hasattr(rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert all(hasattr(getattr(rtx, owner), name) for owner, names in used.items() for name in names)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from mock_cuda import CudaError
+from soft_gpu import Result
 
 from stage_rt import extras
 from stage_rt.cuda import device, graphs
@@ -14,13 +14,10 @@ from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, Missin
 
 
 @pytest.fixture
-def forget():
+def forget(monkeypatch):
     """What was found out about the libraries of this machine is found out again."""
-    for cached in (device._library, device._primary, graphs.library):
-        cached.cache_clear()
-    yield
-    for cached in (device._library, device._primary, graphs.library):
-        cached.cache_clear()
+    for module, name in ((device, "_library"), (device, "_retained"), (graphs, "library")):
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
 
 
 def importing(monkeypatch, error):
@@ -50,17 +47,23 @@ def test_a_machine_without_a_driver_is_said_to_have_no_gpu(monkeypatch, forget):
         device.current()
 
 
-def test_a_driver_that_finds_no_gpu_says_so(machine, monkeypatch):
-    def init():
-        raise CudaError("cuInit failed: no CUDA-capable device is detected")
-
-    monkeypatch.setattr(sys.modules["pycuda.driver"], "init", init)
+def test_a_driver_that_finds_no_gpu_says_so(machine, forget):
+    machine.fail("cuInit", Result.NO_DEVICE)
     with pytest.raises(DeviceError, match=r"no NVIDIA GPU can be used here .*no CUDA-capable device"):
         device.current()
 
 
+@pytest.mark.parametrize(
+    "function", ["cuDeviceGet", "cuDeviceGetName", "cuDeviceComputeCapability", "cuDevicePrimaryCtxRetain"]
+)
+def test_a_gpu_that_fails_as_it_is_opened_cannot_be_used(machine, forget, function):
+    machine.fail(function, Result.LAUNCH_FAILED)
+    with pytest.raises(DeviceError, match=f"no NVIDIA GPU can be used here .{function} failed"):
+        device.current()
+
+
 def test_the_gpu_is_described(machine):
-    assert device.current() == device.Gpu("NumPy", "sm90", machine.total)
+    assert device.current() == device.Gpu("Soft H100", "sm90", 2**30)
 
 
 def test_memory_holds_what_is_written_and_is_given_back(machine):
@@ -76,37 +79,53 @@ def test_memory_holds_what_is_written_and_is_given_back(machine):
 
 def test_a_full_memory_is_an_error_of_its_own(machine):
     with pytest.raises(
-        DeviceMemoryError, match=r"the memory of NumPy is full \(cuMemAlloc failed: out of memory\)"
+        DeviceMemoryError, match=r"the memory of Soft H100 is full \(cuMemAlloc failed: out of memory"
     ):
         device.Memory(machine.memory + 1)
 
 
 def test_what_cuda_refuses_is_a_backend_error(machine):
-    with pytest.raises(BackendError, match="CUDA failed: an illegal address"), device.active():
-        raise CudaError("an illegal address\nwas met")
-    assert machine.depth == 0
+    stream = device.Stream()
+    machine.fail("cuStreamSynchronize", Result.ILLEGAL_ADDRESS)
+    with pytest.raises(
+        BackendError, match=r"CUDA failed: cuStreamSynchronize failed: an illegal memory access"
+    ):
+        stream.synchronize()
+    stream.close()
+
+
+def test_a_context_that_cannot_be_made_current_is_a_backend_error(machine):
+    machine.fail("cuCtxPushCurrent", Result.LAUNCH_FAILED)
+    with pytest.raises(BackendError, match="CUDA failed: cuCtxPushCurrent failed"), device.active():
+        pass
+    with device.active():
+        assert machine.counts.contexts == 1
 
 
 def test_a_capture_that_fails_leaves_the_stream_usable(machine):
     stream = device.Stream()
     with device.active():
-        with pytest.raises(BackendError, match="CUDA failed: sync: operation not permitted"):
+        with pytest.raises(
+            BackendError, match="CUDA failed: cuStreamSynchronize failed: operation not permitted"
+        ):
             graphs.capture(stream.handle, stream.synchronize)
         stream.synchronize()
         graph = graphs.capture(stream.handle, lambda: None)
         graph.launch()
         stream.synchronize()
         graph.close()
-    assert not machine.graphs
+    stream.close()
 
 
 def test_a_capture_broken_from_within_is_told_by_its_end(machine):
-    stream, memory = device.Stream(), device.Memory(4)
-    machine.breaks_capture = "copy"
-    array = np.zeros(1, np.float32)
+    stream, event = device.Stream(), device.Event()
+    machine.break_captures("cuStreamIsCapturing")
     with device.active(), pytest.raises(BackendError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
-        graphs.capture(stream.handle, lambda: memory.write(array, stream))
-    memory.close()
+        graphs.capture(
+            stream.handle, lambda: graphs._call(graphs.library().cuStreamIsCapturing(stream.handle))
+        )
+    event.close()
+    stream.close()
 
 
 def test_the_fatbin_is_asked_for_where_it_is_missing(monkeypatch, tmp_path):
@@ -127,15 +146,3 @@ def test_importing_the_package_imports_no_cuda_and_no_torch():
     loaded = run.stdout.split()
     assert "stage_rt.cuda.loop" in loaded
     assert not {"torch", "pycuda", "pycuda.driver", "cuda", "cuda.bindings"} & set(loaded)
-
-
-def test_the_names_used_of_cuda_bindings_are_its_names():
-    """The stand-in could invent functions; these are looked up in the library itself where it is installed."""
-    driver = pytest.importorskip("cuda.bindings.driver")
-    from mock_cuda import Machine, cuda_bindings_driver
-
-    mock = cuda_bindings_driver(Machine(None))
-    names = {name for name in vars(mock) if name.startswith(("cu", "CU"))}
-    assert len(names) == 9
-    assert all(hasattr(driver, name) for name in names)
-    assert hasattr(driver.CUstreamCaptureMode, "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")

@@ -1,24 +1,20 @@
-"""The whole engine on a GPU of NumPy: the CPU engine's images, in batches that fit, decoded beside the loop."""
+"""The whole engine on softcuda: the CPU engine's images, in batches that fit, decoded beside the loop."""
 
 import threading
 
 import numpy as np
 import pytest
 from fake_engine import contents, labels, photographs
-from mock_cuda import OutOfMemoryError
-from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, decoder, denoiser, encoder, spec, unet
+from gpu_engine import SHORT, contexts, inputs, loaded
+from mock_networks import CHANNELS, SIDE, MockBackend, decoder, denoiser, encoder, spec, unet
 
 from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
 from stage_rt.errors import DeviceMemoryError, EngineError, InputError
 from stage_rt.executor import HostExecutor
-from stage_rt.noise import PhiloxNoise
-from stage_rt.recipe import Recipe
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
-
-SHORT = Recipe(name="short", steps=100, ema_stop=30, only_intervals=((40, 55),))
 
 
 class HostBackend:
@@ -42,34 +38,18 @@ class HostBackend:
         pass
 
 
-def contexts():
-    rng = np.random.default_rng(3)
-    names = ("tile+crack", "tile+hole", "tile+chip")
-    return {name: rng.standard_normal((TOKENS, WIDTH)).astype(np.float32) for name in names}
-
-
-def batch(count, *, empty=(), seed=1):
-    rng = np.random.default_rng(seed)
-    images = rng.uniform(-1, 1, (count, 3, 2 * SIDE, 2 * SIDE)).astype(np.float32)
-    masks = (rng.random((count, 1, SIDE, SIDE)) < 0.4).astype(np.float32)
-    masks[list(empty)] = 0
-    return images, masks, PhiloxNoise([9] * count, range(count))
-
-
 @pytest.fixture
 def make(machine, notify):
     engines = []
 
     def engine(**options):
-        backend = MockBackend(machine, spec(SHORT, batch=options.pop("batch", (1, 2, 4))), **options)
-        engines.append(Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts()))
-        return engines[-1], backend
+        made, backend = loaded(machine, notify, **options)
+        engines.append(made)
+        return made, backend
 
     yield engine
     for each in engines:
         each.close()
-    assert machine.used == 0
-    assert machine.depth == 0
 
 
 def on_the_host():
@@ -79,7 +59,7 @@ def on_the_host():
 @pytest.mark.parametrize("empty", [(), (1,), (0, 1, 2)])
 def test_the_images_are_the_cpus_bit_for_bit(make, notices, empty):
     engine, _ = make()
-    images, masks, noise = batch(3, empty=empty)
+    images, masks, noise = inputs(3, empty=empty)
     painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
     expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
     np.testing.assert_array_equal(painted.images, expected.images)
@@ -101,7 +81,7 @@ def test_synthesize_is_the_cpus(make):
 
 def test_another_prompt_brings_its_context_and_its_adapters(make):
     engine, backend = make()
-    images, masks, noise = batch(2)
+    images, masks, noise = inputs(2)
     for prompt in ("tile+crack", "tile+hole", "tile+chip", "tile+crack"):
         painted = engine.paint(images, masks, prompt=prompt, noise=noise)
         expected = on_the_host().paint(images, masks, prompt=prompt, noise=noise)
@@ -112,24 +92,25 @@ def test_another_prompt_brings_its_context_and_its_adapters(make):
 
 def test_decoding_runs_on_while_the_next_batch_is_begun(make, machine):
     engine, _ = make()
-    first = engine.paint(*batch(2)[:2], prompt="tile+hole", noise=batch(2)[2])
-    (decoding,) = [stream for stream, queue in machine.queues.items() if queue]
-    images, masks, noise = batch(2, seed=8)
+    first = engine.paint(*inputs(2)[:2], prompt="tile+hole", noise=inputs(2)[2])
+    decoding = engine._executor._beside.handle
+    assert machine.counts.queued == machine.queued(decoding) > 0
+    images, masks, noise = inputs(2, seed=8)
     waiting = []
 
     def progress(share):
-        waiting.append(bool(machine.queues[decoding]))
+        waiting.append(machine.queued(decoding) > 0)
 
     second = engine.paint(images, masks, prompt="tile+hole", noise=noise, progress=progress)
     assert waiting == [True, True]
-    for painted, inputs in ((first, batch(2)), (second, batch(2, seed=8))):
-        expected = on_the_host().paint(*inputs[:2], prompt="tile+hole", noise=inputs[2])
+    for painted, handed in ((first, inputs(2)), (second, inputs(2, seed=8))):
+        expected = on_the_host().paint(*handed[:2], prompt="tile+hole", noise=handed[2])
         np.testing.assert_array_equal(painted.images, expected.images)
 
 
 def test_results_may_be_taken_in_another_thread(make):
     engine, _ = make()
-    images, masks, noise = batch(2)
+    images, masks, noise = inputs(2)
     painted, taken = engine.paint(images, masks, prompt="tile+hole", noise=noise), []
     thread = threading.Thread(target=lambda: taken.append(painted.images))
     thread.start()
@@ -161,14 +142,14 @@ def test_a_run_on_the_gpu_has_the_bytes_of_one_on_the_cpu(make, tmp_path):
 def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notices):
     engine, backend = make(scratch=100_000)
     machine.memory = machine.used + 320_000
-    images, masks, noise = batch(4)
+    images, masks, noise = inputs(4)
     shares = []
     painted = engine.paint(images, masks, prompt="tile+hole", noise=noise, progress=shares.append)
     expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
     np.testing.assert_array_equal(painted.images, expected.images)
-    assert notices == ["the memory of NumPy is full, so a batch of 4 is done in batches of 2"] or notices == [
-        "the memory of NumPy is full (cuMemAlloc failed: out of memory), so a batch of 4 is done in batches of 2"
-    ]
+    (notice,) = notices
+    assert notice.startswith("the memory of Soft H100 is full (cuMemAlloc failed: out of memory")
+    assert notice.endswith("), so a batch of 4 is done in batches of 2")
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert (UNET, 2) in backend.opened
@@ -178,7 +159,7 @@ def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notic
 
 def test_a_full_memory_in_the_loop_halves_the_batch_and_starts_the_part_again(make, machine, notices):
     engine, backend = make()
-    images, masks, noise = batch(4)
+    images, masks, noise = inputs(4)
     calls = []
 
     class Filling:
@@ -193,25 +174,25 @@ def test_a_full_memory_in_the_loop_halves_the_batch_and_starts_the_part_again(ma
         def enqueue(self, stream):
             calls.append(stream)
             if len(calls) == 30:
-                raise DeviceMemoryError("the memory of NumPy is full")
+                raise DeviceMemoryError("the memory of Soft H100 is full")
             self._network.enqueue(stream)
 
     opened = backend.network
     backend.network = lambda graph, size: (
         Filling(opened(graph, size)) if (graph, size) == (UNET, 4) else opened(graph, size)
     )
-    machine.breaks_capture = "network"
+    machine.break_captures("cuLaunchHostFunc")
     painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
     expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
     np.testing.assert_array_equal(painted.images, expected.images)
-    assert "the memory of NumPy is full, so a batch of 4 is done in batches of 2" in notices
+    assert "the memory of Soft H100 is full, so a batch of 4 is done in batches of 2" in notices
     assert len(calls) == 30
 
 
 def test_a_memory_too_small_for_any_batch_is_an_error_with_a_way_out(make, machine):
     engine, _ = make(batch=(4,), scratch=100_000)
     machine.memory = machine.used + 100_000
-    images, masks, noise = batch(4)
+    images, masks, noise = inputs(4)
     with pytest.raises(
         DeviceMemoryError, match=r"is full.*: end other programs on the GPU or build the engine"
     ):
@@ -237,7 +218,7 @@ def test_a_sample_that_breaks_is_marked_and_the_others_are_painted(make):
         return eps
 
     engine, _ = make(spoil={UNET: breaking})
-    images, masks, noise = batch(3)
+    images, masks, noise = inputs(3)
     painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
     expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
     assert painted.finite.tolist() == [False, True, True]
@@ -246,14 +227,14 @@ def test_a_sample_that_breaks_is_marked_and_the_others_are_painted(make):
 
 def test_more_than_the_largest_batch_is_refused(make):
     engine, _ = make()
-    images, masks, noise = batch(5)
+    images, masks, noise = inputs(5)
     with pytest.raises(InputError, match="a batch of 5 is more than the engine's largest, 4"):
         engine.paint(images, masks, prompt="tile+hole", noise=noise)
 
 
 def test_encode_and_decode_alone(make):
     engine, _ = make()
-    images, _, noise = batch(3)
+    images, _, noise = inputs(3)
     latent = engine.encode(images, noise.encode((3, CHANNELS, SIDE, SIDE)))
     expected = on_the_host().encode(images, noise.encode((3, CHANNELS, SIDE, SIDE)))
     np.testing.assert_array_equal(latent, expected)
@@ -272,13 +253,12 @@ def test_the_denoiser_of_the_mock_is_that_of_the_engine():
         np.testing.assert_array_equal(
             denoise(x, 50, mask, branch), denoiser("a", context)(x, 50, mask, branch)
         )
-    assert issubclass(OutOfMemoryError, Exception)
 
 
 @pytest.mark.parametrize("steps", [20, 37, 100])
 def test_fewer_steps_are_the_cpus_bit_for_bit_and_make_a_loop_of_their_own(make, steps):
     engine, backend = make()
-    images, masks, noise = batch(3)
+    images, masks, noise = inputs(3)
     for each in (100, steps):
         painted, expected = (
             which.paint(images, masks, prompt="tile+hole", noise=noise, steps=each)
@@ -291,7 +271,7 @@ def test_fewer_steps_are_the_cpus_bit_for_bit_and_make_a_loop_of_their_own(make,
 def test_an_engine_closed_twice_gives_its_memory_back_once_and_says_it_is_closed(machine, notify):
     backend = MockBackend(machine, spec(SHORT))
     engine = Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts())
-    images, masks, noise = batch(2)
+    images, masks, noise = inputs(2)
     engine.paint(images, masks, prompt="tile+hole", noise=noise)
     engine.close()
     engine.close()

@@ -1,12 +1,13 @@
-"""The device-resident loop on a GPU of NumPy: the CPU's bits, and only launches between first and last step."""
+"""The device-resident loop on softcuda: the CPU's bits, and only launches between first and last step."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import pytest
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, denoiser, spec, unet
 
-from stage_rt.cuda import device, plan
+from stage_rt.cuda import device, plan, replay
 from stage_rt.cuda.loop import Loop
 from stage_rt.errors import BackendError, DeviceMemoryError
 from stage_rt.noise import PhiloxNoise
@@ -29,21 +30,17 @@ def inputs(count, seed=5):
 @pytest.fixture
 def make(machine, notify):
     """``make(spec, batch, ...)`` is a loop on the machine."""
-    loops = []
+    loops, streams = [], []
 
     def loop(engine, batch, adapter="a", backend=None, **options):
         backend = backend or MockBackend(machine, engine, **options)
-        loops.append(
-            Loop(backend, engine.model, engine.model.recipe, adapter, batch, device.Stream(), notify)
-        )
+        streams.append(device.Stream())
+        loops.append(Loop(backend, engine.model, engine.model.recipe, adapter, batch, streams[-1], notify))
         return loops[-1]
 
     yield loop
-    for loop_ in loops:
-        loop_.close()
-    assert machine.used == 0
-    assert not machine.graphs
-    assert machine.depth == 0
+    for each in (*loops, *streams):
+        each.close()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
@@ -79,25 +76,24 @@ def test_guidance_is_the_hosts_bit_for_bit(make, weight, dtype):
 def test_a_respaced_loop_is_the_cpus_bit_for_bit_and_launches_as_many_steps(make, machine, steps):
     clean, mask, context, noise = inputs(3)
     recipe = SHORT.respaced(steps)
-    loop, before = make(spec(recipe), 4), len(machine.log)
+    loop, before = make(spec(recipe), 4), machine.calls
     sampled = loop.run(clean, mask, context, noise)
     expected = sample(denoiser("a", context), clean, mask, recipe=recipe, noise=noise)
     np.testing.assert_array_equal(sampled.latent, expected)
-    assert machine.count(before)["graph"] == steps
+    assert machine.count(before)["cuGraphLaunch"] == steps
 
 
 def test_between_the_first_step_and_the_last_there_are_only_replays(make, machine):
     loop = make(spec(SHORT), 4)
-    before = len(machine.log)
+    before = machine.calls
     loop.run(*inputs(4))
-    words = machine.log[before:]
-    first, last = words.index("graph"), len(words) - words[::-1].index("graph")
-    assert set(words[first:last]) == {"graph", "record", "wait"}
-    assert words[first:last].count("graph") == SHORT.steps
-    assert "alloc" not in words
-    assert "free" not in words
+    calls = machine.log(before)
+    first, last = calls.index("cuGraphLaunch"), len(calls) - calls[::-1].index("cuGraphLaunch")
+    assert set(calls[first:last]) == {"cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"}
+    assert calls[first:last].count("cuGraphLaunch") == SHORT.steps
+    assert not {"cuMemAlloc", "cuMemFree", "cuMemHostAlloc"} & set(calls)
     # Every wait is for a mark with a whole stretch of steps queued behind it.
-    assert words[first:last].count("wait") == len(plan.stretches(SHORT)) - 2
+    assert calls[first:last].count("cuEventSynchronize") == len(plan.stretches(SHORT)) - 2
 
 
 def test_progress_is_told_once_a_stretch_and_may_stop_the_loop(make, machine):
@@ -114,7 +110,7 @@ def test_progress_is_told_once_a_stretch_and_may_stop_the_loop(make, machine):
 
     with pytest.raises(EnoughError):
         loop.run(*inputs(1), enough)
-    assert not any(machine.queues.values())
+    assert machine.counts.queued == 0
     clean, mask, context, noise = inputs(1)
     again = loop.run(clean, mask, context, noise)
     np.testing.assert_array_equal(
@@ -167,51 +163,106 @@ def test_a_step_that_cannot_be_recorded_is_run_kernel_by_kernel(make, machine, n
     engine = spec(SHORT)
     backend = MockBackend(machine, engine)
     if cause == "network":
-        machine.breaks_capture = "network"
+        machine.break_captures("cuLaunchHostFunc")
     else:
         backend.allocates.add(UNET)
     loop = make(engine, 2, backend=backend)
     (notice,) = notices
     assert notice.startswith("the loop runs kernel by kernel, which is slower, as it could not be recorded: ")
-    before = len(machine.log)
+    before = machine.calls
     clean, mask, context, noise = inputs(2)
     sampled = loop.run(clean, mask, context, noise)
     expected = sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise)
     np.testing.assert_array_equal(sampled.latent, expected)
-    assert machine.count(before)["graph"] == 0
-    assert machine.count(before)["stage_step_fp32"] == SHORT.steps
+    assert machine.count(before)["cuGraphLaunch"] == 0
+    assert machine.count(before)["cuLaunchKernel stage_step_fp32"] == SHORT.steps
 
 
-def test_a_replay_with_other_bits_is_found_at_load_and_not_used(make, machine, notices):
-    engine = spec(SHORT)
+def replayed(machine):
+    """Whether the network that runs now is part of a graph, and not launched between single kernels."""
+    launches = [call for call in machine.log() if call.startswith(("cuGraphLaunch", "cuLaunchKernel"))]
+    return launches[-1] == "cuGraphLaunch"
+
+
+def test_a_replay_that_gives_something_else_is_found_at_load_and_not_used(make, machine, notices):
+    def moody(sample, timestep, context):
+        return unet(sample, timestep, context) * np.float32(1.01 if replayed(machine) else 1)
+
+    loop = make(spec(SHORT), 1, spoil={UNET: moody})
+    (notice,) = notices
+    assert notice.startswith(
+        "the loop runs kernel by kernel, which is slower, as the recorded step of branch `aware` differs from "
+        "running it by "
+    )
+    assert notice.endswith("running it by 1.0e-02 of its largest value, where 9.8e-04 is allowed")
+    before = machine.calls
+    loop.run(*inputs(1))
+    assert machine.count(before)["cuGraphLaunch"] == 0
+
+
+def test_a_number_of_the_host_in_a_graph_is_found_at_load(make, machine, notices):
+    """Nothing would be seen of it at the transition that was recorded."""
+    recorded = AWARE_ONLY.coefficients[plan.branches(AWARE_ONLY)[Branch.AWARE]].timestep
+
+    def frozen(sample, timestep, context):
+        return unet(sample, np.int64(recorded) if replayed(machine) else timestep, context)
+
+    make(spec(AWARE_ONLY), 1, spoil={UNET: frozen})
+    assert "the loop runs kernel by kernel" in notices[0]
+
+
+def test_kernels_that_add_in_no_fixed_order_are_replayed_and_told_of(make, machine, notices):
     calls = []
 
     def moody(sample, timestep, context):
         calls.append(timestep)
-        return unet(sample, timestep, context) * (1 + len(calls) * np.float32(1e-6))
+        return unet(sample, timestep, context) * (1 + np.float32(1e-6) * (len(calls) % 3))
 
-    loop = make(engine, 1, spoil={UNET: moody})
-    assert notices == [
-        "the loop runs kernel by kernel, which is slower, as the recorded step of branch `aware` gave other "
-        "bits than running it"
-    ]
-    before = len(machine.log)
+    loop = make(spec(SHORT), 1, spoil={UNET: moody})
+    assert notices
+    assert all(
+        notice.startswith("images of one seed are alike and not equal here, as the recorded step of branch ")
+        for notice in notices
+    )
+    before = machine.calls
     loop.run(*inputs(1))
-    assert machine.count(before)["graph"] == 0
+    assert machine.count(before)["cuGraphLaunch"] == SHORT.steps
+
+
+def test_a_recording_is_entered_before_a_capture_and_left_after_it(make, machine):
+    calls = []
+
+    class Recording(MockBackend):
+        @contextmanager
+        def recording(self):
+            assert machine.counts.capturing == 0
+            before = machine.calls
+            yield
+            assert machine.counts.capturing == 0
+            calls.append(machine.log(before))
+
+    engine = spec(SHORT)
+    make(engine, 1, backend=Recording(machine, engine))
+    assert len(calls) == 2
+    for each in calls:
+        begin, end = each.index("cuStreamBeginCapture"), each.index("cuStreamEndCapture")
+        assert each[:begin].count("cuLaunchHostFunc") == 2 * 2
+        assert each[begin:end].count("cuLaunchHostFunc") == 2
 
 
 def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):
+    before = machine.calls
     make(spec(SHORT), 2)
-    assert machine.count()["graph"] == 2
-    assert len(machine.graphs) == 2
+    assert machine.count(before)["cuGraphLaunch"] == 2
+    assert (machine.counts.graphs, machine.counts.executables) == (0, 2)
     make(spec(AWARE_ONLY), 2)
-    assert len(machine.graphs) == 3
+    assert (machine.counts.graphs, machine.counts.executables) == (0, 3)
 
 
-def test_a_loop_that_does_not_fit_leaves_nothing_behind(machine, notify):
+def test_a_loop_that_does_not_fit_leaves_nothing_behind(make, machine):
     machine.memory = 20_000
-    with pytest.raises(DeviceMemoryError, match="the memory of NumPy is full"):
-        Loop(MockBackend(machine, spec(SHORT)), spec(SHORT).model, SHORT, "a", 4, device.Stream(), notify)
+    with pytest.raises(DeviceMemoryError, match="the memory of Soft H100 is full"):
+        make(spec(SHORT), 4)
     assert machine.used == 0
 
 
@@ -221,18 +272,18 @@ def test_a_step_replayed_is_a_step_run(make):
     loop.run(clean, mask, context, noise)
     with device.active():
         for branch, row in plan.branches(SHORT).items():
-            replayed = loop._after(partial(loop.replay, branch), branch)
-            assert replayed == loop._after(partial(loop.enqueue, branch), branch)
+            found = loop._after(partial(loop.replay, branch), row)
+            assert replay.difference(found, loop._after(partial(loop.enqueue, branch), row)) == 0
             loop.rewind(row)
             loop.replay(branch)
             assert loop._read("counter").tolist() == [row - 1]
     assert {Branch.AWARE, Branch.ONLY} == set(plan.branches(SHORT))
 
 
-def test_a_network_that_fails_is_a_backend_error(machine, notify):
+def test_a_network_that_fails_is_a_backend_error(make, machine):
     class Broken(MockBackend):
         def network(self, graph, batch):
             raise BackendError(f"no `{graph}`")
 
     with pytest.raises(BackendError, match="no `unet`"):
-        Loop(Broken(machine, spec(SHORT)), spec(SHORT).model, SHORT, "a", 1, device.Stream(), notify)
+        make(spec(SHORT), 1, backend=Broken(machine, spec(SHORT)))

@@ -202,6 +202,9 @@ def test_without_a_gpu_the_current_one_cannot_be_built_for(driver):
 
 def test_the_current_gpu_is_built_for_by_its_number(driver):
     assert choose("tensorrt-rtx", "fp16", ["current"]).devices == ["sm89"]
+
+
+def test_a_current_gpu_that_cannot_be_built_for_is_named(driver):
     driver.sm = (9, 0)
     with pytest.raises(DeviceError, match=r"the GPU here, Stand-in \(sm90\): use `--backend tensorrt`"):
         choose("tensorrt-rtx", "fp16", ["current"])
@@ -310,7 +313,7 @@ def test_a_real_engine_does_not_open_without_its_gpu(rtx_engine, driver):
         EngineError, match=r"for sm86, sm89, sm120 but the GPU here is sm121.*--target sm121`"
     ):
         load(rtx_engine)
-    device._primary.cache_clear()
+    device._retained.cache_clear()
     driver.devices = 0
     with pytest.raises(
         DeviceError, match=r"is an engine for sm86, sm89, sm120 but no NVIDIA GPU can be used"

@@ -71,6 +71,7 @@ class Library(ModuleType):
     ILogger = Logger
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
     def __init__(self, name, driver):
         super().__init__(name)
@@ -118,10 +119,66 @@ class Plan:
     def get_tensor_mode(self, name):
         return "input" if name in self.inputs else "output"
 
-    def create_execution_context(self, strategy):
-        assert strategy == "user managed"
+    def create_runtime_config(self):
+        assert self.library.__name__ == "tensorrt_rtx"
+        return RuntimeConfig()
+
+    def create_execution_context(self, wanted):
+        if self.library.__name__ == "tensorrt_rtx":
+            assert wanted.complete, (
+                "TensorRT-RTX would choose the memory, or change kernels in the middle of a run"
+            )
+            wanted.cache.compile(self)
+        else:
+            assert wanted == "user managed"
         self.library.contexts.append(Context(self))
         return self.library.contexts[-1]
+
+
+class RuntimeConfig:
+    """How TensorRT-RTX shall run an engine."""
+
+    def __init__(self):
+        self.strategy = self.cache = self.dynamic_shapes_kernel_specialization_strategy = None
+
+    @property
+    def complete(self):
+        specialised = self.dynamic_shapes_kernel_specialization_strategy == "eager"
+        return self.strategy == "user managed" and specialised and self.cache is not None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """Kernels that were compiled; ``taken`` tells how often those of another process were enough."""
+
+    compiled = taken = 0
+
+    def __init__(self):
+        self.content = b""
+
+    def deserialize(self, blob):
+        self.content = bytes(blob)
+        return True
+
+    def serialize(self):
+        return self.content
+
+    def compile(self, plan):
+        kernels = b"kernels of " + ",".join(sorted(plan.tensors)).encode()
+        if self.content == kernels:
+            RuntimeCache.taken += 1
+        else:
+            RuntimeCache.compiled += 1
+            self.content = kernels
 
 
 class Context:
@@ -140,6 +197,8 @@ class Context:
         if not 0 <= profile < len(self.plan.buckets):
             return False
         self.bucket = self.plan.buckets[profile]
+        # What was enough for another profile need not be for this one.
+        self.workspace = (0, 0)
         return True
 
     def set_input_shape(self, name, shape):

@@ -39,14 +39,13 @@ class Machine:
     def __init__(self, kernels: ctypes.CDLL | None = None, memory: int = 2**30) -> None:
         self.kernels, self.memory = kernels, memory
         self.name, self.sm, self.devices = "NumPy", (9, 0), 1
-        self.total = memory
+        self.total, self.driver = memory, 13000
         self.blocks: dict[int, np.ndarray] = {}
         self.queues: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work] | None] = {}
         self.graphs: dict[int, list[Work]] = {}
         self._contexts = threading.local()
         self.log: list[str] = []
-        self.breaks_capture: str | None = None
         self._handles = iter(range(1000, 10**9))
 
     @property
@@ -72,8 +71,6 @@ class Machine:
         assert self.depth, "no context is current"
         self.log.append(word)
         recording = self.capturing.get(stream)
-        if stream in self.capturing and word == self.breaks_capture:
-            self.capturing[stream] = recording = None
         if stream not in self.capturing:
             self.queues[stream].append(work)
         elif recording is not None:
@@ -156,6 +153,9 @@ def pycuda_driver(machine: Machine) -> ModuleType:
             assert machine.depth > 0
             machine.depth -= 1
 
+        def detach(self) -> None:
+            """At the end of the interpreter."""
+
     class Device:
         def __init__(self, number: int) -> None:
             assert number == 0
@@ -226,12 +226,20 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         def prepared_async_call(self, grid: Any, block: Any, stream: Stream, *arguments: int) -> None:
             machine.launch(self._name, self._types, grid, block, stream.handle, arguments)
 
+    class Pagelocked(np.ndarray):
+        def free(self) -> None:
+            assert not any(machine.queues.values()), "memory is freed while a stream may use it"
+
+    def pagelocked_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        return Pagelocked(shape, dtype).view(np.ndarray)
+
     def init() -> None:
         if not machine.devices:
             raise CudaError("cuInit failed: no CUDA-capable device is detected")
 
     module = ModuleType("pycuda.driver")
     vars(module).update(
+        get_driver_version=lambda: machine.driver,
         Error=CudaError,
         MemoryError=OutOfMemoryError,
         init=init,
@@ -241,7 +249,7 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         mem_alloc=Allocation,
         memcpy_htod_async=lambda dest, src, stream: machine.copy_in(dest, src, stream.handle),
         memcpy_dtoh_async=lambda dest, src, stream: machine.copy_out(dest, src, stream.handle),
-        pagelocked_empty=np.empty,
+        pagelocked_empty=pagelocked_empty,
         module_from_buffer=lambda buffer: SimpleNamespace(get_function=Function),
     )
     return module
@@ -252,6 +260,7 @@ def cuda_bindings_driver(machine: Machine) -> ModuleType:
 
     class CUresult(IntEnum):
         CUDA_SUCCESS = 0
+        CUDA_ERROR_OUT_OF_MEMORY = 2
         CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
     class Stream(int):
@@ -306,7 +315,7 @@ def installed(machine: Machine, patch: Any) -> Iterator[Machine]:
     """``machine`` in place of the GPU's libraries for as long as the block lasts."""
     from stage_rt.cuda import device, graphs, loop
 
-    caches = (device._library, device._primary, graphs.library)
+    caches = (device._library, device._retained, graphs.library)
     for cached in caches:
         cached.cache_clear()
     patch.setitem(sys.modules, "pycuda.driver", pycuda_driver(machine))

@@ -1,11 +1,12 @@
-"""Closed-form networks on a `mock_cuda.Machine`, and the same ones as a denoiser for `stage_rt.sampler.sample`."""
+"""Closed-form networks on a `soft_gpu.SoftGpu`, and the same ones as a denoiser for `stage_rt.sampler.sample`."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
-from mock_cuda import CudaError, Machine, OutOfMemoryError
+from soft_gpu import SoftGpu
 
-from stage_rt.errors import BackendError, DeviceMemoryError
+from stage_rt.errors import BackendError
 from stage_rt.kernels.reference import guide
 from stage_rt.networks import STORAGE, Tensor, narrow, widen
 from stage_rt.recipe import Branch, Recipe
@@ -83,7 +84,8 @@ class Network:
     def __init__(self, machine, function, tensors, output, scratch, allocates=False):
         self.tensors, self.output, self.scratch = tensors, output, scratch
         self._machine, self._function, self._allocates = machine, function, allocates
-        self._owned = [machine.allocate(1000)]
+        self._owned = ExitStack()
+        self._allocate()
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
         assert addresses.keys() == self.tensors.keys()
@@ -92,17 +94,14 @@ class Network:
 
     def enqueue(self, stream: int) -> None:
         if self._allocates:
-            try:
-                self._owned.append(self._machine.allocate(1000))
-            except OutOfMemoryError as full:
-                raise DeviceMemoryError("the memory of NumPy is full") from full
-            except CudaError as error:
-                raise BackendError(str(error)) from error
-        self._machine.enqueue(stream, "network", self._run)
+            self._allocate()
+        self._machine.enqueue(stream, self._run)
 
     def close(self) -> None:
-        while self._owned:
-            self._machine.free(self._owned.pop())
+        self._owned.close()
+
+    def _allocate(self) -> None:
+        self._owned.callback(self._machine.free, self._machine.allocate(1000))
 
     def _run(self) -> None:
         arrays = {
@@ -121,7 +120,7 @@ class Network:
 class MockBackend:
     """A `stage_rt.networks.DeviceBackend`; ``spoil`` may replace the function of a graph."""
 
-    def __init__(self, machine: Machine, spec: EngineSpec, *, scratch=4096, spoil=None) -> None:
+    def __init__(self, machine: SoftGpu, spec: EngineSpec, *, scratch=4096, spoil=None) -> None:
         self.machine, self.spec, self.scratch = machine, spec, scratch
         self.spoil = spoil or {}
         self.opened: list[tuple[str, int]] = []
@@ -130,23 +129,27 @@ class MockBackend:
 
     def network(self, graph: str, batch: int) -> Network:
         self.opened.append((graph, batch))
+        function, tensors, output = self.described(graph, batch)
+        return Network(
+            self.machine,
+            self.spoil.get(graph, function),
+            tensors,
+            output,
+            self.scratch * batch,
+            graph in self.allocates,
+        )
+
+    def described(self, graph: str, batch: int):
+        """A graph's function, its tensors by name, and the name of its output."""
         function, inputs, output, shape = self._describe(graph, batch)
         tensors = {
             name: Tensor(size, "int64" if name == "timestep" else self.spec.dtype)
             for name, size in inputs.items()
         }
-        tensors[output] = Tensor(shape, self.spec.dtype)
-        try:
-            return Network(
-                self.machine,
-                self.spoil.get(graph, function),
-                tensors,
-                output,
-                self.scratch * batch,
-                graph in self.allocates,
-            )
-        except OutOfMemoryError as full:
-            raise DeviceMemoryError("the memory of NumPy is full") from full
+        return function, {**tensors, output: Tensor(shape, self.spec.dtype)}, output
+
+    def recording(self):
+        return nullcontext()
 
     def run(self, graph, **inputs):
         raise BackendError(f"`{graph}` was run from the host")
