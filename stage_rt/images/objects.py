@@ -1,4 +1,4 @@
-"""Where the part is in a photograph, found from its difference to the border."""
+"""Where the part is in a photograph, found from its difference to the border, or to dark strips along it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,13 @@ SEPARATION = 0.7
 BORDER = 0.9
 """Share of the border that must be background for the rest to be an object."""
 
+STRIP, DARK = 0.15, 0.55
+"""How far from the border, in sides of the photograph, a strip of background reaches at most where the part fills the
+picture, and how bright it is at most, of the median."""
+
 
 def find_object(photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The object in a photograph uint8 ``[H, W, 3]``, bool ``[H, W]``; all of it where there is no background.
+    """The object in a photograph uint8 ``[H, W, 3]``, bool ``[H, W]``; without a background, all but dark strips.
 
     What differs from the border's median colour by more than Otsu's threshold (IEEE Transactions on Systems, Man, and
     Cybernetics 9, 1979), its largest component, holes filled. A photograph of a surface, which has no background,
@@ -23,11 +27,25 @@ def find_object(photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
     different = distance > threshold
     outside = ~np.concatenate([different[0], different[-1], different[:, 0], different[:, -1]])
     if separation < SEPARATION or outside.mean() < BORDER:
-        return np.ones(photo.shape[:2], dtype=np.bool_)
+        return _beyond_strips(photo)
     parts, _ = ndimage.label(different)
     sizes = np.bincount(parts.ravel())
     largest = 1 + int(np.argmax(sizes[1:]))
     return np.asarray(ndimage.binary_fill_holes(parts == largest))
+
+
+def _beyond_strips(photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """All but dark strips along the border: where a part ends just inside the picture, a gap or a shadow shows.
+
+    A label there would lie on no part. What is dark further in than a strip reaches is taken for the part's own.
+    """
+    grey = ndimage.gaussian_filter(photo.mean(axis=2), 1.0)
+    parts, _ = ndimage.label(grey < DARK * np.median(grey))
+    rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in grey.shape)
+    further_in = (rows >= STRIP * len(rows))[:, None] & (columns >= STRIP * len(columns))
+    at_border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+    strips = np.setdiff1d(at_border, [0, *parts[further_in]])
+    return np.asarray(~np.isin(parts, strips))
 
 
 def otsu(values: NDArray[np.uint8]) -> tuple[int, float]:

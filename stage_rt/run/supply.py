@@ -174,16 +174,19 @@ class _Put(NamedTuple):
 
 
 def _put(shape: _Cut, centre: tuple[int, int], inside: Label) -> _Put:
-    """The shape around a pixel, or at its borders, without what is outside of the object."""
+    """The shape around a pixel, or at the object's borders, without what is outside of the object."""
     seen = ndimage.find_objects(shape.label.astype(np.uint8))[0]
+    starts = [middle - (span.start + span.stop) // 2 for middle, span in zip(centre, seen, strict=True)]
+    limits = [(0, length) for length in inside.shape]
+    for axis in sorted((0, 1), key=lambda axis: bool(shape.borders[axis])):
+        if border := shape.borders[axis]:
+            first, end = starts[1 - axis] + seen[1 - axis].start, starts[1 - axis] + seen[1 - axis].stop
+            edge = _edge(inside, axis, border, slice(max(first, 0), max(end, 0)))
+            starts[axis] = edge - round(shape.anchors[axis][axis])
+            limits[axis] = (edge, inside.shape[axis]) if border < 0 else (0, edge + 1)
     window, parts, there = [], [], []
-    for axis, (length, span) in enumerate(zip(inside.shape, seen, strict=True)):
-        border = shape.borders[axis]
-        if border:
-            start = (0 if border < 0 else length - 1) - round(shape.anchors[axis][axis])
-        else:
-            start = centre[axis] - (span.start + span.stop) // 2
-        first, end = max(start + span.start, 0), min(start + span.stop, length)
+    for border, start, (low, high), span in zip(shape.borders, starts, limits, seen, strict=True):
+        first, end = max(start + span.start, low), min(start + span.stop, high)
         end = max(end, first)
         window.append(slice(first, end))
         parts.append(slice(first - start, end - start))
@@ -191,3 +194,12 @@ def _put(shape: _Cut, centre: tuple[int, int], inside: Label) -> _Put:
     kept = shape.label[tuple(parts)] & inside[tuple(window)]
     wanted = int(shape.label[tuple(there)].sum())
     return _Put((window[0], window[1]), kept, float(kept.sum() / wanted) if wanted else 0.0)
+
+
+def _edge(inside: Label, axis: int, border: int, across: slice) -> int:
+    """Where the object begins along an axis, or ends, in the middle of the lines ``across``; the photograph's border
+    where it is in none of them."""
+    lines = np.moveaxis(inside, axis, 0)[::-border, across]
+    lines = lines[:, lines.any(axis=0)]
+    depth = round(float(np.median(lines.argmax(axis=0)))) if lines.shape[1] else 0
+    return depth if border < 0 else inside.shape[axis] - 1 - depth

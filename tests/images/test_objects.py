@@ -54,3 +54,20 @@ def test_otsus_threshold_is_that_of_scikit_image():
 
 def test_values_that_are_all_the_same_part_nowhere():
     assert otsu(np.full((5, 5), 7, dtype=np.uint8))[1] == 0
+
+
+def test_dark_strips_along_the_border_are_no_part():
+    photo = np.full((100, 80, 3), 120, dtype=np.uint8)
+    photo[:, :6] = photo[-4:] = 20
+    found = find_object(photo)
+    wanted = np.ones((100, 80), dtype=bool)
+    wanted[:, :6] = wanted[-4:] = False
+    assert (found == wanted).mean() > 0.98
+    assert not found[50, 3]
+    assert not found[98, 40]
+
+
+def test_what_is_dark_further_in_is_the_parts_own():
+    photo = np.full((100, 80, 3), 120, dtype=np.uint8)
+    photo[:60, 20:70] = 20
+    assert find_object(photo).all()

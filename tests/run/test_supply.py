@@ -222,3 +222,21 @@ def test_masks_of_the_object_need_labels_that_move(job, tmp_path):
     path = object_mask(tmp_path / "o", "any.png", (5, 25), (5, 35))
     with pytest.raises(InputError, match="add `--augment-masks`"):
         fill(FakeEngine(), replace(job, objects=[path], augment=False), tmp_path / "run")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("far", [False, True])
+def test_a_label_at_a_border_goes_to_the_objects_own(axis, far):
+    label = np.zeros((100, 100), dtype=bool)
+    label[:12, 40:60] = True
+    inside = np.ones((100, 100), dtype=bool)
+    inside[:9] = inside[91:] = False
+    label, inside = (np.flip(one, 0) if far else one for one in (label, inside))
+    if axis:
+        label, inside = label.T, inside.T
+    for seed in range(20):
+        found = placed(label, inside, Dice(seed, 0))
+        assert not (found & ~inside).any()
+        assert found.sum() > 60
+        lines = np.flatnonzero(found.any(axis=1 - axis))
+        assert 9 in (lines.min(), 99 - lines.max())
