@@ -138,7 +138,7 @@ def synth(
             "--object",
             metavar="DIR",
             help="Masks of the object in the photographs, under their names, or one for all.",
-            show_default="found where it stands before a plain background",
+            show_default="found before a plain background, or beside dark strips",
         ),
     ] = None,
     mask_class: Annotated[

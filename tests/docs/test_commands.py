@@ -112,7 +112,7 @@ def test_the_pages_have_commands_to_run() -> None:
 )
 def test_a_wrong_command_is_found(line: str) -> None:
     (arguments,) = commands(f"```sh\n{line}\n```\n")
-    with pytest.raises(Exception, match=r"stepps|normals|ddim|tensorflow|paint"):
+    with pytest.raises(Exception, match=r"stepps|output|ddim|tensorflow|paint"):
         parse(arguments)
 
 

@@ -129,7 +129,7 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
         images[n][classes[n] > 0] = (30, 220)[n % 2]
     pictures = Pictures(images, classes, [str(n) for n in range(24)])
     told: list[float] = []
-    network = learn([pictures], 3, Lesson("unet", 150, 8, 5e-3, 32), 0, CPU, told.append)
+    network = learn([pictures], 3, Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append)
     found = find(network, pictures, CPU)
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8
     assert found.anomaly[classes > 0].mean() > 0.8
