@@ -29,6 +29,7 @@ test: lint softcuda
 check: lint softcuda
 	$(PYTEST) --ignore=$(ON_SOFTCUDA)
 	$(SOFTCUDA)/run env $(PYTEST) $(ON_SOFTCUDA)
+	$(MAKE) audit
 
 softcuda: $(VENV)/.dev
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python tests/support/softcuda/build.py $(SOFTCUDA)
