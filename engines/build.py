@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
-from stage_rt.folders import check_replaceable, read_engine, up_to_date, verify_engine
+from stage_rt.folders import check_replaceable, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import tensors
 from stage_rt.progress import Progress, portion, silent
@@ -106,15 +106,13 @@ def is_current(
     Raises:
         InputError, DeviceError, MissingExtraError: as `build`.
     """
+    builder = choose(backend, dtype, targets)
     try:
         found = read_engine(folder)
-        verify_engine(folder, found)
     except EngineError:
         return False
-    wanted = _described(
-        choose(backend, dtype, targets), backend, dtype, batch, found.model, found.graphs_fingerprint
-    )
-    return found.origin == origin and found.fingerprint == wanted.fingerprint
+    wanted = _described(builder, backend, dtype, batch, found.model, found.graphs_fingerprint)
+    return found.origin == origin and up_to_date(folder, wanted)
 
 
 def _described(

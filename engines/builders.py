@@ -56,6 +56,9 @@ class Builder(Protocol):
             batch: batch sizes the engine shall serve, ascending.
             progress: told how far it is.
 
+        Returns:
+            What was compiled; whether it is the graph that was meant is the caller's to see.
+
         Raises:
             BackendError: the library cannot compile it.
         """

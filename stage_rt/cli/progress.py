@@ -70,17 +70,15 @@ def watched_stages(unit: str) -> Iterator[Callable[[str, int, int, float | None]
     )
     with orderly_stop() as check, _bar(*columns, TextColumn("{task.fields[value]}")) as bar:
         stages: dict[str, TaskID] = {}
-        told = time.monotonic()
+        due = _every_line()
 
         def show(stage: str, step: int, steps: int, value: float | None) -> None:
-            nonlocal told
             text = "" if value is None else f"{unit} {value:.4f}"
             if stage not in stages:
                 # What an earlier call did does not count for the speed.
                 stages[stage] = bar.add_task(stage, total=steps, completed=step, value=text)
             bar.update(stages[stage], completed=step, value=text)
-            if bar.disable and (step == steps or time.monotonic() - told > LINE_SECONDS):
-                told = time.monotonic()
+            if bar.disable and due(now=step == steps):
                 line = " ".join(filter(None, (stage, f"{step}/{steps}", text)))
                 messages().print(line + _left(bar.tasks[stages[stage]]))
             check()
@@ -96,18 +94,30 @@ def counting_bar(total: float, unit: str) -> Iterator[Progress]:
     """
     columns = (BarColumn(), _Done(unit), _Rate(unit), TimeRemainingColumn(compact=True))
     with _bar(*columns) as bar:
-        told = time.monotonic()
+        due = _every_line()
 
         def show(share: float) -> None:
-            nonlocal told
             if not bar.tasks:
                 bar.add_task("", total=total, completed=total * share)  # type: ignore[arg-type]  # rich shows fractions
             bar.update(bar.task_ids[0], completed=total * share)
-            if bar.disable and time.monotonic() - told > LINE_SECONDS:
-                told = time.monotonic()
+            if bar.disable and due():
                 messages().print(f"{int(total * share)}/{total:.0f} {unit}{_left(bar.tasks[0])}")
 
         yield show
+
+
+def _every_line() -> Callable[..., bool]:
+    """What says whether `LINE_SECONDS` have gone by since it last said so; it says so when told to ``now``."""
+    told = time.monotonic()
+
+    def due(*, now: bool = False) -> bool:
+        nonlocal told
+        if not now and time.monotonic() - told <= LINE_SECONDS:
+            return False
+        told = time.monotonic()
+        return True
+
+    return due
 
 
 def _left(task: Task) -> str:

@@ -220,15 +220,10 @@ def _entries(
         return checked(read_jobs(jobs, given))
     if types:
         return checked([entry(given | _type(text)) for text in types])
-    if len(prompts) != 1 or masks is None or "normals" not in given:
-        missing = (
-            "two prompts are given"
-            if len(prompts) > 1
-            else "`--prompt`, `--masks` and `--normals` go together"
-        )
-        raise InputError(
-            f"{missing}: use `--type` for each of several types" if len(prompts) > 1 else missing
-        )
+    if len(prompts) > 1:
+        raise InputError("two prompts are given: use `--type` for each of several types")
+    if not prompts or masks is None or "normals" not in given:
+        raise InputError("`--prompt`, `--masks` and `--normals` go together")
     return [entry(given | {"prompt": prompts[0], "masks": masks})]
 
 

@@ -1,12 +1,11 @@
 """Labels as masks of class numbers, and the colours that show them."""
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from stage_rt.packs.picture import File
+from stage_rt.run.writer import png
 
 BACKGROUND = "background"
 
@@ -17,9 +16,7 @@ def classes_png(label: NDArray[np.bool_], number: int, *, coloured: bool) -> Fil
     if coloured:
         # A palette is put on grey levels as they are.
         image.putpalette([level for n in range(256) for level in colour(n)])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return File(buffer.getvalue())
+    return File(png(image))
 
 
 def colour(number: int) -> tuple[int, int, int]:

@@ -1,6 +1,5 @@
 """The pictures of a pack, one after the other: pairs of finished runs, then good photographs."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -14,6 +13,7 @@ from stage_rt.packs.picture import File, Picture, Side
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.packs.survey import left_out
 from stage_rt.run.sample import readable
+from stage_rt.run.writer import png
 
 IN_TRAIN = "painted into train/good"
 EMPTY = "without a label"
@@ -66,13 +66,7 @@ def good(
         photo = read_image(path)
         label = np.zeros(photo.shape[:2], dtype=bool)
         # Decoded as the pairs were, so that nothing of the file's own tells good from painted.
-        image = _png(Image.fromarray(photo).convert("L" if read_header(path).grey else "RGB"))
-        mask = _png(Image.fromarray(label.astype(np.uint8)))
+        image = png(Image.fromarray(photo).convert("L" if read_header(path).grey else "RGB"))
+        mask = png(Image.fromarray(label.astype(np.uint8)))
         name = readable(path)
         yield Picture(next(numbers), side_of(name), None, File(image), File(mask), label, {"normal": name})
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -13,6 +13,7 @@ from stage_rt.images import layouts
 from stage_rt.images.masks import Reading
 from stage_rt.names import RecipeName, SamplerName, ViewName
 from stage_rt.run.job import Job
+from stage_rt.run.writer import defect_type
 from stage_rt.spec import PromptName
 
 
@@ -109,8 +110,6 @@ def checked(entries: Sequence[Entry]) -> list[Entry]:
     Raises:
         InputError: two would write the same files.
     """
-    from stage_rt.run.writer import defect_type
-
     seen: dict[str, str] = {}
     for entry in entries:
         kind = defect_type(entry.prompt)

@@ -1,6 +1,5 @@
 """What a run looks like: a contact sheet and one page beside it, the same bytes for the same run."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from stage_rt.errors import printable
 from stage_rt.files import write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.run.label_sheet import label_sheet
+from stage_rt.run.writer import png
 from stage_rt.spec import PairRecord, RegionView, RunSpec
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ def stack(sheets: Sequence[Path], path: Path) -> None:
 
 
 def _write_png(path: Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, png(image))
 
 
 def _sheet(folder: Path, title: str, shown: Sequence[tuple[PairRecord, Path]]) -> Image.Image:

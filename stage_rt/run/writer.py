@@ -46,7 +46,7 @@ def write_pair(
     When either cannot be written neither stays.
     """
     image_path, mask_path = (folder / path for path in paths)
-    image_bytes, mask_bytes = _png(image), _png(Image.fromarray(label.astype(np.uint8) * 255))
+    image_bytes, mask_bytes = png(image), png(Image.fromarray(label.astype(np.uint8) * 255))
     try:
         write_atomic(mask_path, mask_bytes)
         write_atomic(image_path, image_bytes)
@@ -89,7 +89,8 @@ class WriterThread:
             self._writing.result()
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

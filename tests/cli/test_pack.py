@@ -3,26 +3,16 @@
 import json
 
 import pytest
-from fake_engine import PROMPT, FakeEngine, labels, photographs
+from fake_engine import FakeEngine, ten_pairs
 
 from stage_rt.cli import main
 from stage_rt.run.fill import fill
-from stage_rt.run.job import Job
 
 
 @pytest.fixture
 def pack(tmp_path, monkeypatch, capsys):
     """Run the command beside a run of ten pairs, five photographs."""
-    job = Job(
-        normals=photographs(tmp_path / "normals", 5),
-        masks=labels(tmp_path / "masks", 4),
-        prompt=PROMPT,
-        count=10,
-        seed=7,
-        composite=True,
-        batch=4,
-    )
-    fill(FakeEngine(poisoned=(3,)), job, tmp_path / "run")
+    fill(FakeEngine(poisoned=(3,)), ten_pairs(tmp_path), tmp_path / "run")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):

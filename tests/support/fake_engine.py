@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from stage_rt.recipe import Recipe
+from stage_rt.run.job import Job
 from stage_rt.spec import EngineSpec, ModelSpec
 
 PROMPT = "tile+hole"
@@ -120,6 +121,19 @@ def opened(path: Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
+
+
+def ten_pairs(folder: Path) -> Job:
+    """A job of ten pairs of five photographs in ``folder / "normals"`` and four masks in ``folder / "masks"``."""
+    return Job(
+        normals=photographs(folder / "normals", 5),
+        masks=labels(folder / "masks", 4),
+        prompt=PROMPT,
+        count=10,
+        seed=7,
+        composite=True,
+        batch=4,
+    )
 
 
 def manifest(folder: Path) -> list[dict]:
