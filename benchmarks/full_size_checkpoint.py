@@ -72,14 +72,15 @@ def trajectory(denoise: Any) -> dict[str, Any]:
 
 def steps(engine: Path) -> None:
     """Three steps on the engine, saved beside it."""
-    from stage_rt.executor import Condition, HostExecutor
+    from stage_rt.estimator import Condition
+    from stage_rt.executor import HostExecutor
     from stage_rt.folders import read_contexts, read_engine
     from stage_rt.loading import open_backend
     from stage_rt.spec import PROMPTS_FILE
 
     spec = read_engine(engine)
     context = read_contexts(engine / PROMPTS_FILE, spec.model)[PROMPT]
-    executor = HostExecutor(open_backend(engine, spec))
+    executor = HostExecutor(spec.model, open_backend(engine, spec))
     denoise = executor.denoiser(Condition(context, spec.model.prompts[PROMPT]))
     np.savez(engine.parent / "steps.npz", **trajectory(denoise))
 

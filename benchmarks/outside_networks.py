@@ -43,7 +43,7 @@ def main(folder: Path, batch: int) -> None:
     spec = read_engine(folder)
     backend = Timed(open_backend(folder, spec))
     contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
-    engine = Engine(spec, HostExecutor(backend), contexts)
+    engine = Engine(spec, HostExecutor(spec.model, backend), contexts)
     model = spec.model
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch, model.image_channels, model.image_size, model.image_size))

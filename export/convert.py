@@ -23,22 +23,19 @@ _KNOWN_WARNINGS = (
 )
 
 
-def convert(
-    module: nn.Module, inputs: Mapping[str, Tensor], output: str, *, dynamic: frozenset[str], opset: int
-) -> ir.Model:
+def convert(module: nn.Module, inputs: Mapping[str, Tensor], output: str, *, opset: int) -> ir.Model:
     """Trace a module in eval mode.
 
     Args:
         module: its ``forward`` takes ``inputs`` by name and returns one tensor.
-        inputs: an example; its dtypes and all sizes but the batch are those of the graph.
+        inputs: an example, batches of two or more; their dtypes and all sizes but the first are those of the graph.
         output: name of the output.
-        dynamic: names of the inputs whose first axis is the batch.
         opset: version of the ONNX operators.
 
     Returns:
         A graph without metadata. GroupNormalization stays whole from opset 21 on.
     """
-    shapes = {name: {0: BATCH} if name in dynamic else None for name in inputs}
+    shapes = {name: {0: BATCH} for name in inputs}
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,

@@ -89,12 +89,14 @@ def _write_graphs(
 def _graph(graph: str, source: Path, model: Description, dtype: DType, opset: int) -> ir.Model:
     network = _network(graph, source, TORCH_DTYPES[dtype])
     check(network, graph, model)
-    inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
+    inputs = random_inputs(
+        graph, model, batch=2, timesteps=[1, 0], generator=torch.Generator().manual_seed(0)
+    )
     cast = {
         name: tensor.to(TORCH_DTYPES[dtype]) if tensor.is_floating_point() else tensor
         for name, tensor in inputs.items()
     }
-    return convert(network, cast, output_name(graph), dynamic=frozenset(inputs) - {"timestep"}, opset=opset)
+    return convert(network, cast, output_name(graph), opset=opset)
 
 
 def _network(graph: str, source: Path, dtype: torch.dtype) -> nn.Module:

@@ -157,7 +157,7 @@ def _compile(
         inputs = {
             name: tensor.to(device, TORCH_DTYPES[wanted.dtype] if tensor.is_floating_point() else None)
             for name, tensor in random_inputs(
-                graph, model, batch=size, timestep=1, generator=generator
+                graph, model, batch=size, timesteps=[1, 0], generator=generator
             ).items()
         }
         path = folder / package(graph, size)

@@ -1,5 +1,6 @@
 """The networks of a model, each as one function of tensors: what is traced and what parity is judged against."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -36,14 +37,17 @@ in the networks measured. A wrong graph is off by a tenth and more.
 
 
 class Denoiser(nn.Module):
-    """The UNet; one ``timestep`` ``[1]`` serves the whole batch."""
+    """The UNet; every sample has a timestep of its own."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """``sample`` ``[B, C, h, w]``, ``context`` ``[B, tokens, dim]`` to the noise estimate ``[B, C, h, w]``."""
+        """The noise estimate ``[B, C, h, w]`` of ``sample``, which has its shape.
+
+        ``timestep`` int64 ``[B]``, ``context`` ``[B, tokens, dim]``.
+        """
         eps: Tensor = self.unet(sample, timestep, context, return_dict=False)[0]
         return eps
 
@@ -115,7 +119,7 @@ def check(network: nn.Module, graph: str, model: Description) -> None:
     Raises:
         ModelError: it cannot run on inputs of those sizes, or its output has another.
     """
-    inputs = random_inputs(graph, model, batch=2, timestep=1, generator=torch.Generator().manual_seed(0))
+    inputs = random_inputs(graph, model, batch=2, timesteps=[1], generator=torch.Generator().manual_seed(0))
     weights = {
         name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else None)
         for name, tensor in chain(network.named_parameters(), network.named_buffers())
@@ -141,9 +145,12 @@ def output_name(graph: str) -> str:
 
 
 def random_inputs(
-    graph: str, model: Description, *, batch: int, timestep: int, generator: torch.Generator
+    graph: str, model: Description, *, batch: int, timesteps: Sequence[int], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Inputs like those of a run, by name, float32: unit normal latents, the model's own contexts, binary masks."""
+    """Inputs like those of a run, by name, float32: unit normal latents, the model's own contexts, binary masks.
+
+    The samples are at the ``timesteps`` in turn.
+    """
     spec = model.spec
     size = (spec.latent_size, spec.latent_size)
 
@@ -153,7 +160,8 @@ def random_inputs(
     if graph == UNET:
         contexts = list(model.contexts.values())
         context = torch.stack([contexts[n % len(contexts)] for n in range(batch)])
-        return {"sample": latent(), "timestep": torch.tensor([timestep]), "context": context}
+        steps = torch.tensor([timesteps[n % len(timesteps)] for n in range(batch)])
+        return {"sample": latent(), "timestep": steps, "context": context}
     if graph == VAE_ENCODER:
         pixels = torch.rand(batch, spec.image_channels, spec.image_size, spec.image_size, generator=generator)
         return {"image": 2 * pixels - 1}

@@ -49,7 +49,7 @@ class Parity:
 
 
 def references(model: Model) -> dict[str, list[Case]]:
-    """Cases for every graph of ``model``, at each batch of `BATCHES`; the UNet at three timesteps."""
+    """Cases for every graph of ``model``, at each batch of `BATCHES`; the UNet at three timesteps, mixed too."""
     return {graph: _cases(graph, network, model) for graph, network in networks(model).items()}
 
 
@@ -83,10 +83,11 @@ class StoredReferences(Mapping[str, list[Case]]):
 def _cases(graph: str, network: nn.Module, model: Description) -> list[Case]:
     generator = torch.Generator().manual_seed(SEED)
     last = model.spec.recipe.steps - 1
+    turns = [[last, last // 2, 0], [last // 2, 0, last], [0, last, last // 2]]
     cases = []
     for batch in BATCHES:
-        for timestep in (last, last // 2, 0) if graph == UNET else (0,):
-            inputs = random_inputs(graph, model, batch=batch, timestep=timestep, generator=generator)
+        for timesteps in turns if graph == UNET else ([0],):
+            inputs = random_inputs(graph, model, batch=batch, timesteps=timesteps, generator=generator)
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
             cases.append(Case(arrays, network(**inputs).numpy()))
     return cases

@@ -223,7 +223,7 @@ class _Sides:
         recipe: Recipe,
     ) -> None:
         self.backend, self.contexts, self.model, self.recipe = backend, contexts, model, recipe
-        self.executor = HostExecutor(backend)
+        self.executor = HostExecutor(spec.model, backend)
         self.engine = Engine(spec, self.executor, contexts)
         self.networks = networks(model)
         self.generator = torch.Generator().manual_seed(SEED)
@@ -261,7 +261,7 @@ class _Sides:
 
     def inputs(self, graph: str, timestep: int) -> dict[str, Tensor]:
         batch = max(self.engine.spec.batch)
-        return random_inputs(graph, self.model, batch=batch, timestep=timestep, generator=self.generator)
+        return random_inputs(graph, self.model, batch=batch, timesteps=[timestep], generator=self.generator)
 
     def compare(
         self, graph: str, timestep: int | None, inputs: Mapping[str, Tensor]
@@ -270,10 +270,7 @@ class _Sides:
         output: Tensor = self.networks[graph](**inputs)
         reference, points = output.numpy(), []
         for batch in self.engine.spec.batch:
-            part = {
-                name: (tensor if name == "timestep" else tensor[:batch]).numpy()
-                for name, tensor in inputs.items()
-            }
+            part = {name: tensor[:batch].numpy() for name, tensor in inputs.items()}
             error = error_of(self.backend.run(graph, **part), reference[:batch])
             points.append(Point(graph, batch, timestep, error))
         return output, points
@@ -317,10 +314,10 @@ class _Sides:
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
             sample = torch.from_numpy(x)
             eps = self.networks[UNET](sample=sample, timestep=torch.tensor([i]), context=context)
-            if adapter is not None:
-                adapted = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
-                eps = guide(eps, adapted, self.model.spec.recipe.guidance)
-            return np.asarray(eps.numpy())
+            if adapter is None:
+                return np.asarray(eps.numpy())
+            adapted = self.networks[adapter_graph(adapter, branch)](eps=eps, mask=torch.from_numpy(mask))
+            return guide(eps.numpy(), adapted.numpy(), self.recipe.guidance)
 
         return denoise
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
-from stage_rt.executor import Condition, Executor, Painted, finite
+from stage_rt.estimator import Condition
+from stage_rt.executor import Executor, Painted, finite
 from stage_rt.images.compose import pasted, pixels
 from stage_rt.images.inputs import latent_mask, network_image
 from stage_rt.images.regions import regions
@@ -18,6 +19,7 @@ from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import check_inputs, untouched
 from stage_rt.samplers import steps_of
+from stage_rt.slots import Slots
 from stage_rt.spec import EngineSpec
 
 Float32 = NDArray[np.float32]
@@ -206,6 +208,23 @@ class Engine:
         """
         self._check_usable()
         return self._executor.decode(self._unscaled(latent)).images
+
+    def slots(self, prompt: str, size: int) -> Slots:
+        """A batch whose samples stand at steps of their own, in STAGE's loop, for all prompts with these adapters.
+
+        ``size`` is one of the engine's batch sizes. One thread at a time uses it.
+
+        Raises:
+            InputError: the engine was not built for ``size``.
+            PromptError: the model does not know ``prompt``.
+            EngineError, BackendError: as `synthesize`.
+            DeviceMemoryError: it does not fit beside what is there.
+        """
+        self._check_usable()
+        if size not in self.spec.batch:
+            sizes = ", ".join(map(str, self.spec.batch))
+            raise InputError(f"the engine was not built for a batch of {size}: use one of {sizes}")
+        return self._executor.slots(self.condition(prompt).adapter, size)
 
     def condition(self, prompt: str) -> Condition:
         """What ``prompt`` is to the networks.

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.kernels.reference import guide
+from stage_rt.estimator import Condition, Estimator
 from stage_rt.names import SamplerName
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
@@ -14,20 +14,10 @@ from stage_rt.progress import Progress
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.sampler import Denoiser
 from stage_rt.samplers import SAMPLERS
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+from stage_rt.slots import HostSlots, Slots
+from stage_rt.spec import VAE_DECODER, VAE_ENCODER, ModelSpec
 
 Float32 = NDArray[np.float32]
-
-
-class Condition(NamedTuple):
-    """What a prompt is to the networks: its context float32 ``[tokens, dim]``, and its adapters' name or None.
-
-    ``surface`` is the context of good surface, None where the model has none.
-    """
-
-    context: Float32
-    adapter: str | None
-    surface: Float32 | None = None
 
 
 class Painted(Protocol):
@@ -68,6 +58,14 @@ class Executor(Protocol):
             BackendError: the inference library failed.
         """
 
+    def slots(self, adapter: str | None, size: int) -> Slots:
+        """A batch of the engine's ``size`` for STAGE's loop whose samples stand at steps of their own.
+
+        Raises:
+            BackendError: a network cannot be loaded or run.
+            DeviceMemoryError: it does not fit.
+        """
+
     def decode(self, latent: Float32) -> Painted:
         """The images of unscaled latents ``[B, C, h, w]``."""
 
@@ -85,8 +83,8 @@ class Finished(NamedTuple):
 class HostExecutor:
     """An `Executor` that calls the backend's graphs one by one, over any of `stage_rt.samplers`."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, model: ModelSpec, backend: Backend) -> None:
+        self._model, self._backend = model, backend
 
     def encode(self, images: Float32) -> Float32:
         """See `Executor`."""
@@ -132,21 +130,27 @@ class HostExecutor:
         UNet's for the prompt against its estimate for good surface, which the condition then has.
         """
 
-        def estimate(x: Float32, i: int, context: Float32) -> Float32:
-            repeated = np.repeat(context[None], len(x), axis=0)
-            return self._backend.run(UNET, sample=x, timestep=np.array([i], dtype=np.int64), context=repeated)
+        estimate = Estimator(self._backend, condition.adapter)
 
         def denoise(x: Float32, i: int, mask: Float32, branch: Branch) -> Float32:
-            eps = estimate(x, i, condition.context)
-            if prompt_guidance != 1:
-                assert condition.surface is not None
-                eps = guide(estimate(x, i, condition.surface), eps, prompt_guidance)
-            if condition.adapter is None:
-                return eps
-            adapted = self._backend.run(adapter_graph(condition.adapter, branch), eps=eps, mask=mask)
-            return guide(eps, adapted, guidance)
+            count = len(x)
+            surface = condition.surface
+            return estimate(
+                x,
+                np.full(count, i, np.int64),
+                mask,
+                contexts=np.repeat(condition.context[None], count, axis=0),
+                surfaces=None if surface is None else np.repeat(surface[None], count, axis=0),
+                only=np.full(count, branch is Branch.ONLY),
+                guidance=guidance,
+                prompt_guidance=prompt_guidance,
+            )
 
         return denoise
+
+    def slots(self, adapter: str | None, size: int) -> HostSlots:
+        """See `Executor`."""
+        return HostSlots(self._backend, self._model, adapter, size)
 
     def decode(self, latent: Float32) -> Finished:
         """See `Executor`."""

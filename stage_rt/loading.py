@@ -37,7 +37,7 @@ def load(engine_dir: str | Path, *, notify: Notify = warn) -> Engine:
     with ExitStack() as failed:
         failed.callback(backend.close)
         contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
-        executor: Executor = HostExecutor(backend)
+        executor: Executor = HostExecutor(spec.model, backend)
         if isinstance(backend, DeviceBackend) and spec.devices != ["cpu"]:
             from stage_rt.cuda.executor import DeviceExecutor
 

@@ -65,7 +65,7 @@ def tensors(
     image = Tensor((batch, model.image_channels, model.image_size, model.image_size), dtype)
     if graph == UNET:
         context = Tensor((batch, model.tokens, model.context_dim), dtype)
-        return {"sample": latent, "timestep": Tensor((1,), "int64"), "context": context}, ("eps", latent)
+        return {"sample": latent, "timestep": Tensor((batch,), "int64"), "context": context}, ("eps", latent)
     if graph == VAE_ENCODER:
         _, channels, *size = latent.shape
         return {"image": image}, ("moments", Tensor((batch, 2 * channels, *size), dtype))

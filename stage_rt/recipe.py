@@ -52,6 +52,10 @@ class StepCoefficients(NamedTuple):
     """Weight of the adapter's estimate against the UNet's (`kernels.reference.guide`); ``eps`` is the result."""
     free: float = 0.0
     """1 where the estimate is not mixed with the clean latent, which leaves AIF out."""
+    only: bool = False
+    """True where the adapter is that of the only branch."""
+    prompt_guidance: float = 1.0
+    """Weight of the UNet's estimate for the prompt against that for good surface (`kernels.reference.guide`)."""
 
 
 class Recipe(BaseModel):
@@ -269,6 +273,8 @@ class Recipe(BaseModel):
             timestep=i,
             guidance=self.guidance,
             free=float(not self.aif),
+            only=only,
+            prompt_guidance=self.prompt_guidance,
         )
 
     def _weighed(self, field: str, weight: float) -> Self:

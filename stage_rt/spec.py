@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -48,6 +49,18 @@ def _relative(path: str) -> str:
 
 RelativePath = Annotated[str, AfterValidator(_relative)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _current(format: Any) -> Any:
+    if format == 1:
+        raise PydanticCustomError(
+            "old", "it is of an earlier release, whose networks took one timestep a batch"
+        )
+    return format
+
+
+CompiledFormat = Annotated[Literal[2], BeforeValidator(_current)]
+"""Of graphs and engines: 2 since every sample of a batch has a timestep of its own."""
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=200)]
 PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)]
 
@@ -188,7 +201,7 @@ class _Sealed(_Spec):
 class GraphsSpec(_Sealed):
     """``model.json`` of a graphs folder: model, dtype, opset, and the sha256 of every other file."""
 
-    format: Literal[1] = 1
+    format: CompiledFormat = 2
     model: ModelSpec
     dtype: DType
     opset: int
@@ -209,7 +222,7 @@ class EngineSpec(_Sealed):
     ``origin`` is a digest of the model and of the exporter, where the engine was built from a model.
     """
 
-    format: Literal[1] = 1
+    format: CompiledFormat = 2
     model: ModelSpec
     backend: BackendName
     library: str

@@ -55,7 +55,7 @@ def spied(plain):
 
     def wrap(**options):
         spy = Spy(plain._executor._backend, **options)
-        return Engine(plain.spec, HostExecutor(spy), plain._contexts), spy
+        return Engine(plain.spec, HostExecutor(plain.spec.model, spy), plain._contexts), spy
 
     return wrap
 

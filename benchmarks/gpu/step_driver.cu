@@ -1,6 +1,6 @@
 // The loop's own kernels alone, for compute-sanitizer and for a comparison with NumPy: reads one case from the file
-// argv[1], runs `iterations` of gather, step and advance with the same estimate, writes what they left to argv[2].
-// check_step.py writes and reads both files.
+// argv[1], runs `iterations` of gather, contrast, step and advance with the same estimates, of which contrast moves the
+// UNet's on, writes what they left to argv[2]. check_step.py writes and reads both files.
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,7 @@
 #endif
 
 struct Header {
-  uint32_t batch, channels, plane, entries, iterations, start, threads, width;
+  uint32_t batch, channels, plane, rows, iterations, threads, width;
 };
 
 static void check(cudaError_t status, const char* what) {
@@ -47,33 +47,34 @@ struct Buffer {
   }
 };
 
-
-template <typename T, typename StepKernel, typename GatherKernel>
-void run(const Header& h, std::FILE* in, std::FILE* out, StepKernel step, GatherKernel gather) {
+template <typename T, typename StepKernel, typename GatherKernel, typename ContrastKernel>
+void run(const Header& h, std::FILE* in, std::FILE* out, StepKernel step, GatherKernel gather,
+         ContrastKernel contrast) {
   const size_t elements = size_t{h.channels} * h.plane, all = elements * h.batch, cells = size_t{h.plane} * h.batch;
   Buffer<float> state(all, in), clean(all, in), mask(cells, in);
-  Buffer<T> estimate(all, in), input(all, nullptr), handed(cells, nullptr);
-  Buffer<stage::Coefficients> table(h.entries, in);
+  Buffer<T> surface(all, in), unet(all, in), aware(all, in), only(all, in), input(all, in), handed(cells, in);
+  Buffer<stage::Coefficients> table(size_t{h.batch} * h.rows, in);
   Buffer<uint64_t> seeds(h.batch, in);
   Buffer<uint32_t> samples(h.batch, in), finite(h.batch, in);
-  Buffer<int64_t> timestep(1, nullptr);
-  Buffer<int> counter(1, nullptr);
-  const int start = static_cast<int>(h.start);
-  check(cudaMemcpy(counter.device, &start, sizeof start, cudaMemcpyHostToDevice), "cudaMemcpy");
+  Buffer<int64_t> timestep(h.batch, in);
+  Buffer<int> counter(h.batch, in);
 
   const dim3 steps(static_cast<unsigned>((elements + 4 * h.threads - 1) / (4 * h.threads)), h.batch);
-  const dim3 gathers(static_cast<unsigned>((cells + h.threads - 1) / h.threads));
+  const dim3 gathers((h.plane + h.threads - 1) / h.threads, h.batch);
   for (uint32_t k = 0; k < h.iterations; ++k) {
-    LAUNCH(gather, gathers, h.threads, mask.device, table.device, counter.device, static_cast<uint32_t>(cells),
-           timestep.device, handed.device);
-    LAUNCH(step, steps, h.threads, state.device, estimate.device, estimate.device, clean.device, mask.device, table.device,
-           counter.device, seeds.device, samples.device, h.channels, h.plane, state.device, input.device,
-           finite.device);
-    LAUNCH(stage_advance, dim3(1), h.threads, counter.device);
+    LAUNCH(gather, gathers, h.threads, mask.device, table.device, counter.device, h.rows, h.plane, timestep.device,
+           handed.device);
+    LAUNCH(contrast, steps, h.threads, surface.device, table.device, counter.device, h.rows,
+           static_cast<uint32_t>(elements), unet.device);
+    LAUNCH(step, steps, h.threads, state.device, unet.device, aware.device, only.device, clean.device, mask.device,
+           table.device, counter.device, seeds.device, samples.device, h.rows, h.channels, h.plane, state.device,
+           input.device, finite.device);
+    LAUNCH(stage_advance, dim3((h.batch + h.threads - 1) / h.threads), h.threads, h.batch, counter.device);
     check(cudaGetLastError(), "launch");
   }
   check(cudaDeviceSynchronize(), "kernels");
   state.write(out);
+  unet.write(out);
   input.write(out);
   handed.write(out);
   finite.write(out);
@@ -88,11 +89,11 @@ int main(int argc, char** argv) {
   if (!in || !out || std::fread(&h, sizeof h, 1, in) != 1) return std::fprintf(stderr, "cannot open the files\n"), 1;
   // `width` tells the dtypes apart: bytes of one, and 3 for bf16.
   if (h.width == 4)
-    run<float>(h, in, out, stage_step_fp32, stage_gather_fp32);
+    run<float>(h, in, out, stage_step_fp32, stage_gather_fp32, stage_contrast_fp32);
   else if (h.width == 2)
-    run<__half>(h, in, out, stage_step_fp16, stage_gather_fp16);
+    run<__half>(h, in, out, stage_step_fp16, stage_gather_fp16, stage_contrast_fp16);
   else
-    run<__nv_bfloat16>(h, in, out, stage_step_bf16, stage_gather_bf16);
+    run<__nv_bfloat16>(h, in, out, stage_step_bf16, stage_gather_bf16, stage_contrast_bf16);
   std::fclose(in);
   return std::fclose(out);
 }

@@ -100,15 +100,13 @@ class InductorBackend:
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; any batch is split and padded to the sizes of the graph."""
         described, _ = tensors(self._spec.model, self._spec.dtype, graph, 1)
-        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
-        count, results = len(inputs[batched[0]]), []
+        count, results = len(next(iter(inputs.values()))), []
         for part in parts(count, self._sizes(graph)):
             rows = slice(part.start, part.start + part.length)
-            arrays = {
-                name: padded(inputs[name][rows], part.bucket) if name in batched else inputs[name]
-                for name in described
+            feed = {
+                name: self._tensor(padded(inputs[name][rows], part.bucket), tensor.dtype)
+                for name, tensor in described.items()
             }
-            feed = {name: self._tensor(arrays[name], tensor.dtype) for name, tensor in described.items()}
             with _running(self._torch, graph), self._torch.inference_mode():
                 result = self._runner(graph, part.bucket)(**feed)
                 results.append(result[: part.length].float().cpu().numpy())

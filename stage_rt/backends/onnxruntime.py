@@ -59,17 +59,15 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; ``graph`` runs at any batch."""
-        batch = max((len(array) for array in inputs.values()), default=1)
+        batch = len(next(iter(inputs.values())))
         parts = min(batch, self._cores)
         session = self._session(graph, threads=self._cores // parts)
         nodes = session.get_inputs()
         with np.errstate(over="ignore"):
             feed = {node.name: _cast(inputs[node.name], node.type) for node in nodes}
-        shared = {node.name for node in nodes if isinstance(node.shape[0], int)}
         bounds = [batch * part // parts for part in range(parts + 1)]
         feeds = [
-            {name: array if name in shared else array[start:stop] for name, array in feed.items()}
-            for start, stop in pairwise(bounds)
+            {name: array[start:stop] for name, array in feed.items()} for start, stop in pairwise(bounds)
         ]
         # The library's exceptions have no common base of their own.
         try:

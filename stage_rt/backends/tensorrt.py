@@ -22,7 +22,7 @@ from stage_rt.errors import (
     MissingExtraError,
 )
 from stage_rt.names import BackendName
-from stage_rt.networks import STORAGE, Tensor, TensorDType, narrow, size, tensors, widen
+from stage_rt.networks import STORAGE, Tensor, TensorDType, narrow, size, widen
 from stage_rt.spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -135,19 +135,17 @@ class TensorRTBackend:
         Raises:
             InputError: the batch is larger than the largest of them.
         """
-        described, _ = tensors(self._spec.model, self._spec.dtype, graph, self._buckets[0])
-        batched = [name for name, tensor in described.items() if len(tensor.shape) > 1]
-        count = max(len(inputs[name]) for name in batched)
+        count = len(next(iter(inputs.values())))
         bucket = next((size for size in self._buckets if size >= count), None)
         if bucket is None:
             raise InputError(
                 f"a batch of {count} is more than the {self._buckets[-1]} the engine was built for: split it or "
                 f"build the engine with `--batch {count}`"
             )
-        padding = {name: batches.padded(inputs[name], bucket) for name in batched}
+        padded = {name: batches.padded(array, bucket) for name, array in inputs.items()}
         if self._host is None:
             self._host = _Host({graph: self.network(graph, self._buckets[-1]) for graph in self._engines})
-        return self._host.run(graph, bucket, partial(self.network, graph, bucket), inputs | padding)[:count]
+        return self._host.run(graph, bucket, partial(self.network, graph, bucket), padded)[:count]
 
     def network(self, graph: str, batch: int) -> "TensorRTNetwork":
         """See `stage_rt.networks.DeviceBackend`."""
@@ -242,10 +240,8 @@ class TensorRTNetwork:
         self._context = None
 
     def _tensor(self, name: str) -> Tensor:
-        shape = tuple(self._engine.get_tensor_shape(name))
-        # All but the timestep have the batch in front of other axes.
-        fixed = (self._batch, *shape[1:]) if len(shape) > 1 else shape
-        return Tensor(fixed, _DTYPES[self._engine.get_tensor_dtype(name).name])
+        _, *shape = self._engine.get_tensor_shape(name)
+        return Tensor((self._batch, *shape), _DTYPES[self._engine.get_tensor_dtype(name).name])
 
 
 class _Host:

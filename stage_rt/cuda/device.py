@@ -207,17 +207,19 @@ class Arena:
         self._memory = Memory(size)
         self.addresses = {name: self._memory.address + offset for name, offset in self._offsets.items()}
 
-    def write(self, name: str, array: NDArray[Any], stream: Stream) -> None:
-        """`Memory.write` to a buffer."""
-        self._memory.write(array, stream, self._offsets[name])
+    def write(self, name: str, array: NDArray[Any], stream: Stream, offset: int = 0) -> None:
+        """`Memory.write` to a buffer, from one of its bytes on."""
+        self._memory.write(array, stream, self._offsets[name] + offset)
 
     def read_into(self, name: str, array: NDArray[Any], stream: Stream) -> None:
         """`Memory.read_into` from a buffer."""
         self._memory.read_into(array, stream, self._offsets[name])
 
-    def read(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream) -> NDArray[Any]:
-        """`Memory.read` from a buffer."""
-        return self._memory.read(shape, dtype, stream, self._offsets[name])
+    def read(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Stream, offset: int = 0
+    ) -> NDArray[Any]:
+        """`Memory.read` from a buffer, from one of its bytes on."""
+        return self._memory.read(shape, dtype, stream, self._offsets[name] + offset)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt import batches
-from stage_rt.cuda import device
+from stage_rt.cuda import device, plan
 from stage_rt.cuda.autoencoder import Half, Pending
 from stage_rt.cuda.loop import Loop
+from stage_rt.cuda.slots import DeviceSlots
 from stage_rt.errors import DeviceMemoryError
-from stage_rt.executor import Condition, HostExecutor, finite
+from stage_rt.estimator import Condition
+from stage_rt.executor import HostExecutor, finite
 from stage_rt.names import SamplerName
 from stage_rt.networks import DeviceBackend
 from stage_rt.noise import PhiloxNoise
@@ -44,16 +46,16 @@ class DeviceExecutor:
 
     `decode` returns while the images are decoded, in a stream beside that of the loop, so that a run can begin the
     next batch meanwhile. When the device's memory is full, the batch is halved until it fits, which ``notify`` is
-    told. The device's loop is STAGE's own; the other samplers, and guidance by the prompt, are driven from
-    the host, over the same networks.
+    told. The device's loop is STAGE's own; the other samplers are driven from the host, over the same networks.
     """
 
     def __init__(self, spec: EngineSpec, backend: DeviceBackend, notify: Callable[[str], None]) -> None:
         self._model, self._backend, self._notify = spec.model, backend, notify
-        self._host = HostExecutor(backend)
+        self._host = HostExecutor(spec.model, backend)
         self._buckets = sorted(spec.batch)
-        self._prepared: tuple[str, Recipe] = ("", spec.model.recipe)
+        self._prepared: tuple[str | None, Recipe] = ("", spec.model.recipe)
         self._loops: dict[int, Loop] = {}
+        self._slots: list[DeviceSlots] = []
         sizes = {"batch": batches.autoencoder_bucket(self._buckets), "capacity": max(self._buckets)}
         with device.active(), ExitStack() as opened:
             try:
@@ -68,6 +70,7 @@ class DeviceExecutor:
             except DeviceMemoryError as full:
                 raise DeviceMemoryError(full.problem, _REMEDY) from full
             opened.callback(self._drop, self._loops)
+            opened.callback(self._leave)
             self._opened = opened.pop_all()
 
     def encode(self, images: Float32) -> Float32:
@@ -87,7 +90,7 @@ class DeviceExecutor:
         progress: Progress,
     ) -> Float32:
         """See `stage_rt.executor.Executor`."""
-        if sampler != "stage" or condition.adapter is None or recipe.prompt_guidance != 1:
+        if sampler != "stage":
             return self._host.sample(
                 condition,
                 clean,
@@ -106,7 +109,12 @@ class DeviceExecutor:
             share = portion(progress, rows.start / count, rows.stop / count)
             try:
                 sampled = self._loop(part.bucket).run(
-                    clean[rows], masks[rows], condition.context, noise.select(rows), share
+                    clean[rows],
+                    masks[rows],
+                    condition.context,
+                    noise.select(rows),
+                    share,
+                    surface=condition.surface,
                 )
             except DeviceMemoryError as full:
                 self._shrink(part.bucket, full)
@@ -114,6 +122,17 @@ class DeviceExecutor:
             latent[rows] = np.where(sampled.finite[:, None, None, None], sampled.latent, np.float32(np.nan))
             done = rows.stop
         return latent
+
+    def slots(self, adapter: str | None, size: int) -> DeviceSlots:
+        """See `stage_rt.executor.Executor`; the loops are given up for them."""
+        self._drop(self._loops)
+        model = self._model
+        kinds = plan.every_kind(size, guided=adapter is not None, surface=model.surface is not None)
+        opened = DeviceSlots(
+            self._backend, model, model.recipe, adapter, size, kinds, self._stream, self._notify
+        )
+        self._slots = [each for each in self._slots if not each.closed] + [opened]
+        return opened
 
     def decode(self, latent: Float32) -> Painting:
         """See `stage_rt.executor.Executor`."""
@@ -126,7 +145,7 @@ class DeviceExecutor:
             with device.active():
                 self._opened.close()
 
-    def _prepare(self, adapter: str, recipe: Recipe) -> None:
+    def _prepare(self, adapter: str | None, recipe: Recipe) -> None:
         """Forget the loops of another adapter or recipe."""
         if (adapter, recipe) != self._prepared:
             self._drop(self._loops)
@@ -148,6 +167,12 @@ class DeviceExecutor:
         self._drop([size for size in self._loops if size not in left])
         self._buckets = left
         self._notify(f"{full.problem}, so a batch of {bucket} is done in batches of {max(left)}")
+
+    def _leave(self) -> None:
+        """Close what slots there are."""
+        with ExitStack() as closing:
+            for each in self._slots:
+                closing.callback(each.close)
 
     def _drop(self, buckets: Iterable[int]) -> None:
         with device.active(), ExitStack() as closing:

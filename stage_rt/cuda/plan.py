@@ -1,9 +1,14 @@
 """What is launched on the GPU, in which order and how large: decided here, with nothing of CUDA in sight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from enum import IntFlag
+from functools import lru_cache
 from typing import NamedTuple
 
-from stage_rt.recipe import Branch, Recipe
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.recipe import Branch, Recipe, StepCoefficients
 
 ALIGNMENT = 256
 """Of every buffer, in bytes: what CUDA's own allocations have and inference libraries ask for."""
@@ -15,34 +20,79 @@ PROGRESS_STEPS = 50
 """Steps between two reports of progress."""
 
 
-class Stretch(NamedTuple):
-    """Steps launched without a look back: their branches in order, and the share of all steps done after them."""
+class Kind(IntFlag):
+    """What a step runs beside the UNet for the prompt: adapters, and the UNet for good surface."""
 
-    branches: tuple[Branch, ...]
+    AWARE = 1
+    ONLY = 2
+    SURFACE = 4
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches whose adapters run."""
+        return [branch for branch, kind in OF.items() if kind in self]
+
+    def __str__(self) -> str:
+        """In words, as in ``branch `aware` ``."""
+        names = " and ".join(f"`{branch}`" for branch in self.branches)
+        told = f"branch {names}" if names else "the UNet alone"
+        return f"{told} against good surface" if Kind.SURFACE in self else told
+
+
+OF = {Branch.AWARE: Kind.AWARE, Branch.ONLY: Kind.ONLY}
+"""What the adapter of a branch is to a step."""
+
+
+def kind(row: StepCoefficients, *, guided: bool) -> Kind:
+    """What a transition needs; ``guided`` unless there are no adapters."""
+    needed = OF[Branch.ONLY if row.only else Branch.AWARE] if guided else Kind(0)
+    return needed | (Kind.SURFACE if row.prompt_guidance != 1 else Kind(0))
+
+
+@lru_cache(maxsize=64)
+def kinds(recipe: Recipe, guided: bool) -> NDArray[np.uint8]:
+    """What each row of `Recipe.coefficients` needs, uint8 ``[K]``."""
+    return np.array([kind(row, guided=guided) for row in recipe.coefficients], np.uint8)
+
+
+def every_kind(size: int, *, guided: bool, surface: bool) -> list[Kind]:
+    """All that the steps of ``size`` samples at transitions of their own may need."""
+    adapters = [Kind.AWARE, Kind.ONLY, *([Kind.AWARE | Kind.ONLY] if size > 1 else [])]
+    prompts = [Kind(0), *([Kind.SURFACE] if surface else [])]
+    return [adapter | prompt for prompt in prompts for adapter in (adapters if guided else [Kind(0)])]
+
+
+def launched(needed: Sequence[NDArray[np.uint8]], counters: Sequence[int], steps: int) -> list[Kind]:
+    """The kinds of the next ``steps`` steps, fewer where every sample ends before.
+
+    ``needed`` are the `kinds` of each sample's table, ``counters`` where it stands, below 0 for one at rest.
+    """
+    found = np.zeros(min(steps, max(counters) + 1), np.uint8)
+    for each, counter in zip(needed, counters, strict=True):
+        if counter >= 0:
+            ahead = each[counter::-1][: len(found)]
+            found[: len(ahead)] |= ahead
+    return [Kind(each) for each in found.tolist()]
+
+
+def rehearsed(recipe: Recipe, kind: Kind, sample: int) -> list[StepCoefficients]:
+    """A table for a step's rehearsal: the recipe's, but that at every row all samples together need ``kind``."""
+    branch = kind.branches[sample % len(kind.branches)] if kind.branches else Branch.AWARE
+    weight = 2.0 if Kind.SURFACE in kind else 1.0
+    return [row._replace(only=branch is Branch.ONLY, prompt_guidance=weight) for row in recipe.coefficients]
+
+
+class Stretch(NamedTuple):
+    """Steps launched without a look back, and the share of all steps done after them."""
+
+    steps: int
     done: float
 
 
-def stretches(recipe: Recipe) -> list[Stretch]:
-    """All steps of the loop from its first to its last, cut after every `PROGRESS_STEPS`."""
-    branches = [recipe.branch(row.timestep) for row in reversed(recipe.coefficients)]
-    cuts = range(0, len(branches), PROGRESS_STEPS)
-    ends = [min(cut + PROGRESS_STEPS, len(branches)) for cut in cuts]
-    return [
-        Stretch(tuple(branches[cut:end]), end / len(branches)) for cut, end in zip(cuts, ends, strict=True)
-    ]
-
-
-def rows(recipe: Recipe) -> dict[Branch, list[int]]:
-    """Each branch the recipe uses, with its rows of `Recipe.coefficients`."""
-    rows: dict[Branch, list[int]] = {branch: [] for branch in Branch}
-    for number, row in enumerate(recipe.coefficients):
-        rows[recipe.branch(row.timestep)].append(number)
-    return {branch: numbers for branch, numbers in rows.items() if numbers}
-
-
-def branches(recipe: Recipe) -> dict[Branch, int]:
-    """Each branch the recipe uses, with a row from the middle of its steps."""
-    return {branch: numbers[len(numbers) // 2] for branch, numbers in rows(recipe).items()}
+def stretches(count: int) -> list[Stretch]:
+    """``count`` steps from the first to the last, cut after every `PROGRESS_STEPS`."""
+    ends = [*range(PROGRESS_STEPS, count, PROGRESS_STEPS), count]
+    return [Stretch(end - start, end / count) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -55,10 +105,15 @@ def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def step_grid(batch: int, elements: int) -> tuple[int, int]:
-    """Grid of a ``stage_step_*`` kernel; ``elements`` of one sample, four a thread."""
+    """Grid of a ``stage_step_*`` or ``stage_contrast_*`` kernel; ``elements`` of one sample, four a thread."""
     return -(-elements // (4 * BLOCK)), batch
 
 
-def gather_grid(cells: int) -> tuple[int, int]:
-    """Grid of a ``stage_gather_*`` kernel; ``cells`` of the whole batch."""
-    return -(-cells // BLOCK), 1
+def gather_grid(batch: int, cells: int) -> tuple[int, int]:
+    """Grid of a ``stage_gather_*`` kernel; ``cells`` of one sample."""
+    return -(-cells // BLOCK), batch
+
+
+def advance_grid(batch: int) -> tuple[int, int]:
+    """Grid of ``stage_advance``."""
+    return -(-batch // BLOCK), 1

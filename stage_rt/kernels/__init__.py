@@ -8,6 +8,7 @@ implementation.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def fused_step(
     eps: NDArray[np.float32],
     clean: NDArray[np.float32],
     mask: NDArray[np.float32],
-    c: StepCoefficients,
+    c: StepCoefficients | Sequence[StepCoefficients],
     seeds: NDArray[np.uint64],
     samples: NDArray[np.uint32],
     *,
@@ -61,8 +62,9 @@ def fused_step(
     """`reference.fused_step` in one pass; ``threads`` 0 means all cores and never changes a bit.
 
     ``x``, ``eps``, ``clean`` float32 [B, C, h, w]; ``mask`` float32 [B, 1, h, w] in {0, 1}; ``seeds`` uint64
-    [B]; ``samples`` uint32 [B]; all C-contiguous. Returns the next state [B, C, h, w] and bool [B], True
-    where that sample is finite. Raises `InputError` for arrays of another dtype, shape or memory layout.
+    [B]; ``samples`` uint32 [B]; all C-contiguous; ``c`` one transition for all samples or one a sample. Returns the
+    next state [B, C, h, w] and bool [B], True where that sample is finite. Raises `InputError` for arrays of another
+    dtype, shape or memory layout, and for another number of transitions.
     """
     if x.ndim != 4:
         raise InputError(f"`x` must have shape [B, C, h, w], got {x.shape}")
@@ -70,6 +72,8 @@ def fused_step(
         _check(name, array, np.float32, x.shape)
     _check("mask", mask, np.float32, (len(x), 1, *x.shape[2:]))
     _check_streams(seeds, samples, len(x))
+    if not isinstance(c, StepCoefficients) and len(c) != len(x):
+        raise InputError(f"`c` must be one transition or one a sample, got {len(c)} for {len(x)} samples")
     return library().fused_step(x, eps, clean, mask, c, seeds, samples, threads=threads)
 
 
@@ -124,7 +128,7 @@ class StepLibrary:
         eps: NDArray[np.float32],
         clean: NDArray[np.float32],
         mask: NDArray[np.float32],
-        c: StepCoefficients,
+        c: StepCoefficients | Sequence[StepCoefficients],
         seeds: NDArray[np.uint64],
         samples: NDArray[np.uint32],
         *,
@@ -132,9 +136,12 @@ class StepLibrary:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """See `reference.fused_step`."""
         batch, channels, height, width = x.shape
-        row, following, finite = rows([c]), np.empty_like(x), np.empty(batch, np.bool_)
+        own, stride = (rows([c]), 0) if isinstance(c, StepCoefficients) else (rows(c), 1)
+        following, finite = np.empty_like(x), np.empty(batch, np.bool_)
         self.functions.stage_step(
-            *(array.ctypes.data for array in (x, eps, clean, mask, row, seeds, samples)),
+            *(array.ctypes.data for array in (x, eps, clean, mask, own)),
+            stride,
+            *(array.ctypes.data for array in (seeds, samples)),
             batch,
             channels,
             height * width,
@@ -149,7 +156,7 @@ class StepLibrary:
         arguments: dict[str, list[Any]] = {
             "stage_words": [pointer, pointer, size, word, word, word, word, pointer],
             "stage_normal": [pointer, pointer, size, word, word, size, pointer, count],
-            "stage_step": [*[pointer] * 7, size, size, size, pointer, pointer, count],
+            "stage_step": [*[pointer] * 5, size, pointer, pointer, size, size, size, pointer, pointer, count],
         }
         for name, types in arguments.items():
             function = getattr(self.functions, name)
@@ -160,9 +167,9 @@ class StepLibrary:
         seeds, samples = np.array([1, 2**63 + 5], np.uint64), np.array([0, 7], np.uint32)
         x, eps, clean = (np.linspace(low, 2, 54, dtype=np.float32).reshape(2, 3, 3, 3) for low in (-2, -1, 0))
         mask = (x[:, :1] > 0).astype(np.float32)
-        equal = True
-        for shared in (False, True):
-            c = StepCoefficients(1.5, 0.7, 0.4, 0.6, 0.3, 0.2, 0.1, 0.8, 0.5, shared, 3)
+        equal, row = True, StepCoefficients(1.5, 0.7, 0.4, 0.6, 0.3, 0.2, 0.1, 0.8, 0.5, False, 3)
+        shared = row._replace(shared_noise=True)
+        for c in (row, shared, [shared, row]):
             made = self.fused_step(x, eps, clean, mask, c, seeds, samples, threads=1)[0]
             defined = reference.fused_step(x, eps, clean, mask, c, seeds, samples)[0]
             equal &= np.allclose(made, defined, rtol=0, atol=1e-5)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from stage_rt.recipe import StepCoefficients
+from stage_rt.recipe import StepCoefficients
 
 Float = TypeVar("Float", bound=np.floating[Any])
 
@@ -87,17 +86,24 @@ def normal(
     return flat.astype(np.float32).reshape(len(seeds), *shape)
 
 
-def guide(unet: NDArray[Float], adapter: NDArray[Float], weight: float) -> NDArray[Float]:
+def guide(unet: NDArray[Float], adapter: NDArray[Float], weight: float | NDArray[Any]) -> NDArray[Float]:
     """Adapter guidance: the UNet's estimate moved ``weight`` times as far as the adapter moves it.
 
     As classifier-free guidance (Ho and Salimans, 2022) with the UNet's own estimate for the unconditional one, so it
-    costs no further call. Estimates ``[B, C, h, w]`` of one dtype; ``weight`` 1 is the adapter's, bit for bit.
+    costs no further call. Estimates ``[B, C, h, w]`` of one dtype; ``weight`` is one number or one a sample, ``[B]``,
+    and 1 is the adapter's, bit for bit.
     """
-    if weight == 1:
+    weights = np.asarray(weight, unet.dtype).reshape(-1, 1, 1, 1)
+    if (weights == 1).all():
         return adapter
     with np.errstate(invalid="ignore", over="ignore"):
-        moved: NDArray[Float] = unet + unet.dtype.type(weight) * (adapter - unet)
+        moved: NDArray[Float] = np.where(weights == 1, adapter, unet + weights * (adapter - unet))
     return moved
+
+
+def select(aware: NDArray[Float], only: NDArray[Float], in_only: NDArray[np.bool_]) -> NDArray[Float]:
+    """Every sample's estimate by the adapter of its own branch: ``[B, C, h, w]``; ``in_only`` bool ``[B]``."""
+    return np.where(in_only[:, None, None, None], only, aware)
 
 
 def step(
@@ -134,20 +140,27 @@ def fused_step(
     eps: NDArray[np.float32],
     clean: NDArray[np.float32],
     mask: NDArray[np.float32],
-    c: StepCoefficients,
+    c: StepCoefficients | Sequence[StepCoefficients],
     seeds: NDArray[np.uint64],
     samples: NDArray[np.uint32],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """`step` with the noise of ``c.timestep`` drawn here, and a flag a sample.
 
-    Arrays as in `step`, float32; ``seeds`` uint64 [B], ``samples`` uint32 [B]. Returns the next state
-    [B, C, h, w] and bool [B], True where all of that sample's next state is finite.
+    Arrays as in `step`, float32; ``seeds`` uint64 [B], ``samples`` uint32 [B]; ``c`` one transition for all samples,
+    or one a sample, each of which then goes its own. Returns the next state [B, C, h, w] and bool [B], True where
+    all of that sample's next state is finite.
     """
+    if not isinstance(c, StepCoefficients):
+        following, finite = np.empty_like(x), np.empty(len(x), np.bool_)
+        for n, own in enumerate(c):
+            k = slice(n, n + 1)
+            following[k], finite[k] = fused_step(x[k], eps[k], clean[k], mask[k], own, seeds[k], samples[k])
+        return following, finite
     shape, i = x.shape[1:], c.timestep
     if c.shared_noise:
         background = normal(seeds, samples, i, Draw.MASK, (1, *shape[1:]))
     else:
         background = normal(seeds, samples, i, Draw.BACKGROUND, shape)
     posterior = normal(seeds, samples, i, Draw.POSTERIOR, shape)
-    following = step(x, eps, clean, mask, c, background, posterior)
-    return following, np.asarray(np.isfinite(following).all(axis=(1, 2, 3)))
+    stepped = step(x, eps, clean, mask, c, background, posterior)
+    return stepped, np.asarray(np.isfinite(stepped).all(axis=(1, 2, 3)))

@@ -36,7 +36,9 @@ namespace stage {
   X(uint32_t, shared_noise)   \
   X(uint32_t, timestep)       \
   X(float, guidance)          \
-  X(float, free)
+  X(float, free)              \
+  X(uint32_t, only)           \
+  X(float, prompt_guidance)
 
 struct Coefficients {
 #define STAGE_FIELD(type, name) type name;
@@ -149,10 +151,8 @@ STAGE_FN Normals normals(const Stream& stream, uint32_t block) {
 // A mask cell with `factor` of the background let in (Eq. 8); what an adapter is handed and what x0 is mixed by.
 STAGE_FN float soften(float mask, float factor) { return mask + factor * (1.0f - mask); }
 
-// The UNet's estimate moved `weight` times as far as the adapter moves it; 1 is the adapter's, bit for bit.
-STAGE_FN float guide(float unet, float adapter, float weight) {
-  return weight == 1.0f ? adapter : unet + weight * (adapter - unet);
-}
+// An estimate moved `weight` times as far as another one is from it; 1 is the other one, bit for bit.
+STAGE_FN float guide(float from, float to, float weight) { return weight == 1.0f ? to : from + weight * (to - from); }
 
 // One element of the state: the equations in the docstring of stage_rt.recipe.StepCoefficients, in their order.
 STAGE_FN float update(const Coefficients& c, float x, float eps, float clean, float mask, float n, float z) {

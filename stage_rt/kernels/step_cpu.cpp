@@ -35,7 +35,9 @@ constexpr int64_t kElementsPerThread = 32768;
 
 struct StepJob {
   const float *x, *eps, *clean, *mask;
-  stage::Coefficients c;
+  const stage::Coefficients* rows;
+  // 1 where every sample has a row of its own, 0 where one serves all.
+  int64_t stride;
   const uint64_t* seeds;
   const uint32_t* samples;
   int64_t batch, channels, plane;
@@ -119,16 +121,17 @@ void run_tiles(const StepJob& job, int64_t begin, int64_t end, uint8_t* finite) 
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t b = tile / job.tiles(), start = tile % job.tiles() * kTile;
     const int64_t count = std::min(kTile, job.plane - start);
-    const stage::Stream background{job.seeds[b], job.samples[b], job.c.timestep, stage::kBackground};
-    const stage::Stream shared{job.seeds[b], job.samples[b], job.c.timestep, stage::kMask};
-    const stage::Stream posterior{job.seeds[b], job.samples[b], job.c.timestep, stage::kPosterior};
-    const float* n = job.c.shared_noise ? n_tile.draw(shared, start, count) : nullptr;
+    const stage::Coefficients c = job.rows[b * job.stride];
+    const stage::Stream background{job.seeds[b], job.samples[b], c.timestep, stage::kBackground};
+    const stage::Stream shared{job.seeds[b], job.samples[b], c.timestep, stage::kMask};
+    const stage::Stream posterior{job.seeds[b], job.samples[b], c.timestep, stage::kPosterior};
+    const float* n = c.shared_noise ? n_tile.draw(shared, start, count) : nullptr;
     for (int64_t channel = 0; channel < job.channels; ++channel) {
       const int64_t element = channel * job.plane + start;
       const int64_t at = b * job.channels * job.plane + element;
-      if (!job.c.shared_noise) n = n_tile.draw(background, element, count);
+      if (!c.shared_noise) n = n_tile.draw(background, element, count);
       const float* z = z_tile.draw(posterior, element, count);
-      if (!update_tile(job.c, job.x + at, job.eps + at, job.clean + at, job.mask + b * job.plane + start, n, z,
+      if (!update_tile(c, job.x + at, job.eps + at, job.clean + at, job.mask + b * job.plane + start, n, z,
                        job.next + at, count))
         finite[b] = 0;
     }
@@ -214,12 +217,13 @@ STAGE_API void stage_normal(const uint64_t* seeds, const uint32_t* samples, int6
   });
 }
 
-// One transition: x, eps, clean, next [batch][channels][plane]; mask [batch][plane]; finite [batch] gets 0 or 1.
+// One transition a sample: x, eps, clean, next [batch][channels][plane]; mask [batch][plane]; rows [batch] with
+// `stride` 1, or one for all with 0; finite [batch] gets 0 or 1.
 STAGE_API void stage_step(const float* x, const float* eps, const float* clean, const float* mask,
-                          const stage::Coefficients* c, const uint64_t* seeds, const uint32_t* samples,
-                          int64_t batch, int64_t channels, int64_t plane, float* next, uint8_t* finite,
-                          int threads) noexcept {
-  const StepJob job{x, eps, clean, mask, *c, seeds, samples, batch, channels, plane, next};
+                          const stage::Coefficients* rows, int64_t stride, const uint64_t* seeds,
+                          const uint32_t* samples, int64_t batch, int64_t channels, int64_t plane, float* next,
+                          uint8_t* finite, int threads) noexcept {
+  const StepJob job{x, eps, clean, mask, rows, stride, seeds, samples, batch, channels, plane, next};
   const int64_t tiles = batch * job.tiles();
   const int64_t workers = worker_count(threads, batch * channels * plane, tiles);
   // Two workers may share a sample, so each keeps its own flags.

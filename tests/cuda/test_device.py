@@ -129,15 +129,15 @@ def test_a_capture_broken_from_within_is_told_by_its_end(machine):
 
 
 def test_the_fatbin_is_asked_for_where_it_is_missing(monkeypatch, tmp_path):
-    from stage_rt.cuda import loop
+    from stage_rt.cuda import step
 
-    monkeypatch.setattr(loop.kernels, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(step.kernels, "__path__", [str(tmp_path)])
     with pytest.raises(
         BackendError, match=r"`step_cuda.fatbin` are missing, install again where .* `nvcc` is found"
     ):
-        loop._fatbin()
-    (tmp_path / loop.FATBIN).write_bytes(b"code")
-    assert loop._fatbin() == b"code"
+        step.fatbin()
+    (tmp_path / step.FATBIN).write_bytes(b"code")
+    assert step.fatbin() == b"code"
 
 
 def test_importing_the_package_imports_no_cuda_and_no_torch():

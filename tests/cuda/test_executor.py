@@ -22,7 +22,7 @@ class HostBackend:
 
     def run(self, graph, **inputs):
         if graph == UNET:
-            return unet(inputs["sample"], inputs["timestep"][0], inputs["context"])
+            return unet(inputs["sample"], inputs["timestep"], inputs["context"])
         if graph == VAE_ENCODER:
             return encoder(inputs["image"])
         if graph == VAE_DECODER:
@@ -53,7 +53,7 @@ def make(machine, notify):
 
 
 def on_the_host():
-    return Engine(spec(SHORT), HostExecutor(HostBackend()), contexts())
+    return Engine(spec(SHORT), HostExecutor(spec(SHORT).model, HostBackend()), contexts())
 
 
 @pytest.mark.parametrize("empty", [(), (1,), (0, 1, 2)])
@@ -214,7 +214,7 @@ def test_a_memory_too_small_for_the_autoencoder_is_such_an_error(machine, notify
 def test_a_sample_that_breaks_is_marked_and_the_others_are_painted(make):
     def breaking(sample, timestep, context):
         eps = unet(sample, timestep, context)
-        eps[0, 0, 0, 0] = np.inf if timestep == 40 else eps[0, 0, 0, 0]
+        eps[0, 0, 0, 0] = np.inf if timestep[0] == 40 else eps[0, 0, 0, 0]
         return eps
 
     engine, _ = make(spoil={UNET: breaking})

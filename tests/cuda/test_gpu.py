@@ -5,7 +5,8 @@ import pytest
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, spec
 
 from stage_rt.cuda import device
-from stage_rt.cuda.loop import Loop, _fatbin
+from stage_rt.cuda.loop import Loop
+from stage_rt.cuda.step import fatbin
 from stage_rt.errors import StageError
 from stage_rt.networks import narrow, widen
 from stage_rt.noise import PhiloxNoise
@@ -18,7 +19,7 @@ SHORT = Recipe(name="short", steps=120, ema_stop=30, only_intervals=((40, 55), (
 def missing():
     try:
         device.current()
-        _fatbin()
+        fatbin()
     except StageError as error:
         return str(error)
     return None

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from stage_rt.cuda import device
-from stage_rt.cuda.loop import _fatbin
+from stage_rt.cuda.step import fatbin
 
-ROW = 52
+ROW = 60
 """Bytes of a row of the step's table."""
 
 
@@ -197,13 +197,13 @@ def test_a_graph_runs_what_was_recorded_as_often_as_it_is_launched(cu, stream, b
 @pytest.fixture
 def gather(cu):
     """``stage_gather_fp32`` of the real fatbin."""
-    module = good(cu.cuModuleLoadData(_fatbin()))
+    module = good(cu.cuModuleLoadData(fatbin()))
     assert refused(cu.cuModuleGetFunction(module, b"stage_gather_fp64")) == "NOT_FOUND"
     yield good(cu.cuModuleGetFunction(module, b"stage_gather_fp32"))
     good(cu.cuModuleUnload(module))
 
 
-def gathered(cu, function, stream, *, cells=4, row=0, table=ROW, threads=64, size=0):
+def gathered(cu, function, stream, *, cells=4, row=0, rows=1, table=ROW, threads=64, size=0):
     """Launch it on memory for 4 cells and one row, the counter at ``row``; what waiting for it gives.
 
     ``size`` bytes of the parameters are kept back.
@@ -213,7 +213,8 @@ def gathered(cu, function, stream, *, cells=4, row=0, table=ROW, threads=64, siz
     counter = np.array([row], np.int32)
     good(cu.cuMemcpyHtoD(at["step"], counter.ctypes.data, 4))
     pointers = [int(at[name]) for name in ("mask", "table", "step")]
-    values = np.array([*pointers, cells, int(at["timestep"]), int(at["handed"])], np.uint64).tobytes()
+    counts = rows | cells << 32
+    values = np.array([*pointers, counts, int(at["timestep"]), int(at["handed"])], np.uint64).tobytes()
     launch = ctypes.CDLL("libcuda.so.1").cuLaunchKernel
     length = ctypes.c_size_t(len(values) - size)
     # CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
@@ -233,8 +234,10 @@ def gathered(cu, function, stream, *, cells=4, row=0, table=ROW, threads=64, siz
         ({}, "SUCCESS"),
         ({"cells": 5}, "ERROR_ILLEGAL_ADDRESS"),
         ({"row": 1}, "ERROR_ILLEGAL_ADDRESS"),
-        ({"row": -1}, "ERROR_ILLEGAL_ADDRESS"),
-        ({"row": 1, "table": 2 * ROW}, "SUCCESS"),
+        ({"row": 1, "rows": 2}, "ERROR_ILLEGAL_ADDRESS"),
+        ({"row": 1, "table": 2 * ROW}, "ERROR_ILLEGAL_ADDRESS"),
+        ({"row": 1, "rows": 2, "table": 2 * ROW}, "SUCCESS"),
+        ({"row": -1}, "SUCCESS"),
         ({"threads": 1025}, "ERROR_INVALID_VALUE"),
         ({"size": 8}, "ERROR_INVALID_VALUE"),
     ],

@@ -12,7 +12,11 @@ from stage_rt import kernels
 
 ARCHITECTURES = {75, 80, 86, 89, 90, 100, 120}
 KERNELS = {
-    *(f"stage_{name}_{dtype}" for name in ("step", "gather") for dtype in ("fp32", "fp16", "bf16")),
+    *(
+        f"stage_{name}_{dtype}"
+        for name in ("step", "gather", "contrast")
+        for dtype in ("fp32", "fp16", "bf16")
+    ),
     "stage_advance",
 }
 PTX, ELF = 1, 2

@@ -63,4 +63,4 @@ def test_a_library_with_another_table_is_refused(monkeypatch):
 def test_the_library_reads_the_table_as_python_writes_it():
     assert kernels.library().functions.stage_layout().decode() == kernels.LAYOUT
     assert kernels.LAYOUT.startswith("sqrt_recip_abar:f4@0 ")
-    assert kernels.LAYOUT.endswith(" shared_noise:u4@36 timestep:u4@40 guidance:f4@44 free:f4@48")
+    assert kernels.LAYOUT.endswith(" free:f4@48 only:u4@52 prompt_guidance:f4@56")

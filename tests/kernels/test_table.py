@@ -25,6 +25,8 @@ class Coefficients(ctypes.Structure):
         ("timestep", ctypes.c_uint32),
         ("guidance", ctypes.c_float),
         ("free", ctypes.c_float),
+        ("only", ctypes.c_uint32),
+        ("prompt_guidance", ctypes.c_float),
     )
 
 

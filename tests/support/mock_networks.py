@@ -41,7 +41,7 @@ def spec(recipe: Recipe, *, dtype="fp32", batch=(1, 2, 4)) -> EngineSpec:
 
 
 def unet(sample, timestep, context):
-    i = np.float32(timestep)
+    i = np.asarray(timestep, np.float32).reshape(-1, 1, 1, 1)
     share = context.mean(axis=(1, 2), dtype=np.float32)[:, None, None, None]
     return i / (i + np.float32(60)) * sample + np.float32(0.3) * np.sin(sample + np.float32(0.01) * i + share)
 
@@ -109,7 +109,7 @@ class Network:
             for name, tensor in self.tensors.items()
         }
         inputs = {
-            name: array[0] if name == "timestep" else widen(array, self.tensors[name].dtype)
+            name: array.copy() if name == "timestep" else widen(array, self.tensors[name].dtype)
             for name, array in arrays.items()
             if name != self.output
         }
@@ -162,7 +162,7 @@ class MockBackend:
         if graph == UNET:
             return (
                 unet,
-                {"sample": latent, "timestep": (1,), "context": (batch, TOKENS, WIDTH)},
+                {"sample": latent, "timestep": (batch,), "context": (batch, TOKENS, WIDTH)},
                 "eps",
                 latent,
             )
