@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_engine import contents, labels, photographs
 from gpu_engine import SHORT, contexts, inputs, loaded
-from mock_networks import CHANNELS, SIDE, MockBackend, decoder, denoiser, encoder, spec, unet
+from mock_networks import CHANNELS, SIDE, HostBackend, MockBackend, denoiser, spec, unet
 
 from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
@@ -14,28 +14,7 @@ from stage_rt.errors import DeviceMemoryError, EngineError, InputError
 from stage_rt.executor import HostExecutor
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
-
-
-class HostBackend:
-    """The closed-form networks as a CPU library would run them."""
-
-    def run(self, graph, **inputs):
-        if graph == UNET:
-            return unet(inputs["sample"], inputs["timestep"], inputs["context"])
-        if graph == VAE_ENCODER:
-            return encoder(inputs["image"])
-        if graph == VAE_DECODER:
-            return decoder(inputs["latent"])
-        from mock_networks import adapter
-
-        from stage_rt.recipe import Branch
-
-        name, branch = graph.removeprefix("adapters/").split(".")
-        return adapter(name, Branch(branch), inputs["eps"], inputs["mask"])
-
-    def close(self):
-        pass
+from stage_rt.spec import UNET
 
 
 @pytest.fixture
@@ -279,3 +258,62 @@ def test_an_engine_closed_twice_gives_its_memory_back_once_and_says_it_is_closed
     assert backend.closed
     with pytest.raises(EngineError, match="the engine is closed"):
         engine.paint(images, masks, prompt="tile+hole", noise=noise)
+
+
+@pytest.mark.parametrize("prompt", ["tile+hole", "tile+bare"])
+@pytest.mark.parametrize(("guidance", "prompt_guidance"), [(1, 1), (2.5, 1), (1, 3), (2.5, 0)])
+def test_both_guidances_and_prompts_without_adapters_stay_in_the_loop(
+    make, machine, notices, prompt, guidance, prompt_guidance
+):
+    engine, backend = make()
+    images, masks, noise = inputs(3)
+    recipe = SHORT.guided(guidance).contrasted(prompt_guidance)
+    before = machine.calls
+    painted, expected = (
+        which.paint(images, masks, prompt=prompt, noise=noise, recipe=recipe, steps=60)
+        for which in (engine, on_the_host())
+    )
+    np.testing.assert_array_equal(painted.images, expected.images)
+    launches = machine.count(before)
+    adapters = sum(graph.startswith("adapters/") for graph, _ in backend.opened)
+    kinds = max(adapters, 1)
+    # Each kind is compared once with running it, which the runs before a recording are beside.
+    assert launches["cuGraphLaunch"] == 60 + kinds
+    assert launches["cuLaunchKernel stage_contrast_fp32"] == (prompt_guidance != 1) * 4 * kinds
+    assert (backend.opened.count((UNET, 4)), adapters) == (
+        1 + (prompt_guidance != 1),
+        0 if prompt == "tile+bare" else 2,
+    )
+    assert notices == []
+
+
+def test_slots_are_the_executors_to_close(make, machine):
+    engine, _ = make()
+    images, masks, noise = inputs(4)
+    engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    used = machine.used
+    slots = [engine.slots("tile+hole", size) for size in (1, 4)]
+    assert machine.used != used
+    slots[0].close()
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    np.testing.assert_array_equal(painted.images, expected.images)
+    engine.close()
+    assert machine.used == 0
+    slots[1].close()
+
+
+def test_a_memory_too_small_for_slots_is_an_error_that_leaves_nothing(make, machine):
+    engine, _ = make()
+    used = machine.used
+    machine.memory = used + 20_000
+    with pytest.raises(DeviceMemoryError, match="is full"):
+        engine.slots("tile+hole", 4)
+    assert machine.used == used
+    machine.memory = 2**30
+
+
+def test_slots_have_one_of_the_engines_sizes(make):
+    engine, _ = make()
+    with pytest.raises(InputError, match="the engine was not built for a batch of 3: use one of 1, 2, 4"):
+        engine.slots("tile+hole", 3)

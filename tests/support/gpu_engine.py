@@ -8,7 +8,7 @@ import threading
 import time
 
 import numpy as np
-from mock_networks import SIDE, TOKENS, WIDTH, MockBackend, spec
+from mock_networks import SIDE, SURFACE, TOKENS, WIDTH, MockBackend, spec
 from soft_gpu import SoftGpu
 
 from stage_rt.cuda.executor import DeviceExecutor
@@ -22,7 +22,7 @@ PROMPT = "tile+hole"
 
 def contexts():
     rng = np.random.default_rng(3)
-    names = ("tile+crack", "tile+hole", "tile+chip")
+    names = ("tile+crack", "tile+hole", "tile+chip", "tile+bare", SURFACE)
     return {name: rng.standard_normal((TOKENS, WIDTH)).astype(np.float32) for name in names}
 
 

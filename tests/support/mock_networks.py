@@ -12,7 +12,8 @@ from stage_rt.networks import STORAGE, Tensor, narrow, widen
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
 
-PROMPTS = {"tile+crack": "a", "tile+hole": "a", "tile+chip": "b"}
+PROMPTS = {"tile+crack": "a", "tile+hole": "a", "tile+chip": "b", "tile+bare": None}
+SURFACE = "tile"
 SIDE, CHANNELS, TOKENS, WIDTH, SCALE = 8, 4, 3, 5, 0.5
 
 
@@ -26,6 +27,7 @@ def spec(recipe: Recipe, *, dtype="fp32", batch=(1, 2, 4)) -> EngineSpec:
         context_dim=WIDTH,
         recipe=recipe,
         prompts=PROMPTS,
+        surface=SURFACE,
     )
     return EngineSpec(
         model=model,
@@ -64,18 +66,45 @@ def decoder(latent):
     return np.repeat(np.repeat(np.tanh(latent[:, :3]), 2, axis=2), 2, axis=3)
 
 
-def denoiser(name, context, dtype="fp32", guidance=1.0):
-    """The networks one after the other on the host, every tensor between them in ``dtype``."""
+def denoiser(name, context, dtype="fp32", guidance=1.0, surface=None, prompt_guidance=1.0):
+    """The networks one after the other on the host, every tensor between them in ``dtype``; ``name`` may be None."""
 
     def rounded(array):
         return widen(narrow(array, dtype), dtype)
 
     def denoise(x, i, mask, branch):
-        text = rounded(np.repeat(context[None], len(x), axis=0))
-        eps = rounded(unet(rounded(x), i, text))
+        def estimate(text):
+            return rounded(unet(rounded(x), i, rounded(np.repeat(text[None], len(x), axis=0))))
+
+        eps = estimate(context)
+        if prompt_guidance != 1:
+            eps = rounded(guide(estimate(surface), eps, prompt_guidance))
+        if name is None:
+            return eps
         return guide(eps, rounded(adapter(name, branch, eps, rounded(mask))), guidance)
 
     return denoise
+
+
+class HostBackend:
+    """The functions above as a library of the CPU would run them; ``calls`` are the graphs that ran."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+
+    def run(self, graph, **inputs):
+        self.calls.append(graph)
+        if graph == UNET:
+            return unet(inputs["sample"], inputs["timestep"], inputs["context"])
+        if graph == VAE_ENCODER:
+            return encoder(inputs["image"])
+        if graph == VAE_DECODER:
+            return decoder(inputs["latent"])
+        name, branch = graph.removeprefix("adapters/").split(".")
+        return adapter(name, Branch(branch), inputs["eps"], inputs["mask"])
+
+    def close(self):
+        pass
 
 
 class Network:
