@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+from mock_networks import spec
 
-from stage_rt.executor import Condition, HostExecutor
-from stage_rt.recipe import Branch
+from stage_rt.estimator import Condition
+from stage_rt.executor import HostExecutor
+from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import UNET
+
+MODEL = spec(Recipe.authors()).model
 
 X = np.ones((2, 4, 3, 3), np.float32)
 MASK = np.ones((2, 1, 3, 3), np.float32)
@@ -39,6 +43,7 @@ class Backend:
 def test_both_guidances_are_moves_of_the_estimate(adapter, guidance, prompt_guidance, expected, unets):
     backend = Backend()
     condition = Condition(PROMPT, adapter, SURFACE)
-    denoise = HostExecutor(backend).denoiser(condition, guidance=guidance, prompt_guidance=prompt_guidance)
+    executor = HostExecutor(MODEL, backend)
+    denoise = executor.denoiser(condition, guidance=guidance, prompt_guidance=prompt_guidance)
     np.testing.assert_allclose(denoise(X, 400, MASK, Branch.AWARE), np.full_like(X, expected))
     assert backend.calls.count(UNET) == unets

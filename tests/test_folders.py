@@ -1,12 +1,13 @@
 """Described folders: what is wrong with one is named before anything in it is used."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from stage_rt.errors import EngineError, GraphsError
 from stage_rt.files import digests
-from stage_rt.folders import read_description, up_to_date, verify
+from stage_rt.folders import read_description, read_engine, up_to_date, verify
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
 
@@ -63,6 +64,16 @@ def test_a_description_that_is_none_is_named_with_the_remedy(tmp_path: Path, con
     with pytest.raises(GraphsError, match=rf"^`{path}` is not valid at .*: mend it$") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_of_the_first_format_is_told_apart_and_to_be_built_again(engine: Path) -> None:
+    path = engine / ENGINE_FILE
+    wanted = read_engine(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    message = r"not valid at format \(it is of an earlier release, .*\): build the engine again with `stage-rt build`"
+    with pytest.raises(EngineError, match=message):
+        read_engine(engine)
+    assert not up_to_date(engine, wanted)
 
 
 def _link(folder: Path) -> None:

@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; ``graph`` runs at any batch."""
-        batch = len(next(iter(inputs.values())))
+        batch = max((len(array) for array in inputs.values()), default=1)
         parts = min(batch, self._cores)
         session = self._session(graph, threads=self._cores // parts)
         nodes = session.get_inputs()

@@ -109,7 +109,7 @@ def test_a_package_runs_in_the_stream_it_is_given_on_the_memory_it_was_told_of(n
     assert address == network.addresses["eps"]
     assert list(handed) == ["sample", "timestep", "context", "tf32"]
     assert handed["sample"] == (256, "float32", ("<f4", (2, 4, 8, 8)))
-    assert handed["timestep"] == (512, "int64", ("<i8", (1,)))
+    assert handed["timestep"] == (512, "int64", ("<i8", (2,)))
     assert inside == (("stream", 77), "inference")
     assert network.torch.inside == []
     assert handed["tf32"] is False

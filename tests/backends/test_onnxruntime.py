@@ -73,18 +73,17 @@ def on_three_cores(engine_folder, monkeypatch):
 def test_a_batch_is_shared_out_among_the_cores_in_order(on_three_cores, backend):
     inputs = {
         "sample": estimate(7),
-        "timestep": np.array([500]),
+        "timestep": np.array([9, 3, 0, 9, 5, 1, 7]),
         "context": np.random.default_rng(2).standard_normal((7, *CONTEXT), dtype=np.float32),
     }
     output = on_three_cores.run("unet", **inputs)
     alone = [
-        backend.run("unet", **{name: a if name == "timestep" else a[n : n + 1] for name, a in inputs.items()})
-        for n in range(7)
+        backend.run("unet", **{name: array[n : n + 1] for name, array in inputs.items()}) for n in range(7)
     ]
     np.testing.assert_allclose(output, np.concatenate(alone), atol=1e-5)
     session = on_three_cores._sessions["unet"]
     assert session.threads == 1
-    parts = [[(1,), (count, *CONTEXT), (count, 4, 16, 16)] for count in (2, 2, 3)]
+    parts = [[(count,), (count, *CONTEXT), (count, 4, 16, 16)] for count in (2, 2, 3)]
     assert sorted(session.shapes) == parts
 
 

@@ -98,7 +98,9 @@ def test_a_damaged_engine_is_built_again(source, engine, kind):
     assert contents(engine) == before
 
 
-@pytest.mark.parametrize("fields", [{"library_version": "1.2.3"}, {"batch": [2]}, {"format": 2}])
+@pytest.mark.parametrize(
+    "fields", [{"library_version": "1.2.3"}, {"batch": [2]}, {"format": 1}, {"format": 3}]
+)
 def test_an_engine_for_something_else_is_built_again(source, engine, fields):
     before = contents(engine)
     rewrite(engine / ENGINE_FILE, **fields)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -151,7 +152,7 @@ def test_another_context_fails_though_all_networks_are_right(engine_folder, tmp_
 @pytest.mark.parametrize(
     ("wrong", "where"),
     [
-        (lambda graph, inputs: graph == UNET and inputs["timestep"] == 4, UNET),
+        (lambda graph, inputs: graph == UNET and inputs["timestep"][0] == 4, UNET),
         (lambda graph, inputs: graph == UNET and len(inputs["sample"]) == 4, UNET),
         (lambda graph, inputs: graph == ADAPTERS[1], ADAPTERS[1]),
         (lambda graph, inputs: graph == ADAPTERS[0] and inputs["mask"].min() > 0.8, ADAPTERS[0]),
@@ -206,6 +207,14 @@ def test_where_a_model_came_from_takes_no_part(engine_folder, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": {"data": "elsewhere"}}))
     (model / "SHA256SUMS").unlink()
     require(verify(engine_folder, model, timesteps=2))
+
+
+def test_a_model_with_guidance_is_verified_with_it(engine_folder, tmp_path):
+    model, engine = small_model(), shutil.copytree(engine_folder, tmp_path / "engine")
+    guided = model.spec.model_copy(update={"recipe": model.spec.recipe.guided(2.0)})
+    save_model(replace(model, spec=guided), tmp_path / "model")
+    rewrite(engine / ENGINE_FILE, model=guided.model_dump(mode="json"))
+    require(verify(engine, tmp_path / "model", timesteps=2))
 
 
 def test_a_folder_that_is_no_model_and_a_prompt_that_is_none(engine_folder, model_folder, tmp_path):

@@ -142,6 +142,67 @@ def test_a_sample_is_the_same_bits_alone_in_any_batch_and_on_any_number_of_threa
         np.testing.assert_array_equal(made, whole[rows])
 
 
+ROWS = [c._replace(timestep=i) for c, i in zip(CASES.values(), (400, 3, 0, 999, 58), strict=True)]
+
+
+def test_every_sample_may_have_a_transition_of_its_own():
+    """As if it were alone, bit for bit, on any number of threads; and as it is defined."""
+    x, eps, clean, mask, seeds, samples = case((5, 4, 67, 71))
+    made, finite = kernels.fused_step(x, eps, clean, mask, ROWS, seeds, samples)
+    for threads in (1, 2, 7):
+        again, _ = kernels.fused_step(x, eps, clean, mask, ROWS, seeds, samples, threads=threads)
+        np.testing.assert_array_equal(again, made)
+    for n, c in enumerate(ROWS):
+        part = [array[n : n + 1] for array in (x, eps, clean, mask)]
+        alone, _ = kernels.fused_step(*part, c, seeds[n : n + 1], samples[n : n + 1])
+        np.testing.assert_array_equal(made[n : n + 1], alone)
+    defined, defined_finite = reference.fused_step(x, eps, clean, mask, ROWS, seeds, samples)
+    assert_close(made, defined)
+    assert finite.all()
+    assert defined_finite.all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=["nan", "inf", "minus_inf"])
+def test_non_finite_samples_at_transitions_of_their_own_match_by_kind(value):
+    arrays = case((5, 3, 5, 7))
+    arrays[1][2, 0, 1], arrays[0][4] = value, value
+    x, eps, clean, mask, seeds, samples = arrays
+    made, finite = kernels.fused_step(x, eps, clean, mask, ROWS, seeds, samples)
+    defined, defined_finite = reference.fused_step(x, eps, clean, mask, ROWS, seeds, samples)
+    for kind in (np.isnan, np.isposinf, np.isneginf):
+        np.testing.assert_array_equal(kind(made), kind(defined))
+    assert finite.tolist() == defined_finite.tolist() == [True, True, False, True, False]
+    assert_close(made[[0, 1, 3]], defined[[0, 1, 3]])
+
+
+def test_equal_transitions_are_one_for_all_bit_for_bit():
+    x, eps, clean, mask, seeds, samples = case((3, 4, 17, 19))
+    for c in CASES.values():
+        made, _ = kernels.fused_step(x, eps, clean, mask, [c] * 3, seeds, samples)
+        whole, _ = kernels.fused_step(x, eps, clean, mask, c, seeds, samples)
+        np.testing.assert_array_equal(made, whole)
+
+
+def test_another_number_of_transitions_than_samples_is_refused():
+    x, eps, clean, mask, seeds, samples = case((3, 4, 6, 6))
+    with pytest.raises(InputError, match="`c` must be one transition or one a sample, got 2 for 3 samples"):
+        kernels.fused_step(x, eps, clean, mask, [AWARE, ONLY], seeds, samples)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_sample_is_guided_by_its_own_weight_and_by_1_to_the_bit(dtype):
+    unet, adapter = (np.random.default_rng(n).standard_normal((4, 2, 3, 3)).astype(dtype) for n in range(2))
+    unet[1] = np.nan
+    weights = [0.0, 1.0, 2.0, 3.7]
+    found = reference.guide(unet, adapter, np.array(weights))
+    for n, weight in enumerate(weights):
+        alone = reference.guide(unet[n : n + 1], adapter[n : n + 1], weight)
+        np.testing.assert_array_equal(found[n : n + 1], alone)
+        assert alone.dtype == found.dtype == dtype
+    assert reference.guide(unet, adapter, 1) is adapter
+    np.testing.assert_array_equal(found[1], adapter[1])
+
+
 def test_flags_of_a_sample_shared_by_two_threads_are_joined():
     arrays = case((1, 4, 256, 256))
     arrays[0][0, 0, 0, 0] = np.nan
