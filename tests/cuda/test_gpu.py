@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from coming_and_going import LEVELS, served, visitor
 from mock_networks import CHANNELS, SIDE, TOKENS, WIDTH, MockBackend, spec
 
-from stage_rt.cuda import device
+from stage_rt.cuda import device, plan
 from stage_rt.cuda.loop import Loop
+from stage_rt.cuda.slots import DeviceSlots
 from stage_rt.cuda.step import fatbin
 from stage_rt.errors import StageError
 from stage_rt.networks import narrow, widen
@@ -92,6 +94,28 @@ def test_the_loop_is_the_cpus_and_is_replayed(dtype, count, batch):
     assert found.finite.all()
     np.testing.assert_allclose(found.latent, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(again.latent, found.latent)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_samples_at_steps_of_their_own_are_what_they_are_alone(dtype, size):
+    engine, stream, notices = spec(LEVELS, dtype=dtype), device.Stream(), []
+    kinds = plan.every_kind(size, guided=True, surface=True)
+    backend = CopyingBackend(engine, stream)
+    slots = DeviceSlots(backend, engine.model, LEVELS, "a", size, kinds, stream, notices.append)
+    visitors = [visitor(n) for n in range(2 * size + 3)]
+    found = served(slots, visitors, seed=size)
+    slots.close()
+    stream.close()
+
+    def denoise(x, i, handed, branch):
+        return widen(narrow(x, dtype), dtype)
+
+    assert notices == []
+    for each, latent in zip(visitors, found, strict=True):
+        expected = sample(denoise, each.clean, each.mask, recipe=each.recipe, noise=each.noise)
+        np.testing.assert_allclose(latent, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu
