@@ -7,9 +7,11 @@ from stage_rt.cli import console
 from stage_rt.cli.progress import watched_bar, watched_share
 from stage_rt.engine import Engine
 from stage_rt.errors import FailedSamplesError
+from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.fill import Summary, fill
 from stage_rt.run.job import Job
 from stage_rt.run.night import follow_all, outlook, plans
+from stage_rt.run.painters import Alone
 from stage_rt.run.plan import Notify
 from stage_rt.run.report import PAGE
 
@@ -35,8 +37,9 @@ def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify,
     """`fill_one` for several types in one folder."""
     total = sum(job.count for job in asked)
     with watched_bar(total, "pairs") as (checking, progress):
-        made = plans(engine, asked, notify=notify, progress=checking)
-        summaries = follow_all(engine, made, output, notify=notify, progress=progress)
+        checks = Checks(output / CHECKS_FILE)
+        made = plans(engine.spec, asked, notify=notify, progress=checking, checks=checks)
+        summaries = follow_all(Alone(engine), made, output, checks=checks, notify=notify, progress=progress)
     pairs, written = (sum(getattr(one, name) for one in summaries.values()) for name in ("pairs", "written"))
     lines = [
         f"{name}: {one.pairs} pairs ({one.written} new), {_labels(one)}".rstrip(" ,\n")
@@ -53,7 +56,7 @@ def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify,
 def tell_outlook(engine: Engine, asked: Sequence[Job], notify: Notify, *, as_json: bool) -> None:
     """Check every file of the jobs, time a few steps and say what all of it will take."""
     with watched_share("checking the files") as progress:
-        made = plans(engine, asked, notify=notify, progress=progress)
+        made = plans(engine.spec, asked, notify=notify, progress=progress)
     found = outlook(engine, made)
     counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
     console.result(

@@ -142,8 +142,9 @@ def manifest(folder: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder by relative path, but for those that only save work and may be deleted."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".index", ".checks"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def stand_in(engine: FakeEngine) -> ModuleType:
