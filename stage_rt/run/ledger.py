@@ -74,7 +74,7 @@ class Manifest:
             for line in file:
                 if line.endswith(b"\n"):
                     record = self._parse(line, self._index.lines + 1)
-                    self._index.orderly &= _line(record) == line
+                    self._index.orderly &= line_of(record) == line
                     self._index.add(record.index, line)
         if self._index.size < path.stat().st_size:
             os.truncate(path, self._index.size)
@@ -86,7 +86,7 @@ class Manifest:
 
     def append(self, record: PairRecord) -> None:
         """Add a line and sync it."""
-        line = _line(record)
+        line = line_of(record)
         with self._path.open("ab") as file:
             file.write(line)
             file.flush()
@@ -112,7 +112,7 @@ class Manifest:
 
             def lines() -> Iterator[bytes]:
                 for index in map(int, indices):
-                    line = _line(records[index])
+                    line = line_of(records[index])
                     tidied.add(index, line, int(self._index.seals[index]))
                     yield line
 
@@ -310,7 +310,7 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 
 def _same_job(path: Path, spec: RunSpec) -> None:
-    content = spec.model_dump_json(indent=2).encode() + b"\n"
+    content = describe(spec)
     if not path.exists():
         write_atomic(path, content)
         return
@@ -335,6 +335,11 @@ def _same_job(path: Path, spec: RunSpec) -> None:
         write_atomic(path, content)
 
 
+def describe(spec: RunSpec) -> bytes:
+    """The content of ``run.json``."""
+    return spec.model_dump_json(indent=2).encode() + b"\n"
+
+
 def _flat(spec: RunSpec) -> dict[str, object]:
     # Not as JSON, which leaves out what says nothing.
     recipe = {f"recipe.{name}": value for name, value in spec.recipe}
@@ -343,10 +348,12 @@ def _flat(spec: RunSpec) -> dict[str, object]:
 
 
 def _shown(field: str, value: object) -> str:
+    if field == "shard":
+        return str(value or "all of it")
     return f"{str(value)[:12]}..." if field in _DIGESTS else repr(value)
 
 
-def _line(record: PairRecord) -> bytes:
+def line_of(record: PairRecord) -> bytes:
     """A record as JSON whose last field is the digest of the others: an edited one is as wrong as an edited image."""
     content = record.model_dump_json(exclude_none=True).encode()
     return content[:-1] + _CHECK + _check(content) + b'"}\n'

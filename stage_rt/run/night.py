@@ -1,6 +1,6 @@
 """Several defect types in one folder: all are checked before the first is begun, and each is a run of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +97,14 @@ def follow_all(
                 painters, plan, place, notify=_of(plan.spec.prompt, notify), progress=share
             )
             done += plan.spec.count
-        report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
-        write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
+        overview(folder, summaries)
     return summaries
+
+
+def overview(folder: Path, summaries: Mapping[str, Summary]) -> None:
+    """Write the page and the contact sheet of all types of a folder."""
+    report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
+    write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
 
 
 def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
@@ -114,7 +119,7 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
         channels = [1 if sample.grey else 3 for sample in plan.samples]
         pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
         size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
-    return Outlook({plan.spec.prompt: plan.spec.count for plan in made}, seconds, size)
+    return Outlook({plan.spec.prompt: len(plan.samples) for plan in made}, seconds, size)
 
 
 class _Measured(Exception):  # noqa: N818  # no error

@@ -37,12 +37,12 @@ class Alone:
     """Paints on this thread, finishes and writes on another."""
 
     def __init__(self, engine: Painter) -> None:
-        self._engine = engine
+        self.engine = engine
 
     @property
     def spec(self) -> EngineSpec:
         """See `Painters`."""
-        return self._engine.spec
+        return self.engine.spec
 
     def work(self, tasks: Iterator[Task], total: int, keep: Keep, progress: Progress) -> None:
         """See `Painters`."""
@@ -50,7 +50,7 @@ class Alone:
         with WriterThread() as writer:
             for task in tasks:
                 share = portion(progress, done / total, (done + len(task.wanted)) / total)
-                finish = begin(self._engine, task, _watched(writer.check, share))
+                finish = begin(self.engine, task, _watched(writer.check, share))
                 writer.start(partial(_keep, keep, task, finish))
                 done += len(task.wanted)
 

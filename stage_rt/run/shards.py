@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage_rt.errors import InputError
 from stage_rt.run.plan import Plan
@@ -40,7 +41,7 @@ def take(plan: Plan, number: int, of: int) -> Plan:
     )
 
 
-def indices(shard: Shard, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def indices(shard: Shard, count: int) -> NDArray[np.int64]:
     """Of a run of ``count`` samples those that belong to a shard, rising."""
     every = np.arange(count)
-    return every[every // shard.together % shard.of == shard.number - 1]
+    return np.flatnonzero(every // shard.together % shard.of == shard.number - 1)

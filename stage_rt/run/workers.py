@@ -26,7 +26,7 @@ from stage_rt.recipe import Recipe
 from stage_rt.run.job import Method
 from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.run.sample import Sample
-from stage_rt.run.writer import png
+from stage_rt.run.writer import png, png_of
 from stage_rt.spec import EngineSpec, ModelSpec, RegionView
 
 FIRST_ATTEMPT = 0.8
@@ -255,7 +255,7 @@ def finish(
             sample.index,
             png(image.convert("L") if sample.grey else image) if image else None,
             combined(figures) if complete else None,
-            png(Image.fromarray(label.astype(np.uint8) * 255)),
+            png_of(label),
             latent_mask_cells=int(sum(piece.mask.sum() for piece in pieces)),
             regions=len(pieces),
             attempts=max(stroke.attempts for stroke in done),

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from stage_rt.errors import PromptError
@@ -89,3 +91,8 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png_of(label: NDArray[np.bool_]) -> bytes:
+    """A label, bool ``[H, W]``, as the bytes of a PNG file of 0 and 255."""
+    return png(Image.fromarray(label.astype(np.uint8) * 255))

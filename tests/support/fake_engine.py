@@ -154,9 +154,15 @@ def stand_in(engine: FakeEngine) -> ModuleType:
     return module
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):
+    # In a worker that the command starts as well, which runs this script by its second name.
     engine = FakeEngine(delay=float(sys.argv[1]), mark=Path(sys.argv[2]), batch=2)
     sys.modules["stage_rt.loading"] = stand_in(engine)
+    import stage_rt.folders
+
+    stage_rt.folders.read_engine = lambda folder: engine.spec
+
+if __name__ == "__main__":
     from stage_rt.cli import main
 
     main(sys.argv[3:])
