@@ -102,7 +102,8 @@ def follow_all(
 
 
 def overview(folder: Path, summaries: Mapping[str, Summary]) -> None:
-    """Write the page and the contact sheet of all types of a folder."""
+    """Write the page and the contact sheet of all types of a folder, in the order of their names."""
+    summaries = dict(sorted(summaries.items()))
     report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
     write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
 

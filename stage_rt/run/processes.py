@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -120,6 +121,8 @@ class _signals_held:  # noqa: N801  # a context
     """Meanwhile the terminal's signals wait; a process that is started never gets them."""
 
     def __enter__(self) -> None:
+        # It lets the signals through when it is started, which the first process would do.
+        resource_tracker.ensure_running()
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def __exit__(self, *_: object) -> None:
