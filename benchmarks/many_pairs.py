@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def main(count: int, folder: Path) -> None:
     (run / INDEX_FILE).unlink()
     (run / CHECKS_FILE).unlink()
     cold = found_again(engine, job, run)
-    speed = [round(count / 10 / (stop - start), 1) for start, stop in zip(times, times[1:], strict=False)]
+    speed = [round(count / 10 / (stop - start), 1) for start, stop in pairwise(times)]
     print(
         json.dumps(
             {
