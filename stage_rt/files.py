@@ -28,7 +28,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): sha256(folder / path) for path in inside(folder)}
 
 
-def write_atomic(path: Path, content: bytes | Iterable[bytes], *, synced: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | Iterable[bytes | memoryview], *, synced: bool = True) -> None:
     """Write or replace a file, making its folder first; a crash leaves the old content or the new.
 
     Args:
@@ -52,9 +52,12 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes], *, synced: bool =
         _sync(path.parent)
 
 
-def remember(path: Path, content: bytes) -> None:
+def remember(path: Path, *parts: bytes | memoryview) -> None:
     """Write what may be lost: a hidden file that only saves work, with its own digest in the first line."""
-    write_atomic(path, [hashlib.sha256(content).hexdigest().encode() + b"\n", content], synced=False)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    write_atomic(path, (digest.hexdigest().encode() + b"\n", *parts), synced=False)
 
 
 def recall(path: Path) -> bytes | None:

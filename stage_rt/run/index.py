@@ -78,8 +78,11 @@ class Index:
         """Keep it for the next process, unless nothing is new."""
         if self._saved != self.lines and self.orderly:
             head = {"size": self.size, "lines": self.lines, "digest": self._digest.hexdigest()}
-            arrays = self.offsets.astype("<i8").tobytes() + self.seals.astype("<u8").tobytes()
-            remember(self._path, json.dumps(head).encode() + b"\n" + arrays)
+            # As they lie in memory: a copy now and then would make a long run's memory grow in steps.
+            arrays = (self.offsets.astype("<i8", copy=False), self.seals.astype("<u8", copy=False))
+            remember(
+                self._path, json.dumps(head).encode() + b"\n", *(memoryview(a).cast("B") for a in arrays)
+            )
             self._saved = self.lines
 
     @property

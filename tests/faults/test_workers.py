@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def job(tmp_path):
 def start(job, tmp_path):
     started = []
 
-    def run(delay):
+    def run(delay, limit=None):
         arguments = [
             sys.executable,
             "fake_engine.py",
@@ -57,6 +58,8 @@ def start(job, tmp_path):
             text=True,
             # A group of its own, as a shell gives it.
             start_new_session=True,
+            preexec_fn=limit,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         )
         started.append(process)
         return process
@@ -153,6 +156,23 @@ def test_what_a_worker_cannot_read_is_the_error_of_the_run(start, tmp_path):
     assert (process.returncode, out) == (1, "")
     assert err.startswith("error: `")
     assert err.count("\n") == 1
+
+
+def test_two_commands_do_not_fill_one_folder_and_a_full_disk_ends_one(start, tmp_path):
+    first = start(100)
+    wait_until((tmp_path / "painting").exists)
+    _, err = start(0).communicate(timeout=60)
+    assert err == f"error: `{tmp_path}/run` is being filled by another process: wait for it to end\n"
+    first.kill()
+    first.wait()
+    full = start(0, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)))
+    out, err = full.communicate(timeout=60)
+    assert (full.returncode, out) == (3, "")
+    assert err.startswith(f"error: writing to `{tmp_path}/run")
+    assert err.endswith("failed (File too large): mend that and run the same command again\n")
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("*.png"))
+    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 @pytest.mark.slow
