@@ -42,8 +42,9 @@ def painters(engine: Path, hands: Hands, notify: Callable[[str], None]) -> Itera
     if hands.ray:
         from stage_rt.run.ray import Cluster
 
-        size = hands.workers or 1
-        with Crew(spec, Cluster(load, hands.ray, gpu=_on_gpu(spec)), size, notify) as crew:
+        if hands.workers is None:
+            raise InputError("`--ray` does not say how many actors are to paint: add `--workers 8`")
+        with Crew(spec, Cluster(load, hands.ray, gpu=_on_gpu(spec)), hands.workers, notify) as crew:
             yield crew
         return
     places = _gpus(hands.devices, spec) if hands.devices else _shares(hands.workers or 1, spec)

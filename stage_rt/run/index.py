@@ -31,7 +31,7 @@ class Index:
         self.size = self.lines = 0
         self.orderly = True
         self._digest = hashlib.sha256()
-        self._saved = -1
+        self._saved, self._changed = 0, False
 
     @classmethod
     def kept(cls, manifest: Path) -> "Index":
@@ -51,6 +51,12 @@ class Index:
         self.size += len(line)
         self.lines += 1
         self._digest.update(line)
+        self._changed = True
+
+    def seal(self, index: int, seal: int) -> None:
+        """Note that a sample, which has a line, is known to be done."""
+        self.seals[index] = seal
+        self._changed = True
 
     def offset(self, index: int) -> int:
         """Where the last line of a sample begins, -1 if it has none."""
@@ -76,19 +82,17 @@ class Index:
 
     def save(self) -> None:
         """Keep it for the next process, unless nothing is new."""
-        if self._saved != self.lines and self.orderly:
+        if self._changed and self.orderly:
             head = {"size": self.size, "lines": self.lines, "digest": self._digest.hexdigest()}
             # As they lie in memory: a copy now and then would make a long run's memory grow in steps.
-            arrays = (self.offsets.astype("<i8", copy=False), self.seals.astype("<u8", copy=False))
-            remember(
-                self._path, json.dumps(head).encode() + b"\n", *(memoryview(a).cast("B") for a in arrays)
-            )
-            self._saved = self.lines
+            arrays = (self.offsets.astype("<i8", copy=False).data, self.seals.astype("<u8", copy=False).data)
+            remember(self._path, json.dumps(head).encode() + b"\n", *arrays)
+            self._saved, self._changed = self.lines, False
 
     @property
     def new(self) -> int:
         """Lines that were added since it was saved."""
-        return self.lines - max(self._saved, 0)
+        return self.lines - self._saved
 
     def _load(self) -> None:
         content = recall(self._path)

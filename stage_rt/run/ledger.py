@@ -97,7 +97,7 @@ class Manifest:
 
     def seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> None:
         """Remember that a sample is `done`: its files were just written, or were held to their digests."""
-        self._index.seals[index] = self._seal(index, folder, planned)
+        self._index.seal(index, self._seal(index, folder, planned))
 
     def save(self) -> None:
         """Leave the next process less to read; a manifest serves without."""

@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from stage_rt.errors import StageError, first_line
+from stage_rt.errors import BackendError, StageError, first_line
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
@@ -56,8 +56,13 @@ class Processes:
             name=f"stage-rt-worker-{worker}",
             daemon=True,
         )
-        with _signals_held():
-            process.start()
+        try:
+            with _signals_held():
+                process.start()
+        except OSError as failure:
+            raise BackendError(
+                f"a worker cannot be started ({failure.strerror})", "give fewer `--workers` or `--devices`"
+            ) from failure
         theirs.close()
         self._running[worker] = process, mine, seat
 

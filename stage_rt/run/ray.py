@@ -117,7 +117,8 @@ class Cluster:
                 logging_level="ERROR",
                 _node_ip_address=LOOPBACK if address == LOCAL else None,
             )
-        except (ConnectionError, ValueError, RuntimeError) as failure:
+        except Exception as failure:
+            # A node that does not start in time is an `Exception` and nothing more.
             raise DeviceError(
                 f"no Ray cluster answers at `{address}` ({first_line(failure)})",
                 f"start one with `ray start --head`, or give `--ray {LOCAL}`",

@@ -85,6 +85,7 @@ def test_every_gpu_has_a_process(opened, monkeypatch):
         (("sm90",), {"devices": "0,x"}, "`x` is no GPU: give numbers or UUIDs"),
         (("sm90",), {"devices": "0,"}, "`` is no GPU: give numbers or UUIDs"),
         (("sm90",), {"devices": "0", "workers": 2}, "leave out `--workers` and `--ray`"),
+        (("cpu",), {"ray": "auto"}, "`--ray` does not say how many actors are to paint: add `--workers 8`"),
         (("sm90",), {"devices": "0", "ray": "auto"}, "leave out `--workers` and `--ray`"),
     ],
 )
@@ -96,4 +97,4 @@ def test_options_that_do_not_fit_are_refused(opened, kinds, options, message):
 def test_without_ray_its_extra_is_named(opened, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"`--ray` needs Ray, which is not installed: `pip install"):
-        opened(ray="auto")
+        opened(ray="auto", workers=2)

@@ -75,6 +75,7 @@ def test_a_changed_pair_is_seen_and_painted_again(job, run, opened):
     # Only touched: read, found to be what it was, and painted no more.
     path.touch()
     assert checked_again(job, run, opened) == ["000003.png", "000003_mask.png"]
+    assert checked_again(job, run, opened) == []
 
 
 def test_a_changed_photograph_or_mask_is_checked_again(job, run, opened):
