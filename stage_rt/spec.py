@@ -242,6 +242,23 @@ class EngineSpec(_Sealed):
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
+class Shard(_Spec):
+    """Part ``number`` of ``of``, from 1, of a run whose samples are painted ``together`` at a time."""
+
+    number: int = Field(ge=1)
+    of: int = Field(ge=1)
+    together: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.number > self.of:
+            raise ValueError("there are fewer shards")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of} of {self.together} at a time"
+
+
 class RunSpec(_Spec):
     """``run.json``: everything that decides what a run is; the same job resumes it, one of more pairs continues it.
 
@@ -249,8 +266,9 @@ class RunSpec(_Spec):
 
     ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
-    label looks like, ``objects`` where nothing was told of the object. ``normals``, ``masks`` and ``objects`` are
-    digests of the names and sizes of all files; the contents of those used are in the lines of the pairs.
+    label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole. ``normals``,
+    ``masks`` and ``objects`` are digests of the names and sizes of all files; the contents of those used are in the
+    lines of the pairs.
     """
 
     format: Literal[1] = 1
@@ -274,6 +292,7 @@ class RunSpec(_Spec):
     mask_threshold: float | None = Field(default=None, exclude_if=lambda share: share is None)
     normals: Sha256
     masks: Sha256
+    shard: Shard | None = Field(default=None, exclude_if=lambda shard: shard is None)
 
 
 class PairRecord(_Spec):

@@ -18,8 +18,8 @@ from stage_rt.progress import Progress, portion
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.plan import make_plan
-from stage_rt.run.sample import Sample
-from stage_rt.run.writer import pair_paths, write_pair
+from stage_rt.run.sample import Samples
+from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 
 from . import procedural, published
 from .baselines import BASELINES
@@ -132,12 +132,12 @@ def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Pat
         label = np.roll(np.asarray(Image.open(mask)) > 0, (SHIFT, SHIFT), axis=(0, 1))
         picture = Image.open(image)
         paths = (f"{image.stem}.png", f"{image.stem}_mask.png")
-        write_pair(folder, paths, picture, label)
+        write_pair(folder, paths, png(picture), png_of(label))
         yield folder / paths[0], folder / paths[1]
 
 
 def _painted(
-    name: str, split: Split, kind: str, samples: list[Sample], run: Path, seed: int, progress: Progress
+    name: str, split: Split, kind: str, samples: Samples, run: Path, seed: int, progress: Progress
 ) -> list[tuple[Path, Path]]:
     """Pairs of a baseline under the labels of a plan's samples, and what each was made of in ``manifest.jsonl``."""
     paint = _painter(name, kind)
@@ -152,7 +152,7 @@ def _painted(
             other = read_image(split.good[int(rng.integers(len(split.good)))])
             painted, label = paint(photo, label, other, rng)
             picture = Image.fromarray(painted)
-            write_pair(run, paths, picture.convert("L") if sample.grey else picture, label)
+            write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
         made.append((image, mask))
         lines.append(
             {"index": sample.index, "image": paths[0], "mask": paths[1], "normal": sample.normal.name}

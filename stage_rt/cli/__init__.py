@@ -17,6 +17,7 @@ from stage_rt.cli.evaluate import evaluate
 from stage_rt.cli.export import export
 from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
+from stage_rt.cli.merge import merge
 from stage_rt.cli.pack import pack
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, inspect, verify, synth, pack, evaluate, doctor, demo):
+for _command in (train, export, build, inspect, verify, synth, merge, pack, evaluate, doctor, demo):
     app.command()(_command)
 app.add_typer(import_)
 

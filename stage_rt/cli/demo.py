@@ -61,7 +61,7 @@ def demo(
         if (masks := layouts.masks(inputs / "masks" / defect_type(prompt)))
     ]
     total, done, summaries = sum(job.count for job in jobs), 0, []
-    with watched_bar(total, "pairs") as (_, progress):
+    with watched_bar(lambda: total, "pairs") as (_, progress):
         for job in jobs:
             share = portion(progress, done / total, (done + job.count) / total)
             summaries.append(

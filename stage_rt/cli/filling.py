@@ -1,42 +1,81 @@
 """What ``stage-rt synth`` does once its options are a list of jobs, and what it says of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stage_rt.cli import console
 from stage_rt.cli.progress import watched_bar, watched_share
-from stage_rt.engine import Engine
 from stage_rt.errors import FailedSamplesError
-from stage_rt.run.fill import Summary, fill
+from stage_rt.progress import portion
+from stage_rt.run.checks import CHECKS_FILE, Checks
+from stage_rt.run.fill import Summary, follow
 from stage_rt.run.job import Job
+from stage_rt.run.ledger import Place
 from stage_rt.run.night import follow_all, outlook, plans
-from stage_rt.run.plan import Notify
+from stage_rt.run.painters import Painters
+from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.report import PAGE
+from stage_rt.run.shards import take
+from stage_rt.run.workers import Painter
+
+Part = tuple[int, int] | None
+"""Number and count of shards, if it is one that is painted."""
 
 
-def fill_one(engine: Engine, job: Job, output: Path, notify: Notify, *, as_json: bool) -> None:
-    """Paint one job into ``output`` and say what it came to.
+def fill_one(
+    painters: Painters, job: Job, part: Part, output: Path, notify: Notify, *, as_json: bool
+) -> None:
+    """Paint one job into ``output``, or a part of it, and say what it came to.
+
+    Raises:
+        FailedSamplesError: as `tell_one`.
+    """
+    made: list[Plan] = []
+    with watched_bar(lambda: _count(made), "pairs") as (checking, progress):
+        checks = Checks(output / CHECKS_FILE)
+        files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
+        made = _parts([make_plan(painters.spec, job, notify, files, checks)], part)
+        summary = follow(
+            painters,
+            made[0],
+            Place.of(output),
+            checks=checks,
+            notify=notify,
+            checking=pairs,
+            progress=progress,
+        )
+    tell_one(summary, output, as_json=as_json)
+
+
+def fill_all(
+    painters: Painters, asked: Sequence[Job], part: Part, output: Path, notify: Notify, *, as_json: bool
+) -> None:
+    """`fill_one` for several types in one folder."""
+    made: list[Plan] = []
+    with watched_bar(lambda: _count(made), "pairs") as (checking, progress):
+        checks = Checks(output / CHECKS_FILE)
+        made = _parts(plans(painters.spec, asked, notify=notify, progress=checking, checks=checks), part)
+        summaries = follow_all(painters, made, output, checks=checks, notify=notify, progress=progress)
+    tell_all(summaries, output, as_json=as_json)
+
+
+def tell_one(summary: Summary, output: Path, *, as_json: bool) -> None:
+    """Say what a run came to.
 
     Raises:
         FailedSamplesError: some samples came out non-finite; the others are there.
     """
-    with watched_bar(job.count, "pairs") as (checking, progress):
-        summary = fill(engine, job, output, notify=notify, checking=checking, progress=progress)
     console.result(
         f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
         {"run": str(output), **_fields(summary)},
         as_json=as_json,
     )
-    _require_finite([summary], job.count)
+    _require_finite([summary])
 
 
-def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify, *, as_json: bool) -> None:
-    """`fill_one` for several types in one folder."""
-    total = sum(job.count for job in asked)
-    with watched_bar(total, "pairs") as (checking, progress):
-        made = plans(engine, asked, notify=notify, progress=checking)
-        summaries = follow_all(engine, made, output, notify=notify, progress=progress)
+def tell_all(summaries: Mapping[str, Summary], output: Path, *, as_json: bool) -> None:
+    """`tell_one` for several types in one folder."""
     pairs, written = (sum(getattr(one, name) for one in summaries.values()) for name in ("pairs", "written"))
     lines = [
         f"{name}: {one.pairs} pairs ({one.written} new), {_labels(one)}".rstrip(" ,\n")
@@ -47,17 +86,25 @@ def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify,
         {"run": str(output), "types": {name: _fields(one) for name, one in summaries.items()}},
         as_json=as_json,
     )
-    _require_finite(list(summaries.values()), total)
+    _require_finite(list(summaries.values()))
 
 
-def tell_outlook(engine: Engine, asked: Sequence[Job], notify: Notify, *, as_json: bool) -> None:
+def _parts(made: Sequence[Plan], part: Part) -> list[Plan]:
+    return [take(plan, *part) if part else plan for plan in made]
+
+
+def _count(made: Sequence[Plan]) -> int:
+    return sum(len(plan.samples) for plan in made)
+
+
+def tell_outlook(engine: Painter, asked: Sequence[Job], part: Part, notify: Notify, *, as_json: bool) -> None:
     """Check every file of the jobs, time a few steps and say what all of it will take."""
     with watched_share("checking the files") as progress:
-        made = plans(engine, asked, notify=notify, progress=progress)
-    found = outlook(engine, made)
+        made = _parts(plans(engine.spec, asked, notify=notify, progress=progress), part)
+    found = outlook(engine, [plan for plan in made if plan.samples])
     counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
     console.result(
-        f"{counts}\nabout {_duration(found.seconds)} and {found.bytes / 2**20:.0f} MiB, "
+        f"{counts}\nabout {_duration(found.seconds)} in one process and {found.bytes / 2**20:.0f} MiB, "
         "without what is painted again\nnothing was painted",
         {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
         as_json=as_json,
@@ -86,8 +133,9 @@ def _fields(summary: Summary) -> dict[str, object]:
     }
 
 
-def _require_finite(summaries: Sequence[Summary], count: int) -> None:
+def _require_finite(summaries: Sequence[Summary]) -> None:
     failed = [index for summary in summaries for index in summary.failed]
+    count = len(failed) + sum(summary.pairs + len(summary.left_out) for summary in summaries)
     if failed:
         raise FailedSamplesError(
             f"{len(failed)} of {count} samples came out non-finite and were not written "

@@ -25,8 +25,11 @@ LINE_SECONDS = 60.0
 
 
 @contextmanager
-def watched_bar(total: float, unit: str) -> Iterator[tuple[Progress, Progress]]:
-    """For what is checked first, and a `counting_bar` for the work that follows; a signal ends either orderly."""
+def watched_bar(total: Callable[[], float], unit: str) -> Iterator[tuple[Progress, Progress]]:
+    """For what is checked first, and a `counting_bar` for the work that follows; a signal ends either orderly.
+
+    ``total`` is asked for when that work begins.
+    """
     with orderly_stop() as check, ExitStack() as shown:
         share = shown.enter_context(_share_bar("checking the files"))
         bar: list[Progress] = []
@@ -35,7 +38,7 @@ def watched_bar(total: float, unit: str) -> Iterator[tuple[Progress, Progress]]:
             if not bar:
                 # Two bars at once would draw over each other.
                 shown.close()
-                bar.append(shown.enter_context(counting_bar(total, unit)))
+                bar.append(shown.enter_context(counting_bar(total(), unit)))
             bar[0](done)
 
         yield _checked(check, share), _checked(check, work)

@@ -47,7 +47,10 @@ def synth(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check every file, and say what it will come to; paint nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check every file, say what it will come to in one process, paint nothing."
+        ),
     ] = False,
     count: Annotated[
         int | None, typer.Option(min=1, max=999_999, help="Number of pairs.", show_default="one per mask")
@@ -161,6 +164,39 @@ def synth(
             show_default="half of its brightest, if it is in shades",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            help="Paint in N processes, among whom the cores are shared out; with --ray in N actors.",
+            show_default="in this process",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,...", help="Paint on these GPUs, in a process each.", show_default="one GPU"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Paint in actors of this Ray cluster, all of whose nodes see the same folders (docs/night.md): "
+            "`auto` is the one that runs here, `local` starts one.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Paint the I-th of N parts only, from 1; `stage-rt merge` joins the parts.",
+            show_default="all",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes.
@@ -168,7 +204,9 @@ def synth(
     One type of defect by --prompt, or several at once by --type or --jobs; a larger --count goes on.
     """
     from stage_rt.cli.filling import fill_all, fill_one, tell_outlook
-    from stage_rt.loading import load
+    from stage_rt.cli.painting import Hands, painters
+    from stage_rt.run.painters import Alone
+    from stage_rt.run.shards import parse
 
     options = {
         "normals": normals,
@@ -191,14 +229,16 @@ def synth(
     }
     entries = _entries(prompt or [], masks, types or [], jobs, options)
     notify = partial(console.message, "notice")
-    loaded = load(engine, notify=notify)
-    asked = [entry.job(_batch(batch, loaded.spec, engine)) for entry in entries]
-    if dry_run:
-        tell_outlook(loaded, asked, notify, as_json=as_json)
-    elif types or jobs:
-        fill_all(loaded, asked, output, notify, as_json=as_json)
-    else:
-        fill_one(loaded, asked[0], output, notify, as_json=as_json)
+    part = parse(shard) if shard else None
+    who = Hands() if dry_run else Hands(workers, devices, ray)
+    with painters(engine, who, notify) as hands:
+        asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
+        if isinstance(hands, Alone) and dry_run:
+            tell_outlook(hands.engine, asked, part, notify, as_json=as_json)
+        elif types or jobs:
+            fill_all(hands, asked, part, output, notify, as_json=as_json)
+        else:
+            fill_one(hands, asked[0], part, output, notify, as_json=as_json)
 
 
 def _entries(

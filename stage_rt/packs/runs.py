@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from stage_rt.images.inputs import read_header
 from stage_rt.packs.picture import File
 from stage_rt.run.ledger import LOCK_FILE, Place, read_line
 from stage_rt.run.night import TYPES
+from stage_rt.run.shards import indices
 from stage_rt.run.writer import defect_type
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
@@ -33,13 +34,21 @@ class FinishedRun:
         """The defect type of its pairs."""
         return defect_type(self.spec.prompt)
 
+    @property
+    def every(self) -> Sequence[int]:
+        """The indices of its samples: all, or those of a shard."""
+        if self.spec.shard is None:
+            return range(self.spec.count)
+        found: list[int] = indices(self.spec.shard, self.spec.count).tolist()
+        return found
+
     def records(self) -> Iterator[PairRecord]:
         """Its samples in order, one at a time.
 
         Raises:
             RunError: a line of the manifest is damaged, or the run is not finished.
         """
-        path = self.ledger / MANIFEST_FILE
+        path, every = self.ledger / MANIFEST_FILE, self.every
         done = 0
         with path.open("rb") if path.is_file() else open(os.devnull, "rb") as lines:
             for number, line in enumerate(lines):
@@ -52,13 +61,13 @@ class FinishedRun:
                     raise RunError(
                         f"`{path}` is damaged in line {number + 1}", f"delete that line and {AGAIN}"
                     ) from damage
-                if record.index != number:
+                if number >= len(every) or record.index != every[number]:
                     break
                 yield record
                 done += 1
-        if done != self.spec.count:
+        if done != len(every):
             raise RunError(
-                f"`{self.ledger}` is not finished ({done} of {self.spec.count} samples)", f"{AGAIN} to go on"
+                f"`{self.ledger}` is not finished ({done} of {len(every)} samples)", f"{AGAIN} to go on"
             )
 
     def size(self, record: PairRecord) -> tuple[int, int]:

@@ -5,44 +5,53 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stage_rt.errors import MaskError
 from stage_rt.images.inputs import Header, fit_mask, same_aspect
 from stage_rt.images.masks import read_mask
+from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job
-from stage_rt.run.sample import Placing, Sample, readable
-from stage_rt.run.supply import partner
+from stage_rt.run.sample import Placing, Sample, Samples, readable
+from stage_rt.run.supply import partners
 
 
-def augmented(samples: Sequence[Sample], job: Job, masks: Mapping[Path, Header]) -> list[Sample]:
+def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: Checks) -> Samples:
     """The samples with labels made from their masks; masks are joined with others of the same shape.
 
     Raises:
         MaskError: the mask of a photograph's object is missing, unusable or black.
     """
-    objects = _Objects(job.objects)
+    objects = _Objects(job.objects, checks)
 
     @cache
     def alike(size: tuple[int, int]) -> list[Path]:
         return [path for path, header in masks.items() if same_aspect(header[:2], size)]
 
-    placings = []
-    for sample in samples:
-        others = alike(sample.size)
-        chosen = partner(job.seed, sample.index, len(others))
-        joined = None if chosen is None else others[chosen]
-        placings.append(Placing(job.seed, joined, objects.of(sample.normal, sample.size)))
-    return [replace(sample, placing=placing) for sample, placing in zip(samples, placings, strict=True)]
+    counts = np.array([len(alike(sample.size)) for sample in samples])
+    others = partners(job.seed, np.arange(len(samples), dtype=np.uint32), counts)
+    for normal, size in dict.fromkeys((sample.normal, sample.size) for sample in samples):
+        objects.check(normal, size)
+
+    def made(number: int) -> Sample:
+        sample, other = samples[number], int(others[number])
+        joined = None if other < 0 else alike(sample.size)[other]
+        return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal)))
+
+    return Samples(made, samples.numbers)
 
 
 class _Objects:
-    """Masks of the object in each photograph, or one for all; each was found to show it at the photograph's size."""
+    """Masks of the object in each photograph, or one for all."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], checks: Checks) -> None:
         self._only = paths[0] if len(paths) == 1 else None
         self._by_stem = {path.stem.removesuffix("_mask"): path for path in paths}
-        self._checked: set[tuple[Path, tuple[int, int]]] = set()
+        self._checks = checks
 
-    def of(self, normal: Path, size: tuple[int, int]) -> Path | None:
+    def of(self, normal: Path) -> Path | None:
+        """The mask of a photograph's object, if any is known."""
         if not self._by_stem:
             return None
         path = self._only or self._by_stem.get(normal.stem)
@@ -51,12 +60,20 @@ class _Objects:
                 f"`{readable(normal)}` has no mask of its object",
                 f"add `{normal.stem}.png` to the folder of objects",
             )
-        if (path, size) not in self._checked:
-            try:
-                fit_mask(read_mask(path).label, size, path)
-            except MaskError as error:
-                raise MaskError(
-                    f"the object's mask leaves no place in photograph `{readable(normal)}`: {error}"
-                ) from error
-            self._checked.add((path, size))
         return path
+
+    def check(self, normal: Path, size: tuple[int, int]) -> None:
+        """See that it shows the object at the photograph's (width, height)."""
+        path = self.of(normal)
+        if path is None:
+            return
+        try:
+            self._checks.of(path, f"object at {size}", lambda path: bool(_fitted(path, size).any()))
+        except MaskError as error:
+            raise MaskError(
+                f"the object's mask leaves no place in photograph `{readable(normal)}`: {error}"
+            ) from error
+
+
+def _fitted(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+    return fit_mask(read_mask(path).label, size, path)

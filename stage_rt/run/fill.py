@@ -1,20 +1,25 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from stage_rt.progress import Progress, portion, silent
+import numpy as np
+from numpy.typing import NDArray
+
+from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run import report
+from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, Place, open_run
+from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
-from stage_rt.run.quality import Stroke
-from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
-from stage_rt.run.writer import WriterThread, pair_paths, write_pair
-from stage_rt.spec import ModelSpec, PairRecord
+from stage_rt.run.workers import Painter, Result, Task
+from stage_rt.run.writer import pair_paths, write_pair
+from stage_rt.samplers import steps_of
+from stage_rt.spec import PairRecord, RunSpec
 
 STRANGE = 2.0
 """How many times more than in training a picture may change where nothing is painted."""
@@ -63,17 +68,52 @@ def fill(
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
         RunError: ``folder`` holds something else, is damaged or in use.
     """
-    plan = make_plan(engine.spec, job, notify, checking)
-    return follow(engine, plan, Place.of(folder), notify=notify, progress=progress)
+    checks = Checks(folder / CHECKS_FILE)
+    files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
+    plan = make_plan(engine.spec, job, notify, files, checks)
+    place, painters = Place.of(folder), Alone(engine)
+    return follow(painters, plan, place, checks=checks, notify=notify, checking=pairs, progress=progress)
 
 
-def follow(engine: Painter, plan: Plan, place: Place, *, notify: Notify, progress: Progress) -> Summary:
-    """`fill` for a plan that was made already."""
+def follow(
+    painters: Painters,
+    plan: Plan,
+    place: Place,
+    *,
+    checks: Checks | None = None,
+    notify: Notify,
+    checking: Progress = silent,
+    progress: Progress,
+) -> Summary:
+    """`fill` for a plan that was made already; ``checks`` are kept once the folder is the run's.
+
+    ``checking`` gets the share of the samples of which it is known whether they are done.
+    """
     with open_run(place, plan.spec) as manifest:
-        written = _fill(engine, plan, place.data, manifest, notify, progress)
-        manifest.tidy([sample.index for sample in plan.samples])
-        records = [manifest.records[sample.index] for sample in plan.samples]
-        report.write(place, plan.spec, records, [sample.normal for sample in plan.samples])
+        if checks:
+            checks.save()
+        missing = _missing(plan, place.data, manifest, checking)
+        written = _fill(painters, plan, missing, place.data, manifest, notify, progress)
+        normals = [sample.normal for sample in plan.samples]
+        return conclude(plan.spec, plan.samples.numbers, normals, manifest, place, written=written)
+
+
+def conclude(
+    spec: RunSpec,
+    indices: Sequence[int] | NDArray[np.int64],
+    normals: Sequence[Path],
+    manifest: Manifest,
+    place: Place,
+    *,
+    written: int,
+) -> Summary:
+    """Tidy the manifest of a run whose samples all have a line, and write the report.
+
+    ``normals[k]`` is the photograph of sample ``indices[k]``, ``written`` how many pairs are new.
+    """
+    manifest.tidy(indices)
+    records = [manifest.records[int(index)] for index in indices]
+    report.write(place, spec, records, normals)
     return Summary(
         pairs=sum(record.status == "ok" for record in records),
         written=written,
@@ -81,44 +121,68 @@ def follow(engine: Painter, plan: Plan, place: Place, *, notify: Notify, progres
         left_out=[record.index for record in records if record.status == "left out"],
         weak=[record.index for record in records if record.weak and record.status == "ok"],
         refilled=sum(record.attempts is not None for record in records),
-        steps=plan.method.steps,
+        steps=steps_of(spec.sampler, spec.recipe, spec.steps),
         fill=sorted(record.fill for record in records if record.fill is not None),
         contact_sheet=place.ledger / report.CONTACT_SHEET,
         report=place.ledger / report.PAGE,
     )
 
 
+def _missing(plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> NDArray[np.bool_]:
+    """Of each sample whether it is to be painted."""
+    planned = counted(plan.samples, progress)
+    missing = [not manifest.done(sample.index, folder, plan.planned(sample)) for sample in planned]
+    return np.array(missing, dtype=np.bool_)
+
+
 def _fill(
-    engine: Painter, plan: Plan, folder: Path, manifest: Manifest, notify: Notify, progress: Progress
+    painters: Painters,
+    plan: Plan,
+    missing: NDArray[np.bool_],
+    folder: Path,
+    manifest: Manifest,
+    notify: Notify,
+    progress: Progress,
 ) -> int:
-    """Paint on this thread, finish and write on another; returns how many pairs are new."""
-    model, samples = engine.spec.model, plan.samples
-    missing = {s.index for s in samples if not manifest.done(s.index, folder, plan.planned(s))}
-    done, count = len(samples) - len(missing), len(samples)
-    strange = _Strange(model.round_trip, notify)
-    progress(done / count)
-    with WriterThread() as writer:
-        for start in range(0, count, plan.together):
-            part = samples[start : start + plan.together]
-            wanted = {sample.index for sample in part} & missing
-            if not wanted:
-                continue
-            share = portion(progress, done / count, (done + len(wanted)) / count)
-            batch = prepare(part, model, plan.method.region)
-            strokes = paint(
-                engine,
-                batch,
-                plan.method,
-                seed=plan.spec.seed,
-                size=plan.spec.batch,
-                progress=_watched(writer.check, share),
+    """Have everything painted that is missing, and write it; returns how many pairs are new."""
+    wanted = int(missing.sum())
+    strange = _Strange(painters.spec.model.round_trip, notify)
+    written = 0
+
+    def keep(task: Task, results: Iterable[Result]) -> None:
+        nonlocal written
+        samples = {sample.index: sample for sample in task.samples}
+        records = []
+        for result in results:
+            if result.index in task.wanted:
+                planned = plan.planned(samples[result.index])
+                records.append(_written(plan.spec, planned, result, folder))
+                manifest.append(records[-1])
+                if records[-1].status != "failed":
+                    manifest.seal(result.index, folder, planned)
+                written += records[-1].status == "ok"
+        strange.look(records)
+
+    rest = portion(progress, 1 - wanted / max(len(missing), 1), 1.0)
+    rest(0.0)
+    if wanted:
+        painters.work(_tasks(plan, missing), wanted, keep, rest)
+        rest(1.0)
+    strange.look([manifest.records[int(number)] for number in plan.samples.numbers[: plan.together]])
+    return written
+
+
+def _tasks(plan: Plan, missing: NDArray[np.bool_]) -> Iterator[Task]:
+    """The batches that something is missing of, each whole."""
+    for start in range(0, len(plan.samples), plan.together):
+        part = slice(start, start + plan.together)
+        if missing[part].any():
+            samples = list(plan.samples[part])
+            wanted = frozenset(
+                sample.index for sample, lacks in zip(samples, missing[part], strict=True) if lacks
             )
-            writer.start(partial(_write, plan, batch, strokes, wanted, model, folder, manifest))
-            done += len(wanted)
-            strange.look(manifest)
-        progress(done / count)
-    strange.look(manifest)
-    return sum(manifest.records[index].status == "ok" for index in missing)
+            spec = plan.spec
+            yield Task(samples, wanted, plan.method, spec.seed, spec.batch, spec.composite)
 
 
 class _Strange:
@@ -127,11 +191,10 @@ class _Strange:
     def __init__(self, familiar: float | None, notify: Notify) -> None:
         self._familiar, self._notify = familiar, notify
 
-    def look(self, manifest: Manifest) -> None:
+    def look(self, records: Sequence[PairRecord]) -> None:
         if self._familiar is None:
             return
-        # A copy, as another thread appends.
-        changes = [one.round_trip for one in list(manifest.records.values()) if one.round_trip is not None]
+        changes = [one.round_trip for one in records if one.round_trip is not None]
         if not changes:
             return
         if (found := median(changes)) > STRANGE * self._familiar:
@@ -142,38 +205,13 @@ class _Strange:
         self._familiar = None
 
 
-def _watched(check: Callable[[], None], progress: Progress) -> Progress:
-    """A `Progress` that also raises what the writer thread did."""
-
-    def watched(share: float) -> None:
-        check()
-        progress(share)
-
-    return watched
-
-
-def _write(
-    plan: Plan,
-    batch: Batch,
-    strokes: Callable[[], Sequence[Stroke]],
-    wanted: Collection[int],
-    model: ModelSpec,
-    folder: Path,
-    manifest: Manifest,
-) -> None:
-    exact = plan.spec.region is not None
-    for result in finish(batch, strokes(), model, composited=plan.spec.composite, exact=exact):
-        if result.sample.index in wanted:
-            manifest.append(_keep(plan, result, folder))
-
-
-def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
-    sample, spec = result.sample, plan.spec
+def _written(spec: RunSpec, planned: Mapping[str, Any], result: Result, folder: Path) -> PairRecord:
+    """The record of a result, whose files were written if it is to be kept."""
     record = PairRecord(
-        index=sample.index,
+        index=result.index,
         status="failed",
         reason=NON_FINITE,
-        **plan.planned(sample),
+        **planned,
         latent_mask_cells=result.latent_mask_cells,
         regions=result.regions if result.regions > 1 else None,
         attempts=result.attempts if result.attempts > 1 else None,
@@ -184,7 +222,7 @@ def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
     if spec.strict and record.weak:
         reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
         return record.model_copy(update={"status": "left out", "reason": reason})
-    image, mask = pair_paths(spec.prompt, sample.index)
+    image, mask = pair_paths(spec.prompt, result.index)
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
     written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
     measured = {

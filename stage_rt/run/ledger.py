@@ -8,21 +8,30 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError, StageError
 from stage_rt.files import sha256, staged_for, write_atomic
+from stage_rt.noise import stream
+from stage_rt.run.checks import CHECKS_FILE
+from stage_rt.run.index import INDEX_FILE, Index
 from stage_rt.run.report import CONTACT_SHEET, LABELS, PAGE
 from stage_rt.run.writer import pair_paths
 from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 LOCK_FILE = ".lock"
-_OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
+INDEXED = 50_000
+"""Lines after which the index is written; what a crash loses of it is read again from the manifest."""
+_OWN = re.compile(
+    "|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE, INDEX_FILE, CHECKS_FILE)))
+)
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
 _CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}
@@ -48,54 +57,92 @@ class Place(NamedTuple):
 class Manifest:
     """``manifest.jsonl``: one line a pair, synced to disk one by one; the last line of an index counts.
 
-    ``records`` maps index to record. Opening drops a last line that has no end, as a crash leaves it.
+    ``records`` maps index to record, each read when it is asked for. Opening drops a last line that has no end, as a
+    crash leaves it, and reads only what its `Index` does not know.
 
     Raises:
         RunError: any other line is damaged.
     """
 
-    def __init__(self, path: Path, prompt: str) -> None:
-        self._path = path
-        self.records: dict[int, PairRecord] = {}
+    def __init__(self, path: Path, prompt: str, *, count: int = 0) -> None:
+        self._path, self._prompt = path, prompt
         path.touch()
-        content = path.read_bytes()
-        whole = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            record = self._parse(line, number, prompt)
-            self.records[record.index] = record
+        self._index = Index.kept(path)
+        self._index.reserve(count)
+        with path.open("rb") as file:
+            file.seek(self._index.size)
+            for line in file:
+                if line.endswith(b"\n"):
+                    record = self._parse(line, self._index.lines + 1)
+                    self._index.orderly &= line_of(record) == line
+                    self._index.add(record.index, line)
+        if self._index.size < path.stat().st_size:
+            os.truncate(path, self._index.size)
+
+    @property
+    def records(self) -> Mapping[int, PairRecord]:
+        """What is known of each sample."""
+        return _Records(self._path, self._prompt, self._index)
 
     def append(self, record: PairRecord) -> None:
         """Add a line and sync it."""
+        line = line_of(record)
         with self._path.open("ab") as file:
-            file.write(_line(record))
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.records[record.index] = record
+        self._index.add(record.index, line)
+        if self._index.new >= INDEXED:
+            self.save()
 
-    def tidy(self, indices: Sequence[int]) -> None:
+    def seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> None:
+        """Remember that a sample is `done`: its files were just written, or were held to their digests."""
+        self._index.seal(index, self._seal(index, folder, planned))
+
+    def save(self) -> None:
+        """Leave the next process less to read; a manifest serves without."""
+        with suppress(OSError):
+            self._index.save()
+
+    def tidy(self, indices: Sequence[int] | NDArray[np.int64]) -> None:
         """One line for each of ``indices``, so that a resumed run leaves the bytes of an uninterrupted one."""
-        content = b"".join(_line(self.records[index]) for index in indices)
-        if content != self._path.read_bytes():
-            write_atomic(self._path, content)
+        if not self._index.in_order(indices):
+            records, tidied = self.records, Index(self._path)
+            tidied.reserve(len(self._index.offsets))
+
+            def lines() -> Iterator[bytes]:
+                for index in map(int, indices):
+                    line = line_of(records[index])
+                    tidied.add(index, line, int(self._index.seals[index]))
+                    yield line
+
+            write_atomic(self._path, lines())
+            self._index = tidied
 
     def done(self, index: int, folder: Path, planned: Mapping[str, object]) -> bool:
         """Whether the pair was left out, or written and both of its files still have the bytes that were.
 
-        A record whose fields are not those ``planned`` is not believed.
+        A record whose fields are not those ``planned`` is not believed. Files that have the sizes, times and inodes
+        they had when they were held to their digests are not read again.
 
         Raises:
             RunError: the pair was made from a file of that name with another content.
         """
-        record = self.records.get(index)
-        if record is None:
+        if self._index.offset(index) < 0:
             return False
+        if self._index.seals[index] and self._index.seals[index] == self._seal(index, folder, planned):
+            return True
+        done = self._checked(self.records[index], folder, planned)
+        if done:
+            self.seal(index, folder, planned)
+        return done
+
+    def _checked(self, record: PairRecord, folder: Path, planned: Mapping[str, object]) -> bool:
         other = [field for field, value in planned.items() if getattr(record, field) != value]
         if other and set(other) <= set(_CONTENTS):
-            name = getattr(record, _CONTENTS[other[0]])
+            name = f"another `{getattr(record, _CONTENTS[other[0]])}` (pair {record.index})"
             raise RunError(
-                f"`{self._path.parent}` holds another run, which was made from another `{name}` (pair {index}): give "
+                f"`{self._path.parent}` holds another run, which was made from {name}: give "
                 "the files it was started with or another `-o`"
             )
         if other:
@@ -107,13 +154,51 @@ class Manifest:
         files = ((folder / record.image, record.image_sha256), (folder / record.mask, record.mask_sha256))
         return all(path.is_file() and sha256(path) == digest for path, digest in files)
 
-    def _parse(self, line: bytes, number: int, prompt: str) -> PairRecord:
+    def _seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> int:
+        """A number that tells what was planned for a sample and the files there are of it; never 0."""
+        told = repr(
+            (*planned.values(), *(_identity(f"{folder}/{path}") for path in pair_paths(self._prompt, index)))
+        )
+        return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest()) or 1
+
+    def _parse(self, line: bytes, number: int) -> PairRecord:
         try:
-            return read_line(line, prompt)
-        except ValueError as damage:
+            record = read_line(line, self._prompt)
+            stream(record.index)
+        except (ValueError, InputError) as damage:
             raise RunError(
                 f"`{self._path}` is damaged in line {number}: delete that line and run the same command again"
             ) from damage
+        return record
+
+
+class _Records(Mapping[int, PairRecord]):
+    """The records of a manifest by index; none is kept in memory."""
+
+    def __init__(self, path: Path, prompt: str, index: Index) -> None:
+        self._path, self._prompt, self._index = path, prompt, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._index.numbers().tolist())
+
+    def __getitem__(self, index: int) -> PairRecord:
+        offset = self._index.offset(index)
+        if offset < 0:
+            raise KeyError(index)
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return read_line(file.readline(), self._prompt)
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def read_line(line: bytes, prompt: str) -> PairRecord:
@@ -122,7 +207,7 @@ def read_line(line: bytes, prompt: str) -> PairRecord:
     Raises:
         ValueError: the line is not as it was written.
     """
-    content, check = _split(line)
+    content, check = _split(line.removesuffix(b"\n"))
     record = PairRecord.model_validate_json(content)
     if check not in (None, _check(content)):
         raise ValueError("not as it was written")
@@ -145,7 +230,11 @@ def open_run(place: Place, spec: RunSpec) -> Iterator[Manifest]:
         _same_job(folder / RUN_FILE, spec)
         for staged in _left_by_a_crash(place, spec.prompt):
             staged.unlink()
-        yield Manifest(folder / MANIFEST_FILE, spec.prompt)
+        manifest = Manifest(folder / MANIFEST_FILE, spec.prompt, count=spec.count)
+        try:
+            yield manifest
+        finally:
+            manifest.save()
 
 
 @contextmanager
@@ -221,7 +310,7 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 
 def _same_job(path: Path, spec: RunSpec) -> None:
-    content = spec.model_dump_json(indent=2).encode() + b"\n"
+    content = describe(spec)
     if not path.exists():
         write_atomic(path, content)
         return
@@ -246,6 +335,11 @@ def _same_job(path: Path, spec: RunSpec) -> None:
         write_atomic(path, content)
 
 
+def describe(spec: RunSpec) -> bytes:
+    """The content of ``run.json``."""
+    return spec.model_dump_json(indent=2).encode() + b"\n"
+
+
 def _flat(spec: RunSpec) -> dict[str, object]:
     # Not as JSON, which leaves out what says nothing.
     recipe = {f"recipe.{name}": value for name, value in spec.recipe}
@@ -254,10 +348,12 @@ def _flat(spec: RunSpec) -> dict[str, object]:
 
 
 def _shown(field: str, value: object) -> str:
+    if field == "shard":
+        return str(value or "all of it")
     return f"{str(value)[:12]}..." if field in _DIGESTS else repr(value)
 
 
-def _line(record: PairRecord) -> bytes:
+def line_of(record: PairRecord) -> bytes:
     """A record as JSON whose last field is the digest of the others: an edited one is as wrong as an edited image."""
     content = record.model_dump_json(exclude_none=True).encode()
     return content[:-1] + _CHECK + _check(content) + b'"}\n'

@@ -1,6 +1,6 @@
 """Several defect types in one folder: all are checked before the first is begun, and each is a run of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,15 @@ from stage_rt.files import write_atomic
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run import report
+from stage_rt.run.checks import Checks
 from stage_rt.run.fill import Summary, follow
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Place, claim, disk_failures, locked_run
+from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.workers import Painter, Piece, prepare
 from stage_rt.run.writer import defect_type
-from stage_rt.spec import RUN_FILE
+from stage_rt.spec import RUN_FILE, EngineSpec
 
 TYPES = "types"
 """The folder in which each type has its description, manifest and report."""
@@ -38,7 +40,14 @@ class Outlook:
     bytes: int
 
 
-def plans(engine: Painter, jobs: Sequence[Job], *, notify: Notify, progress: Progress = silent) -> list[Plan]:
+def plans(
+    engine: EngineSpec,
+    jobs: Sequence[Job],
+    *,
+    notify: Notify,
+    progress: Progress = silent,
+    checks: Checks | None = None,
+) -> list[Plan]:
     """The plan of every job, all of whose files were checked.
 
     Raises:
@@ -48,14 +57,20 @@ def plans(engine: Painter, jobs: Sequence[Job], *, notify: Notify, progress: Pro
     for number, job in enumerate(jobs):
         share = portion(progress, number / len(jobs), (number + 1) / len(jobs))
         try:
-            made.append(make_plan(engine.spec, job, _of(job.prompt, notify), share))
+            made.append(make_plan(engine, job, _of(job.prompt, notify), share, checks))
         except StageError as error:
             raise type(error)(f"{job.prompt}: {error.problem}", error.remedy) from error
     return made
 
 
 def follow_all(
-    engine: Painter, made: Sequence[Plan], folder: Path, *, notify: Notify, progress: Progress
+    painters: Painters,
+    made: Sequence[Plan],
+    folder: Path,
+    *,
+    checks: Checks | None = None,
+    notify: Notify,
+    progress: Progress,
 ) -> dict[str, Summary]:
     """Paint every plan into ``folder``, one type after the other; what each came to, by its prompt.
 
@@ -72,17 +87,25 @@ def follow_all(
     claim(folder, TYPES)
     total, done, summaries = sum(plan.spec.count for plan in made), 0, {}
     with disk_failures(folder), locked_run(folder):
+        if checks:
+            checks.save()
         (folder / TYPES).mkdir(exist_ok=True)
         for plan in made:
             share = portion(progress, done / total, (done + plan.spec.count) / total)
             place = Place(folder, folder / TYPES / defect_type(plan.spec.prompt))
             summaries[plan.spec.prompt] = follow(
-                engine, plan, place, notify=_of(plan.spec.prompt, notify), progress=share
+                painters, plan, place, notify=_of(plan.spec.prompt, notify), progress=share
             )
             done += plan.spec.count
-        report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
-        write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
+        overview(folder, summaries)
     return summaries
+
+
+def overview(folder: Path, summaries: Mapping[str, Summary]) -> None:
+    """Write the page and the contact sheet of all types of a folder, in the order of their names."""
+    summaries = dict(sorted(summaries.items()))
+    report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
+    write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
 
 
 def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
@@ -97,7 +120,7 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
         channels = [1 if sample.grey else 3 for sample in plan.samples]
         pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
         size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
-    return Outlook({plan.spec.prompt: plan.spec.count for plan in made}, seconds, size)
+    return Outlook({plan.spec.prompt: len(plan.samples) for plan in made}, seconds, size)
 
 
 class _Measured(Exception):  # noqa: N818  # no error

@@ -1,7 +1,8 @@
 """Which normal goes with which mask: decided by the seed, each file used as evenly as the shapes allow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from heapq import heapify, heapreplace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ Shows = Callable[[Path, tuple[int, int], tuple[int, int]], bool]
 _MASK_ORDER = 64
 _NORMAL_ORDER = 65
 
+_WORDS = 65536
+"""Random keys that are drawn at a time."""
+
 
 def pair(
     normals: Mapping[Path, Header],
@@ -26,17 +30,20 @@ def pair(
     count: int,
     seed: int,
     shows: Shows = lambda mask, drawn, size: True,
-) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """The (normal, mask) files of samples ``0 .. count - 1``, and the masks that fit no normal.
+) -> tuple[NDArray[np.int64], list[Path]]:
+    """Which file of ``normals`` and which of ``masks``, by their places, samples ``0 .. count - 1`` are made from.
 
     Masks are taken in a seeded order, reshuffled every time all were used. A mask gets the least used of the
     normals whose aspect ratio agrees with its own and in whose size it ``shows``; the seeded order decides between
     equals. The first pairs do not depend on ``count``.
 
+    Returns:
+        int64 ``[count, 2]``, and the masks that fit no normal.
+
     Raises:
         DatasetError: no mask has a normal of its shape, or none shows in one.
     """
-    names, sizes = list(normals), np.array([(header.width, header.height) for header in normals.values()])
+    mask_paths, sizes = list(masks), np.array([(header.width, header.height) for header in normals.values()])
     distinct, size_of = np.unique(sizes, axis=0, return_inverse=True)
 
     @cache
@@ -64,29 +71,60 @@ def pair(
             f"{_shape(normals)}): give masks drawn on such photographs"
         )
 
-    order_of_masks = cache(lambda cycle: _permutation(len(usable), seed, cycle, _MASK_ORDER))
-    rank_of_normals = cache(lambda cycle: np.argsort(_permutation(len(names), seed, cycle, _NORMAL_ORDER)))
-    uses = np.zeros(len(names), dtype=np.int64)
-    pairs = []
-    for sample in range(count):
-        cycle, position = divmod(sample, len(usable))
-        mask = usable[order_of_masks(cycle)[position]]
-        candidates = choices[mask]
-        fewest = uses[candidates].min()
-        candidates = candidates[uses[candidates] == fewest]
-        normal = candidates[rank_of_normals(int(fewest))[candidates].argmin()]
-        uses[normal] += 1
-        pairs.append((names[normal], mask))
-    return pairs, left_out
+    place_of = {path: place for place, path in enumerate(masks)}
+    columns = np.array([place_of[path] for path in usable])
+    order = columns[
+        np.concatenate(list(_permutations(len(usable), seed, -(-count // len(usable)), _MASK_ORDER)))
+    ]
+    normals_of = _LeastUsed(len(normals), seed)
+    chosen = [normals_of.next(choices[mask_paths[place]]) for place in order[:count].tolist()]
+    return np.stack([np.array(chosen, dtype=np.int64), order[:count]], axis=1), left_out
 
 
-def _permutation(count: int, seed: int, cycle: int, draw: int) -> NDArray[np.intp]:
+class _LeastUsed:
+    """Hands out normals: of those that may be taken the one used least; the seeded order of a round decides."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._uses = [0] * count
+        self._rank = cache(lambda round_: _ranks(count, seed, round_))
+        self._heaps: dict[int, list[tuple[int, int, int]]] = {}
+
+    def next(self, allowed: NDArray[np.intp]) -> int:
+        """One of ``allowed``, which is the same array for masks that may go with the same normals."""
+        heap = self._heaps.get(id(allowed))
+        if heap is None:
+            heap = self._heaps[id(allowed)] = [self._entry(normal) for normal in allowed.tolist()]
+            heapify(heap)
+        # A normal that another heap handed out is further back than it stands in this one.
+        while heap[0][0] != self._uses[heap[0][2]]:
+            heapreplace(heap, self._entry(heap[0][2]))
+        normal = heap[0][2]
+        self._uses[normal] += 1
+        heapreplace(heap, self._entry(normal))
+        return normal
+
+    def _entry(self, normal: int) -> tuple[int, int, int]:
+        return self._uses[normal], self._rank(self._uses[normal])[normal], normal
+
+
+def _ranks(count: int, seed: int, round_: int) -> list[int]:
+    [order] = _permutations(count, seed, 1, _NORMAL_ORDER, first=round_)
+    ranks: list[int] = np.argsort(order).tolist()
+    return ranks
+
+
+def _permutations(
+    count: int, seed: int, cycles: int, draw: int, *, first: int = 0
+) -> Iterator[NDArray[np.intp]]:
+    """The orders of ``count`` files in so many cycles."""
     # Sorting 64-bit random keys shuffles the same on every NumPy; two words make a key.
-    words = philox_words(
-        np.array([seed], dtype=np.uint64), np.array([cycle], dtype=np.uint32), 0, draw, (count + 1) // 2
-    )
-    keys = words[0].astype(np.uint64)
-    return np.argsort((keys[0::2] << np.uint64(32) | keys[1::2])[:count], kind="stable")
+    together = max(_WORDS // count, 1)
+    for start in range(first, first + cycles, together):
+        streams = np.arange(start, min(start + together, first + cycles), dtype=np.uint32)
+        seeds = np.full(len(streams), seed, dtype=np.uint64)
+        words = philox_words(seeds, streams, 0, draw, (count + 1) // 2).astype(np.uint64)
+        keys = words[:, 0::2] << np.uint64(32) | words[:, 1::2]
+        yield from np.argsort(keys[:, :count], axis=1, kind="stable")
 
 
 def _shape(files: Mapping[Path, Header]) -> str:

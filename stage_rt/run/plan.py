@@ -3,13 +3,15 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from stage_rt.errors import InputError, MaskError
+import numpy as np
+
+from stage_rt.errors import ImageError, InputError, MaskError
 from stage_rt.files import sha256
 from stage_rt.images.inputs import (
     Header,
@@ -23,9 +25,10 @@ from stage_rt.images.masks import Reading, read_mask
 from stage_rt.images.regions import regions
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.augment import augmented
+from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
-from stage_rt.run.sample import Sample, readable
+from stage_rt.run.sample import Sample, Samples, readable
 from stage_rt.spec import EngineSpec, ModelSpec, RegionView, RunSpec
 
 PIXELS_TOGETHER = 128_000_000
@@ -46,7 +49,7 @@ class Plan:
     """
 
     method: Method
-    samples: list[Sample]
+    samples: Samples
     together: int
     spec: RunSpec
     digests: Mapping[Path, str]
@@ -67,37 +70,42 @@ class Plan:
         }
 
 
-def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress = silent) -> Plan:
+def make_plan(
+    engine: EngineSpec, job: Job, notify: Notify, progress: Progress = silent, checks: Checks | None = None
+) -> Plan:
     """Check every file of ``job`` and pair them.
 
-    A photograph is opened once here if the run will use all of them, and otherwise once more if it uses this one.
-    ``notify`` gets one sentence per thing the user should know, ``progress`` the share of the files that was checked.
+    A photograph is opened once here if the run will use all of them, and otherwise once more if it uses this one,
+    and not at all if ``checks`` remember it. ``notify`` gets one sentence per thing the user should know,
+    ``progress`` the share of the files that was checked.
 
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
     """
-    method = resolve(job, engine.model)
+    method, checks = resolve(job, engine.model), checks or Checks()
     if job.view is not None and (method.region is None) != (engine.model.region is None):
         trained = "squares around defects" if engine.model.region else "whole photographs"
         notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
     photographs = _Photographs(
-        job.normals, every=job.count >= len(job.normals), progress=portion(progress, 0.0, 0.4)
+        job.normals, checks, every=job.count >= len(job.normals), progress=portion(progress, 0.0, 0.4)
     )
-    masks = {path: read_header(path, MaskError) for path in counted(job.masks, portion(progress, 0.4, 0.5))}
-    samples = _pair(
-        job, photographs.headers, masks, _Labels(engine.model, method.region, job.reading), notify
-    )
+    masks = {
+        path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.4, 0.5))
+    }
+    labels = _Labels(engine.model, method.region, job.reading, checks)
+    samples = _pair(job, photographs.headers, masks, labels, notify)
     if job.augment:
-        samples = augmented(samples, job, masks)
+        samples = augmented(samples, job, masks, checks)
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
-    used = {sample.normal for sample in samples}
+    used = _Used.of(samples)
     for normal in counted(photographs.headers, portion(progress, 0.5, 0.8)):
-        if normal in used:
+        if normal in used.normals:
             photographs.digest(normal)
-    _check_masks(samples, job.reading, notify, portion(progress, 0.8, 1.0))
-    files = {path for sample in samples for path in sample.label_files}
-    digests = {path: photographs.digest(path) for path in used} | {path: sha256(path) for path in files}
+    _check_masks(used, job.reading, checks, notify, portion(progress, 0.8, 1.0))
+    digests = {path: photographs.digest(path) for path in used.normals} | {
+        path: checks.of(path, "sha256", sha256) for path in used.label_files
+    }
     spec = RunSpec(
         engine=engine.graphs_fingerprint,
         backend=engine.backend,
@@ -117,27 +125,53 @@ def make_plan(engine: EngineSpec, job: Job, notify: Notify, progress: Progress =
         augment=job.augment,
         mask_class=job.reading.value,
         mask_threshold=job.reading.threshold,
-        objects=files_digest({path: read_header(path) for path in job.objects}) if job.objects else None,
+        objects=files_digest({path: _header(checks, path) for path in job.objects}) if job.objects else None,
         masks=files_digest(masks),
     )
-    return Plan(method, samples, _together(samples, job.batch, method.region), spec, digests)
+    return Plan(method, samples, _together(used.largest, job.batch, method.region), spec, digests)
 
 
-def _together(samples: Sequence[Sample], batch: int, view: RegionView | None) -> int:
+def _header(checks: Checks, path: Path, error: type[InputError] = ImageError) -> Header:
+    return Header(*checks.of(path, "header", lambda path: read_header(path, error)))
+
+
+def _together(largest: int, batch: int, view: RegionView | None) -> int:
     """``batch``, or as many as `PIXELS_TOGETHER` allow of photographs that are cut into regions."""
-    if view is None:
-        return batch
-    largest = max(sample.size[0] * sample.size[1] for sample in samples)
-    return min(max(PIXELS_TOGETHER // largest, 1), batch)
+    return batch if view is None else min(max(PIXELS_TOGETHER // largest, 1), batch)
+
+
+@dataclass
+class _Used:
+    """What samples are made from: photographs, masks with the sizes they are used at, files that decide labels.
+
+    ``largest`` is how many pixels the largest photograph has.
+    """
+
+    normals: set[Path]
+    masks: dict[Path, set[tuple[int, int]]]
+    label_files: set[Path]
+    largest: int
+
+    @classmethod
+    def of(cls, samples: Samples) -> "_Used":
+        used = cls(set(), defaultdict(set), set(), 0)
+        for sample in samples:
+            used.normals.add(sample.normal)
+            used.label_files.update(sample.label_files)
+            used.largest = max(used.largest, sample.size[0] * sample.size[1])
+            for mask in sample.masks:
+                used.masks[mask].add(sample.size)
+        return used
 
 
 class _Photographs:
     """Headers and digests of photographs; what is digested is known to decode."""
 
-    def __init__(self, paths: Sequence[Path], *, every: bool, progress: Progress) -> None:
+    def __init__(self, paths: Sequence[Path], checks: Checks, *, every: bool, progress: Progress) -> None:
+        self._checks = checks
         self._digests: dict[Path, str] = {}
         self.headers = {
-            path: self._check(path) if every else read_header(path) for path in counted(paths, progress)
+            path: self._check(path) if every else _header(checks, path) for path in counted(paths, progress)
         }
 
     def digest(self, path: Path) -> str:
@@ -146,20 +180,25 @@ class _Photographs:
         return self._digests[path]
 
     def _check(self, path: Path) -> Header:
-        header, self._digests[path] = check_image(path)
-        return header
+        header, self._digests[path] = self._checks.of(path, "photograph", check_image)
+        return Header(*header)
 
 
 class _Labels:
     """Whether a mask shows anything in the latent of a photograph of some size; it is decoded if that is in doubt."""
 
-    def __init__(self, model: ModelSpec, view: RegionView | None, reading: Reading) -> None:
-        self._model, self._view, self._reading = model, view, reading
+    def __init__(self, model: ModelSpec, view: RegionView | None, reading: Reading, checks: Checks) -> None:
+        self._model, self._view, self._reading, self._checks = model, view, reading, checks
         self.shows = cache(self._shows)
 
     def _shows(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
         if drawn == size and self._model.recipe.mask_rule == "cover":
             return True
+        question = f"shows at {size} to {self._model.latent_size} {self._model.recipe.mask_rule}"
+        asked = (question, self._view, self._reading)
+        return self._checks.of(mask, repr(asked), lambda mask: self._seen(mask, size))
+
+    def _seen(self, mask: Path, size: tuple[int, int]) -> bool:
         try:
             whole = read_mask(mask, self._reading).label
         except MaskError:
@@ -174,36 +213,38 @@ class _Labels:
 
 def _pair(
     job: Job, normals: Mapping[Path, Header], masks: Mapping[Path, Header], labels: _Labels, notify: Notify
-) -> list[Sample]:
-    pairs, left_out = pair(normals, masks, count=job.count, seed=job.seed, shows=labels.shows)
+) -> Samples:
+    chosen, left_out = pair(normals, masks, count=job.count, seed=job.seed, shows=labels.shows)
     sizes = {header[:2] for header in normals.values()}
     vanished = [mask for mask in left_out if any(same_aspect(masks[mask][:2], size) for size in sizes)]
     if other := [mask for mask in left_out if mask not in vanished]:
         notify(f"masks left out, as no photograph has their shape: {_names(other)}")
     if vanished:
         notify(f"masks left out, as nothing of some defect would be seen by the networks: {_names(vanished)}")
-    resized = sorted({mask for normal, mask in pairs if normals[normal][:2] != masks[mask][:2]})
+    of_normals, of_masks = list(normals.items()), list(masks)
+    used = {
+        (of_normals[normal][1][:2], of_masks[mask]) for normal, mask in np.unique(chosen, axis=0).tolist()
+    }
+    resized = sorted({mask for size, mask in used if size != masks[mask][:2]})
     if resized:
         notify(f"masks resized to the size of their photograph: {_names(resized)}")
-    return [
-        Sample(index, normal, mask, normals[normal][:2], normals[normal].grey, job.reading)
-        for index, (normal, mask) in enumerate(pairs)
-    ]
+
+    def made(number: int) -> Sample:
+        normal, mask = chosen[number].tolist()
+        path, header = of_normals[normal]
+        return Sample(number, path, of_masks[mask], header[:2], header.grey, job.reading)
+
+    return Samples(made, range(job.count))
 
 
-def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify, progress: Progress) -> None:
+def _check_masks(used: _Used, reading: Reading, checks: Checks, notify: Notify, progress: Progress) -> None:
     """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
-    by_mask = defaultdict(set)
-    for sample in samples:
-        for mask in sample.masks:
-            by_mask[mask].add(sample.size)
     shaded, covering = [], []
-    for mask, sizes in counted(by_mask.items(), progress):
-        label, in_shades = read_mask(mask, reading)
+    for mask, sizes in counted(used.masks.items(), progress):
+        asked = repr(("mask", reading, sorted(sizes)))
+        in_shades, share = checks.of(mask, asked, partial(_mask_at, reading=reading, sizes=sizes))
         shaded += [mask] * in_shades
-        covering += [mask] * bool(label.mean() > COVERING)
-        for size in sorted(sizes):
-            fit_mask(label, size, mask)
+        covering += [mask] * (share > COVERING)
     if shaded:
         notify(
             f"masks in shades of grey, labelled from half of their brightest on: {_names(shaded)}; "
@@ -211,6 +252,14 @@ def _check_masks(samples: Sequence[Sample], reading: Reading, notify: Notify, pr
         )
     if covering:
         notify(f"masks that label more than {COVERING:.0%} of the photograph: {_names(covering)}")
+
+
+def _mask_at(mask: Path, reading: Reading, sizes: Collection[tuple[int, int]]) -> tuple[bool, float]:
+    """Whether a mask is in shades of grey, and the share that is labelled, something of it at each of ``sizes``."""
+    label, in_shades = read_mask(mask, reading)
+    for size in sorted(sizes):
+        fit_mask(label, size, mask)
+    return in_shades, float(label.mean())
 
 
 def _names(paths: Sequence[Path]) -> str:

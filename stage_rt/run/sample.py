@@ -1,8 +1,10 @@
 """One pair to be made, and where its label comes from."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,3 +71,29 @@ class Sample:
 
     def _fitted(self, mask: Path, reading: Reading) -> NDArray[np.bool_]:
         return fit_mask(read_mask(mask, reading).label, self.size, mask)
+
+
+class Samples(Sequence[Sample]):
+    """Samples that are made when they are asked for, so that a million of them take no memory.
+
+    ``make`` makes the sample of a number, ``numbers`` are those of the samples that are here, rising.
+    """
+
+    def __init__(self, make: Callable[[int], Sample], numbers: Sequence[int] | NDArray[np.int64]) -> None:
+        self._make, self.numbers = make, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Samples": ...
+    def __getitem__(self, place: int | slice) -> "Sample | Samples":
+        if isinstance(place, slice):
+            return Samples(self._make, self.numbers[place])
+        return self._make(int(self.numbers[place]))
+
+    def only(self, numbers: NDArray[np.int64]) -> "Samples":
+        """Those of some numbers."""
+        return Samples(self._make, numbers)

@@ -58,10 +58,11 @@ class Dice:
             step += 1
 
 
-def partner(seed: int, sample: int, count: int) -> int | None:
-    """Which of ``count`` masks, if any, a sample's own is to be joined with."""
-    dice = Dice(seed, sample, _CHOICE)
-    return int(dice() * count) if dice() < JOINED else None
+def partners(seed: int, samples: NDArray[np.uint32], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of ``counts`` masks each sample's own is to be joined with, -1 for none; all int ``[N]``."""
+    seeds = np.full(len(samples), seed, dtype=np.uint64)
+    joined, which = (philox_words(seeds, samples, 0, _CHOICE, 1)[:, :2] / 2.0**32).T
+    return np.where(joined < JOINED, (which * counts).astype(np.int64), -1)
 
 
 def placed(label: Label, inside: Label, dice: Dice) -> Label:

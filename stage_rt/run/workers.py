@@ -1,7 +1,7 @@
 """A batch on its way through a run.
 
-The painting thread calls `prepare` and `paint`, one batch after the other; the writer thread (`stage_rt.run.writer`)
-calls `finish` for a batch while the next one is painted.
+The painting thread calls `begin` for one batch after the other; what that returns, the writer thread
+(`stage_rt.run.writer`) calls while the next one is painted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ from stage_rt.recipe import Recipe
 from stage_rt.run.job import Method
 from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.run.sample import Sample
+from stage_rt.run.writer import png, png_of
 from stage_rt.spec import EngineSpec, ModelSpec, RegionView
 
 FIRST_ATTEMPT = 0.8
@@ -52,6 +53,22 @@ class Painter(Protocol):
         progress: Progress,
     ) -> Painted:
         """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples that go through a run together, and all that a painter has to know of them.
+
+    ``wanted`` are the indices of those that are missing. ``size`` regions are painted at a time, under ``seed``;
+    ``composited`` is as in `finish`.
+    """
+
+    samples: Sequence[Sample]
+    wanted: frozenset[int]
+    method: Method
+    seed: int
+    size: int
+    composited: bool
 
 
 @dataclass(frozen=True)
@@ -84,19 +101,34 @@ class Batch:
 class Result:
     """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite.
 
+    ``image`` and ``label``, 0 and 255, are PNG files.
+
     ``weakest`` is the fill of the region that was painted least, ``attempts`` of the one that took most,
     ``round_trip`` the median of all.
     """
 
-    sample: Sample
-    image: Image.Image | None
+    index: int
+    image: bytes | None
     figures: Figures | None
-    label: NDArray[np.bool_]
+    label: bytes
     latent_mask_cells: int
     regions: int
     attempts: int
     weakest: float
     round_trip: float
+
+
+def begin(engine: Painter, task: Task, progress: Progress) -> Callable[[], Iterator[Result]]:
+    """Paint a task; returns what waits for the pictures and makes one after the other ready to be written.
+
+    Raises:
+        ImageError, MaskError: a file has changed since it was checked.
+        BackendError: the inference library failed.
+    """
+    model, view = engine.spec.model, task.method.region
+    batch = prepare(task.samples, model, view)
+    strokes = paint(engine, batch, task.method, seed=task.seed, size=task.size, progress=progress)
+    return lambda: finish(batch, strokes(), model, composited=task.composited, exact=view is not None)
 
 
 def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None) -> Batch:
@@ -220,10 +252,10 @@ def finish(
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
         yield Result(
-            sample,
-            image.convert("L") if image and sample.grey else image,
+            sample.index,
+            png(image.convert("L") if sample.grey else image) if image else None,
             combined(figures) if complete else None,
-            label,
+            png_of(label),
             latent_mask_cells=int(sum(piece.mask.sum() for piece in pieces)),
             regions=len(pieces),
             attempts=max(stroke.attempts for stroke in done),

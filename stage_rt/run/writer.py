@@ -38,25 +38,22 @@ def pair_paths(prompt: str, index: int) -> tuple[str, str]:
     return f"test/{kind}/{index:06d}.png", f"ground_truth/{kind}/{index:06d}_mask.png"
 
 
-def write_pair(
-    folder: Path, paths: tuple[str, str], image: Image.Image, label: NDArray[np.bool_]
-) -> tuple[str, str]:
-    """Write image and mask (0 and 255) as PNG, each atomically, the mask first; returns their sha256.
+def write_pair(folder: Path, paths: tuple[str, str], image: bytes, mask: bytes) -> tuple[str, str]:
+    """Write the files of image and mask, each atomically, the mask first; returns their sha256.
 
     When either cannot be written neither stays.
     """
     image_path, mask_path = (folder / path for path in paths)
-    image_bytes, mask_bytes = png(image), png(Image.fromarray(label.astype(np.uint8) * 255))
     try:
-        write_atomic(mask_path, mask_bytes)
-        write_atomic(image_path, image_bytes)
+        write_atomic(mask_path, mask)
+        write_atomic(image_path, image)
     except BaseException:
         # A file can be in place all the same, when the sync of its folder was what failed.
         for path in (image_path, mask_path):
             with suppress(OSError):
                 path.unlink()
         raise
-    return hashlib.sha256(image_bytes).hexdigest(), hashlib.sha256(mask_bytes).hexdigest()
+    return hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()
 
 
 class WriterThread:
@@ -94,3 +91,8 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png_of(label: NDArray[np.bool_]) -> bytes:
+    """A label, bool ``[H, W]``, as the bytes of a PNG file of 0 and 255."""
+    return png(Image.fromarray(label.astype(np.uint8) * 255))

@@ -18,6 +18,7 @@ from stage_rt.progress import silent
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.night import follow_all, plans
+from stage_rt.run.painters import Alone
 
 
 def provenance(folder):
@@ -376,7 +377,11 @@ def test_the_types_of_a_night_are_packed_as_runs_of_their_own(here, runs, packed
         return None
 
     follow_all(
-        engine, plans(engine, asked, notify=ignore), tmp_path / "night", notify=ignore, progress=silent
+        Alone(engine),
+        plans(engine.spec, asked, notify=ignore),
+        tmp_path / "night",
+        notify=ignore,
+        progress=silent,
     )
     whole, summary = packed("coco", runs=[tmp_path / "night"])
     assert {kind: n for side in summary.pictures.values() for kind, n in side.items()}.keys() == {

@@ -54,7 +54,7 @@ def test_the_files_are_checked_in_view_and_a_stop_meanwhile_leaves_nothing(job, 
     assert len(told) > len(job.normals) + len(job.masks)
 
     def stop(share):
-        if share > 0.5:
+        if share > 0.25:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -458,7 +458,7 @@ def test_who_runs_on_which_thread(job, run, monkeypatch):
             threads.setdefault(name, set()).add(threading.current_thread().name.rpartition("_")[0])
             return real(*arguments, **options)
 
-        monkeypatch.setattr(f"stage_rt.run.fill.{name}", noted)
+        monkeypatch.setattr(workers, name, noted)
     fill(FakeEngine(), job, run)
     assert threads == {"prepare": {""}, "paint": {""}, "finish": {"stage-rt-writer"}}
 

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 from fake_engine import FakeEngine, contents
-from PIL import Image
 
 from stage_rt.errors import RunError
 from stage_rt.recipe import Recipe
@@ -149,7 +148,7 @@ def test_a_record_is_not_believed_that_is_not_as_planned(job, run):
 
 def test_a_pair_is_done_only_while_both_files_have_their_bytes(tmp_path):
     paths = pair_paths(PROMPT, 0)
-    digests = write_pair(tmp_path, paths, Image.new("L", (2, 2)), np.ones((2, 2), dtype=bool))
+    digests = write_pair(tmp_path, paths, b"an image", b"a mask")
     manifest = Manifest(tmp_path / "manifest.jsonl", PROMPT)
     assert not manifest.done(0, tmp_path, {})
     manifest.append(record(0, image_sha256=digests[0], mask_sha256=digests[1]))

@@ -9,6 +9,7 @@ from stage_rt.errors import MaskError, RunError
 from stage_rt.progress import silent
 from stage_rt.run.fill import fill
 from stage_rt.run.night import follow_all, outlook, plans
+from stage_rt.run.painters import Alone
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def ignore(notice):
 
 def paint(jobs, folder, engine=None, progress=silent):
     engine = engine or FakeEngine()
-    return follow_all(engine, plans(engine, jobs, notify=ignore), folder, notify=ignore, progress=progress)
+    made = plans(engine.spec, jobs, notify=ignore)
+    return follow_all(Alone(engine), made, folder, notify=ignore, progress=progress)
 
 
 def test_types_lie_beside_one_another_as_each_would_alone(jobs, run, tmp_path):
@@ -88,7 +90,7 @@ def test_a_run_of_one_type_or_a_folder_with_other_files_is_left_alone(jobs, run,
 
 def test_the_outlook_counts_pairs_and_measures_a_few_steps(jobs, run):
     engine = FakeEngine(delay=0.01, steps=50)
-    found = outlook(engine, plans(engine, jobs, notify=ignore))
+    found = outlook(engine, plans(engine.spec, jobs, notify=ignore))
     assert found.pairs == {"tile+hole": 10, "tile+crack": 5}
     assert 50 * 5 * 0.01 < found.seconds < 50 * 5 * 0.03
     assert 15 * 40 * 30 < found.bytes < 15 * 40 * 30 * 3

@@ -5,13 +5,20 @@ import pytest
 
 from stage_rt.errors import DatasetError
 from stage_rt.images.inputs import Header
-from stage_rt.run.pairing import pair
+from stage_rt.run import pairing
 
 RECORDED = [("n2", "m1"), ("n0", "m0"), ("n1", "m1"), ("n0", "m0"), ("n1", "m1"), ("n2", "m0")]
 
 
 def files(prefix: str, *sizes: tuple[int, int]) -> dict[Path, Header]:
     return {Path(f"{prefix}{n}"): Header(*size, grey=False) for n, size in enumerate(sizes)}
+
+
+def pair(normals, masks, **options):
+    """The pairs by the paths of their files, and the masks that were left out."""
+    chosen, left_out = pairing.pair(normals, masks, **options)
+    of_normals, of_masks = list(normals), list(masks)
+    return [(of_normals[normal], of_masks[mask]) for normal, mask in chosen.tolist()], left_out
 
 
 def names(pairs):

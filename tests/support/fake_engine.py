@@ -142,8 +142,9 @@ def manifest(folder: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder by relative path, but for those that only save work and may be deleted."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".index", ".checks"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def stand_in(engine: FakeEngine) -> ModuleType:
@@ -153,9 +154,15 @@ def stand_in(engine: FakeEngine) -> ModuleType:
     return module
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):
+    # In a worker that the command starts as well, which runs this script by its second name.
     engine = FakeEngine(delay=float(sys.argv[1]), mark=Path(sys.argv[2]), batch=2)
     sys.modules["stage_rt.loading"] = stand_in(engine)
+    import stage_rt.folders
+
+    stage_rt.folders.read_engine = lambda folder: engine.spec
+
+if __name__ == "__main__":
     from stage_rt.cli import main
 
     main(sys.argv[3:])

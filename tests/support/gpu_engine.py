@@ -3,6 +3,7 @@
 Run as a script it is a process that uses such an engine and ends in a way of its own: ``python gpu_engine.py WAY``.
 """
 
+import os
 import sys
 import threading
 import time
@@ -39,6 +40,12 @@ def loaded(machine, notify, *, recipe=SHORT, batch=(1, 2, 4), **options):
     """An engine and its backend."""
     backend = MockBackend(machine, spec(recipe, batch=batch), **options)
     return Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts()), backend
+
+
+def in_worker(notify):
+    """The engine of a worker process, which tells the device that it was given."""
+    notify(f"on {os.environ['CUDA_VISIBLE_DEVICES']}")
+    return loaded(SoftGpu(), notify)[0]
 
 
 def paint(engine, count=2, **options):
