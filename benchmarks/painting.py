@@ -47,8 +47,8 @@ def painted(
             Sample(n, Path(f"{n}.png"), Path(f"{n}.png"), good[n].shape[::-1], grey=True) for n in part
         ]
         shown = [labels[n] for n in part]
-        batch = Batch(samples, photos, shown, divide(photos, shown, model, method.region))
+        batch = Batch(samples, photos, shown, divide(photos, shown, model, method))
         strokes = paint(engine, batch, method, seed=seed, size=size, progress=silent)()
         calls += sum(stroke.attempts for stroke in strokes)
-        results += finish(batch, strokes, model, composited=True, exact=method.region is not None)
+        results += finish(batch, strokes, model, method, composited=True)
     return Painted(np.stack([np.asarray(result.image) for result in results]), results, calls)

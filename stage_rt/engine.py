@@ -132,6 +132,7 @@ class Engine:
         recipe: Recipe | None = None,
         steps: int | None = None,
         progress: Progress = silent,
+        labels: Float32 | None = None,
     ) -> Painted:
         """Encode, sample and decode one batch, as `stage_rt.images.inputs` prepares it.
 
@@ -146,6 +147,7 @@ class Engine:
             recipe: schedule and branch plan, the model's own if None.
             steps: how many levels the sampler visits, its own number if None; 10 to 1000 for a schedule of 1000.
             progress: told the share of the batch's sampling that is done.
+            labels: the masks that adapters are handed, as ``masks`` and within them, where more is painted than them.
 
         Raises:
             InputError, PromptError, EngineError, BackendError: as `synthesize`.
@@ -159,7 +161,9 @@ class Engine:
         _require("noise", noise, PhiloxNoise)
         steps, count = steps_of(sampler, recipe, steps), len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
-        _check("masks", masks, (count, 1, model.latent_size, model.latent_size))
+        told = masks if labels is None else labels
+        for name, array in (("masks", masks), ("labels", told)):
+            _check(name, array, (count, 1, model.latent_size, model.latent_size))
         clean_noise = noise.encode((count, model.latent_channels, model.latent_size, model.latent_size))
         latent = self.encode(images, clean_noise)
         usable, filled = finite(latent), masks.any(axis=(1, 2, 3))
@@ -168,15 +172,17 @@ class Engine:
             if not part.any():
                 continue
             clean, mask, streams = latent[part], masks[part], noise.select(part)
+            label = None if labels is None else labels[part]
             share = done + float(part.sum() / usable.sum())
             if sampler == "stage" and not mask.any():
                 latent[part] = untouched(clean, mask, recipe=recipe, noise=streams)
             else:
-                check_inputs(clean, mask)
+                check_inputs(clean, mask, label)
                 latent[part] = self._executor.sample(
                     condition,
                     clean,
                     mask,
+                    label=label,
                     sampler=sampler,
                     recipe=recipe,
                     steps=steps,

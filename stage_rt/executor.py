@@ -49,10 +49,12 @@ class Executor(Protocol):
         steps: int,
         noise: PhiloxNoise,
         progress: Progress,
+        label: Float32 | None = None,
     ) -> Float32:
         """Latents ``[B, C, h, w]`` with a defect under ``masks`` ``[B, 1, h, w]``, none of which is empty.
 
-        ``steps`` is in the sampler's range; ``progress`` is told the share of the sampler's calls that are done.
+        ``label`` is what adapters are handed in place of ``masks`` (`stage_rt.sampler.sample`). ``steps`` is in the
+        sampler's range; ``progress`` is told the share of the sampler's calls that are done.
 
         Raises:
             BackendError: the inference library failed.
@@ -101,9 +103,11 @@ class HostExecutor:
         steps: int,
         noise: PhiloxNoise,
         progress: Progress,
+        label: Float32 | None = None,
     ) -> Float32:
         """See `Executor`."""
         way = SAMPLERS[sampler]
+        told = {"label": label} if way.guided else {}
         denoise = self.denoiser(
             condition if way.guided else condition._replace(adapter=None),
             guidance=recipe.guidance,
@@ -118,6 +122,7 @@ class HostExecutor:
             noise=noise,
             steps=steps,
             callback=lambda i, state: progress(next(done) / calls),
+            **told,
         )
         return latent
 

@@ -28,6 +28,7 @@ def sample(
     recipe: Recipe,
     noise: NoiseSource,
     callback: Callback | None = None,
+    label: NDArray[Float] | None = None,
 ) -> NDArray[Float]:
     """Paint a defect under ``mask`` into the latent ``clean`` (Algorithm 1, as the authors' code runs it).
 
@@ -45,6 +46,8 @@ def sample(
         recipe: schedule and branch plan.
         noise: source of every random draw, addressed by ``i``.
         callback: called as ``callback(i, state)`` after every step.
+        label: the part of ``mask`` that the denoiser is told of in its place; the method has no such part. Where a
+            defect fades out beyond its label, more is painted than the label.
 
     Returns:
         The painted latent ``[B, C, h, w]``. A sample whose denoiser failed is non-finite there; the others are
@@ -54,13 +57,13 @@ def sample(
         InputError: shapes, dtypes or mask values are wrong.
         BackendError: the denoiser returned another shape.
     """
-    check_inputs(clean, mask)
+    check_inputs(clean, mask, label)
     if not mask.any():
         return untouched(clean, mask, recipe=recipe, noise=noise)
-    step = _step(noise, clean.dtype)
+    step, told = _step(noise, clean.dtype), mask if label is None else label
     x = noise.initial(clean.shape).astype(clean.dtype, copy=False)
     for c in reversed(recipe.coefficients):
-        soft = mask + mask.dtype.type(c.mix) * (1 - mask)
+        soft = told + told.dtype.type(c.mix) * (1 - told)
         eps = denoise(x, c.timestep, soft, recipe.branch(c.timestep))
         if eps.shape != x.shape:
             raise BackendError(
@@ -105,8 +108,8 @@ def _step(noise: NoiseSource, dtype: np.dtype[Any]) -> Callable[..., NDArray[Any
     return drawn
 
 
-def check_inputs(clean: NDArray[Any], mask: NDArray[Any]) -> None:
-    """Raise `InputError` unless ``clean`` and ``mask`` are as `sample` wants them."""
+def check_inputs(clean: NDArray[Any], mask: NDArray[Any], label: NDArray[Any] | None = None) -> None:
+    """Raise `InputError` unless ``clean``, ``mask`` and ``label`` are as `sample` wants them."""
     if clean.ndim != 4:
         raise InputError(f"`clean` must have shape [B, C, h, w], got {clean.shape}")
     if mask.shape != (clean.shape[0], 1, *clean.shape[2:]):
@@ -117,5 +120,9 @@ def check_inputs(clean: NDArray[Any], mask: NDArray[Any]) -> None:
         raise InputError("`mask` must hold only 0 and 1")
     if not np.isfinite(clean).all():
         raise InputError("`clean` must be finite")
+    if label is not None and (
+        label.shape != mask.shape or label.dtype != mask.dtype or ((label != 0) & (label != mask)).any()
+    ):
+        raise InputError(f"`label` must be a part of `mask`, {mask.dtype} {mask.shape}")
     if not (clean.flags.c_contiguous and mask.flags.c_contiguous):
         raise InputError("`clean` and `mask` must be C-contiguous")

@@ -53,6 +53,7 @@ class Slots(Protocol):
         recipe: Recipe,
         noise: PhiloxNoise,
         state: Float32 | None = None,
+        label: Float32 | None = None,
     ) -> int:
         """Place a sample in a slot, whose last one is forgotten.
 
@@ -65,6 +66,7 @@ class Slots(Protocol):
             noise: the stream of this one sample.
             state: where the sample stands, if not at its beginning: a latent that `take` gave. The caller then knows
                 its counter.
+            label: what the adapters are handed in place of ``mask`` (`stage_rt.sampler.sample`).
 
         Returns:
             The counter of its first transition.
@@ -120,10 +122,11 @@ class Tables:
         recipe: Recipe,
         noise: PhiloxNoise,
         state: Float32 | None,
+        label: Float32 | None,
     ) -> None:
         """Refuse a sample as `Slots.put` says."""
         self._check(slot)
-        check_inputs(clean, mask)
+        check_inputs(clean, mask, label)
         self._model.check(recipe)
         for name, array in (("clean", clean), ("state", clean if state is None else state)):
             if array.shape != self._latent or array.dtype != np.float32:
@@ -178,6 +181,7 @@ class HostSlots:
         latent = (size, model.latent_channels, model.latent_size, model.latent_size)
         self._state, self._clean = np.zeros(latent, np.float32), np.zeros(latent, np.float32)
         self._mask = np.zeros((size, 1, *latent[2:]), np.float32)
+        self._label = np.zeros_like(self._mask)
         self._contexts = np.zeros((size, model.tokens, model.context_dim), np.float32)
         self._surfaces = np.zeros_like(self._contexts)
         self._seeds, self._samples = np.zeros(size, np.uint64), np.zeros(size, np.uint32)
@@ -193,12 +197,14 @@ class HostSlots:
         recipe: Recipe,
         noise: PhiloxNoise,
         state: Float32 | None = None,
+        label: Float32 | None = None,
     ) -> int:
         """See `Slots`."""
-        self._tables.check(slot, condition, clean, mask, recipe, noise, state)
+        self._tables.check(slot, condition, clean, mask, recipe, noise, state, label)
         self._tables[slot] = recipe.coefficients
         self._state[slot] = (noise.initial(clean.shape) if state is None else state)[0]
         self._clean[slot], self._mask[slot] = clean[0], mask[0]
+        self._label[slot] = (mask if label is None else label)[0]
         self._contexts[slot] = condition.context
         if condition.surface is not None:
             self._surfaces[slot] = condition.surface
@@ -232,7 +238,7 @@ class HostSlots:
         first = int(np.flatnonzero(running)[0])
         rest = self._tables[first][counters[first]]
         rows = [self._tables[n][counters[n]] if run else rest for n, run in enumerate(running.tolist())]
-        soft = self._mask + _column([c.mix for c in rows]) * (1 - self._mask)
+        soft = self._label + _column([c.mix for c in rows]) * (1 - self._label)
         eps = self._estimate(
             self._state,
             np.array([c.timestep for c in rows], np.int64),

@@ -91,6 +91,31 @@ def test_callees_are_handed_what_the_plan_says() -> None:
     assert steps == list(reversed(range(40)))
 
 
+def test_a_label_is_what_adapters_are_told_of_and_nothing_else() -> None:
+    clean, mask = latents(dtype=np.float32)
+    label = mask * (np.random.default_rng(6).random(mask.shape) < 0.5)
+    handed: list[Array] = []
+
+    def denoise(x: Array, i: int, told: Array, branch: Branch) -> Array:
+        handed.append(told)
+        return closed_form.net_a(x, i, mask, branch)
+
+    noise = PhiloxNoise([0, 1, 2])
+    painted = sample(denoise, clean, mask, recipe=SHORT, noise=noise, label=label)
+    np.testing.assert_array_equal(
+        painted,
+        sample(
+            lambda x, i, _, branch: closed_form.net_a(x, i, mask, branch),
+            clean,
+            mask,
+            recipe=SHORT,
+            noise=noise,
+        ),
+    )
+    for told, c in zip(handed, reversed(SHORT.coefficients), strict=True):
+        np.testing.assert_array_equal(told, label + np.float32(c.mix) * (1 - label))
+
+
 @pytest.mark.parametrize("recipe", [SHORT, EDGES, Recipe.authors()], ids=lambda r: r.name)
 def test_empty_masks_cost_no_call_and_give_what_the_loop_would(recipe: Recipe) -> None:
     clean, mask = latents(dtype=np.float32)

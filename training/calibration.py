@@ -1,6 +1,6 @@
-"""What a finished model is asked for by default: the guidance its defects look most real with, and the least fill."""
+"""What a finished model is asked for by default: the guidance that looks most real, the least fill and the rim."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
-from stage_rt.images.inputs import cover
+from stage_rt.images.inputs import cover, grown
 from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
@@ -18,6 +18,7 @@ from stage_rt.run.supply import Dice, placed
 from stage_rt.sampler import Callback, Denoiser, sample
 from stage_rt.spec import PromptDefaults
 
+from . import rim
 from .adapter import MaskGuidanceAdapter
 from .data import Examples
 from .denoiser import Contexts, Latents
@@ -33,6 +34,17 @@ FINE = 2.0
 """Deviation of the blur that parts a defect's fine texture from its shading, in pixels of the network."""
 LEAST_QUANTILE = 0.2
 """Quantile of the fill of those pairs that every pair is expected to reach."""
+
+
+Shown = list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+"""Images ``[c, S, S]`` and their labels ``[S, S]``."""
+
+
+class Trial(NamedTuple):
+    """What was painted with one guidance, and the figures of each."""
+
+    pairs: Shown
+    figures: list[Figures]
 
 
 class Networks(NamedTuple):
@@ -56,8 +68,10 @@ def calibrate(
 ) -> tuple[dict[str, PromptDefaults], float]:
     """Paint defects of every prompt into good surface; the guidance that looks most real is chosen.
 
-    For each guidance the distributions of two figures over painted pairs are held against those over real ones
-    (`appearance`). The guidance with the least distance wins, or the recipe's own where that is hardly worse.
+    For each guidance the distributions of figures over painted pairs are held against those over real ones
+    (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. Where
+    real defects go on beyond their labels, a cell more is painted, and how much of that is kept is measured
+    (`stage_rt.training.rim`).
 
     Args:
         networks: the trained model.
@@ -84,10 +98,13 @@ def calibrate(
     for number, prompt in enumerate(examples.names):
         if not number:
             continue
-        real = appearances(examples, torch.nonzero(examples.prompt == number).flatten())
+        real = _shown(examples, torch.nonzero(examples.prompt == number).flatten())
+        edge = rim.mean_profile(real)
+        beyond = rim.reaches_beyond(edge)
+        looks = _looks(real, beyond=beyond)
         tried = {}
         for weight in GUIDANCES:
-            painted, figures = _painted(
+            trial = _painted(
                 networks,
                 latents,
                 number,
@@ -97,12 +114,15 @@ def calibrate(
                 seed,
                 device,
                 called,
+                beyond=beyond,
             )
-            least = float(np.quantile([one.fill for one in figures], LEAST_QUANTILE))
-            tried[weight] = (distance(painted, real), least)
-            changes += [one.threshold for one in figures]
+            tried[weight] = (distance(_looks(trial.pairs, beyond=beyond), looks), trial)
+            changes += [one.threshold for one in trial.figures]
         weight = chosen({weight: away for weight, (away, _) in tried.items()}, recipe.guidance)
-        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(tried[weight][1], 3))
+        best = tried[weight][1]
+        least = float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE))
+        fading = rim.fading(edge, rim.mean_profile(best.pairs)) if beyond else ()
+        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3), rim=fading)
     return defaults, round(float(np.median(changes)), 1)
 
 
@@ -136,18 +156,20 @@ def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[floa
     return float(grey[label].mean()) - around, float((grey - smooth)[label].std())
 
 
-def appearances(examples: Examples, index: torch.Tensor, most: int = 200) -> NDArray[np.float64]:
-    """`appearance` of up to ``most`` examples, ``[n, 2]``."""
+def _looks(pairs: Shown, *, beyond: bool) -> NDArray[np.float64]:
+    """`appearance` of each, ``[n, 2]``, and what is ``beyond`` its label, ``[n, 3]``."""
+    looks = np.array([appearance(image, label) for image, label in pairs])
+    if not beyond:
+        return looks
+    edges = np.array([rim.profile(image, label)[1] for image, label in pairs])
+    return np.column_stack([looks, np.nan_to_num(edges)])
+
+
+def _shown(examples: Examples, index: torch.Tensor, most: int = 200) -> Shown:
+    """Up to ``most`` examples with their labels; those whose label nobody sees are left out."""
     index = index[:: -(-len(index) // most)]
-    return np.array(
-        [
-            appearance(image, label)
-            for image, label in zip(
-                examples.images[index].numpy(), examples.labels[index].numpy(), strict=True
-            )
-            if label.any()
-        ]
-    )
+    pairs = zip(examples.images[index].numpy(), examples.labels[index].numpy(), strict=True)
+    return [(image, label) for image, label in pairs if label.any()]
 
 
 @torch.no_grad()
@@ -161,26 +183,29 @@ def _painted(
     seed: int,
     device: Device,
     called: Callback,
-) -> tuple[NDArray[np.float64], list[Figures]]:
-    """`appearance` and figures of pairs painted for prompt ``number``, under the same labels for all recipes."""
+    *,
+    beyond: bool,
+) -> Trial:
+    """Pairs of prompt ``number``, painted under the same labels for all recipes, and ``beyond`` them if told."""
     examples, draws = latents.examples, generator(seed, "calibration", number)
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
     labels = _unseen(examples.labels[mask_of].numpy(), seed)
     cells = examples.masks.shape[-1]
-    masks = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
+    told = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
+    masks = np.stack([grown(mask) for mask in told]) if beyond else told
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
-    latent = sample(denoise, clean, masks, recipe=recipe.respaced(trials.calls), noise=noise, callback=called)
+    shorter: dict[str, Any] = {"recipe": recipe.respaced(trials.calls), "noise": noise, "callback": called}
+    latent = sample(denoise, clean, masks, label=told, **shorter)
     decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
     images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    looks = [appearance(image, label) for image, label in zip(images, labels, strict=True)]
     before = examples.images[surface].numpy()
     figures = [
         measure(_rgb(good), _rgb(image), label, cells)
         for good, image, label in zip(before, images, labels, strict=True)
     ]
-    return np.array(looks), figures
+    return Trial(list(zip(images, labels, strict=True)), figures)
 
 
 def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:

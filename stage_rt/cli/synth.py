@@ -128,6 +128,13 @@ def synth(
         bool,
         typer.Option("--strict", help="Leave out pairs whose label stays weak, instead of marking them."),
     ] = False,
+    rim: Annotated[
+        bool,
+        typer.Option(
+            help="Let defects fade out a few pixels beyond their labels, as those of the model's training do; "
+            "without, nothing changes there.",
+        ),
+    ] = True,
     augment_masks: Annotated[
         bool,
         typer.Option(
@@ -222,6 +229,7 @@ def synth(
         "min_fill": min_fill,
         "retries": retries,
         "strict": strict,
+        "rim": rim,
         "augment_masks": augment_masks,
         "object": object_masks,
         "mask_class": mask_class,

@@ -88,6 +88,7 @@ class DeviceExecutor:
         steps: int,
         noise: PhiloxNoise,
         progress: Progress,
+        label: Float32 | None = None,
     ) -> Float32:
         """See `stage_rt.executor.Executor`."""
         if sampler != "stage":
@@ -115,6 +116,7 @@ class DeviceExecutor:
                     noise.select(rows),
                     share,
                     surface=condition.surface,
+                    label=None if label is None else label[rows],
                 )
             except DeviceMemoryError as full:
                 self._shrink(part.bucket, full)

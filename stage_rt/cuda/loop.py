@@ -64,6 +64,7 @@ class Loop:
         progress: Progress = silent,
         *,
         surface: Float32 | None = None,
+        label: Float32 | None = None,
     ) -> Sampled:
         """Sample up to ``batch`` latents (`stage_rt.sampler.sample`).
 
@@ -74,16 +75,20 @@ class Loop:
             noise: the streams of the B samples.
             progress: told the share of the steps that are done, every `plan.PROGRESS_STEPS` steps.
             surface: the context of good surface, where the recipe weighs the prompt against it.
+            label: what the adapters are handed in place of ``mask``.
 
         Raises:
             BackendError, DeviceMemoryError: the device failed.
         """
-        whole = [batches.padded(each, self._batch) for each in (clean, mask, noise.seeds, noise.samples)]
+        told = mask if label is None else label
+        whole = [
+            batches.padded(each, self._batch) for each in (clean, mask, told, noise.seeds, noise.samples)
+        ]
         condition = Condition(context, self._adapter, surface)
-        streams = PhiloxNoise(whole[2].tolist(), whole[3].tolist())
+        streams = PhiloxNoise(whole[3].tolist(), whole[4].tolist())
         with device.active():
             try:
-                counters = self._slots.fill(condition, whole[0], whole[1], self._recipe, streams)
+                counters = self._slots.fill(condition, whole[0], whole[1], whole[2], self._recipe, streams)
                 done = None
                 for stretch in self._stretches:
                     counters = self._slots.step(counters, stretch.steps)

@@ -87,17 +87,25 @@ class DeviceSlots:
         recipe: Recipe,
         noise: PhiloxNoise,
         state: Float32 | None = None,
+        label: Float32 | None = None,
     ) -> int:
         """See `stage_rt.slots.Slots`."""
-        self._tables.check(slot, condition, clean, mask, recipe, noise, state)
+        self._tables.check(slot, condition, clean, mask, recipe, noise, state, label)
         at = None if state is None else state.copy()
-        return self._place(slot, condition, clean.copy(), mask.copy(), recipe, noise, at)
+        told = (mask if label is None else label).copy()
+        return self._place(slot, condition, clean.copy(), mask.copy(), told, recipe, noise, at)
 
     def fill(
-        self, condition: Condition, clean: Float32, mask: Float32, recipe: Recipe, noise: PhiloxNoise
+        self,
+        condition: Condition,
+        clean: Float32,
+        mask: Float32,
+        label: Float32,
+        recipe: Recipe,
+        noise: PhiloxNoise,
     ) -> Counters:
         """Place a sample in every slot at once; arrays and errors as `put`, unchecked. Returns where they begin."""
-        first = self._place(0, condition, clean, mask, recipe, noise, None)
+        first = self._place(0, condition, clean, mask, label, recipe, noise, None)
         return np.full(self.size, first, np.int32)
 
     def step(self, counters: Sequence[int] | Counters, steps: int = 1) -> Counters:
@@ -148,6 +156,7 @@ class DeviceSlots:
         condition: Condition,
         clean: Float32,
         mask: Float32,
+        label: Float32,
         recipe: Recipe,
         noise: PhiloxNoise,
         state: Float32 | None,
@@ -155,7 +164,13 @@ class DeviceSlots:
         """Write all that steps read of samples from slot ``first`` on; returns their counter."""
         count, needed, step = len(clean), plan.kinds(recipe, self._guided), self._step
         x = noise.initial(clean.shape) if state is None else state
-        arrays: dict[str, NDArray[Any]] = {"state": x, "sample": x, "clean": clean, "mask": mask}
+        arrays: dict[str, NDArray[Any]] = {
+            "state": x,
+            "sample": x,
+            "clean": clean,
+            "mask": mask,
+            "label": label,
+        }
         arrays |= {"seeds": noise.seeds, "samples": noise.samples, "finite": np.ones(count, np.uint32)}
         arrays["context"] = np.repeat(condition.context[None], count, axis=0)
         if condition.surface is not None and step.contrasts:

@@ -162,6 +162,7 @@ class Step:
             "state": Tensor(self.shape, "fp32"),
             "clean": Tensor(self.shape, "fp32"),
             "mask": mask,
+            "label": mask,
             "table": Tensor((batch, self.rows * ROW.itemsize // 4), "uint32"),
             "counter": Tensor((batch,), "int32"),
             "seeds": Tensor((batch,), "uint64"),
@@ -193,7 +194,7 @@ class Step:
 
 
 _ARGUMENTS = {
-    "gather": ("mask", "table", "counter", "rows", "plane", "timestep", "adapter_mask"),
+    "gather": ("label", "table", "counter", "rows", "plane", "timestep", "adapter_mask"),
     "contrast": ("surface", "table", "counter", "rows", "elements", "eps"),
     "step": (
         *("state", "eps", "aware", "only", "clean", "mask", "table", "counter", "seeds", "samples"),

@@ -1,5 +1,6 @@
 """What was painted, put into the photograph it belongs to."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -26,35 +27,60 @@ def pixels(painted: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def composite(
-    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], *, exact: bool = False
+    photo: NDArray[np.uint8],
+    painted: NDArray[np.uint8],
+    label: NDArray[np.bool_],
+    *,
+    exact: bool = False,
+    rim: Sequence[float] = (),
+    pixel: float = 1.0,
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
 
     All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the bytes of
     the photograph. ``exact``: the ramp is one pixel wide, a third of the paint, and the paint gets the photograph's
     grain (`grain_of`). So a segmentation network learns outlines where they were drawn, and cannot
-    tell a defect by its being smooth.
+    tell a defect by its being smooth. With a ``rim``, paint fades out beyond the label as it says instead; ``pixel``
+    is how many pixels of the photograph one of the network is.
     """
     result = photo.copy()
     if not label.any():
         return result
-    near = _surroundings(label, 2 * FEATHER)
+    reach = max(2 * FEATHER, math.ceil((len(rim) + 1) * pixel))
+    near = _surroundings(label, reach)
     enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
-    mask = Image.fromarray(label[near].astype(np.uint8) * 255)
     if exact:
-        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label), 0, 255)
+        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label, reach), 0, 255)
+    alpha = fading(label[near], rim, pixel) if rim else _ramp_around(label[near], exact=exact)
+    alpha = alpha[..., None]
+    result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
+    return result
+
+
+def _ramp_around(label: NDArray[np.bool_], *, exact: bool) -> NDArray[np.float32]:
+    mask = Image.fromarray(label.astype(np.uint8) * 255)
+    if exact:
         # A straight outline gets a third of the paint beyond it; less within would take a third from a thin label.
         blurred = ImageChops.lighter(mask.filter(ImageFilter.BoxBlur(1)), mask)
     else:
         # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
         blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))
-    alpha = np.asarray(blurred, dtype=np.float32)[..., None] / 255
-    result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
-    return result
+    return np.asarray(blurred, dtype=np.float32) / np.float32(255)
+
+
+def fading(label: NDArray[np.bool_], rim: Sequence[float], pixel: float) -> NDArray[np.float32]:
+    """The share of the paint that is kept, ``[H, W]``: all on the label, then falling along ``rim`` to nothing."""
+    distance = ndimage.distance_transform_edt(~label) / pixel
+    return np.asarray(np.interp(distance, np.arange(len(rim) + 2), (1.0, *rim, 0.0)), dtype=np.float32)
 
 
 def pasted(
-    photo: NDArray[np.uint8], regions: Sequence[Region], painted: Sequence[NDArray[np.uint8]], *, exact: bool
+    photo: NDArray[np.uint8],
+    regions: Sequence[Region],
+    painted: Sequence[NDArray[np.uint8]],
+    *,
+    exact: bool,
+    rim: Sequence[float] = (),
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with each of its regions composited with its own ``painted`` ``[S, S, 3]``.
 
@@ -63,8 +89,10 @@ def pasted(
     result = photo.copy()
     pairs = zip(regions, painted, strict=True)
     for _, members in groupby(pairs, key=lambda pair: pair[0].group):
-        window, levels, label = _joined(result, list(members))
-        result[window] = composite(result[window], levels, label, exact=exact)
+        pieces = list(members)
+        window, levels, label = _joined(result, pieces)
+        pixel = float(np.median([max(region.label.shape) / len(picture) for region, picture in pieces]))
+        result[window] = composite(result[window], levels, label, exact=exact, rim=rim, pixel=pixel)
     return result
 
 
@@ -111,20 +139,21 @@ def _ramp(window: slice, share: slice) -> NDArray[np.float32]:
 
 
 def grain_of(
-    photo: NDArray[np.uint8], enlarged: NDArray[np.uint8], label: NDArray[np.bool_]
+    photo: NDArray[np.uint8], enlarged: NDArray[np.uint8], label: NDArray[np.bool_], reach: int = 2 * FEATHER
 ) -> NDArray[np.float32]:
     """What the photograph's fine texture has and the painted picture has not, for the labelled pixels.
 
     ``photo`` and ``enlarged`` are uint8 ``[H, W, 3]`` and show the same surface beyond ``label`` bool ``[H, W]``:
     there their difference, less its smooth part, is the grain that the autoencoder and the change of size lost. It is
-    moved from there under the label as one piece, so that its structure stays.
+    moved from there under the label as one piece, so that its structure stays. So many pixels beyond the label as
+    ``reach`` says are painted too.
 
     Returns:
         Grey levels float32 ``[H, W, 1]``; 0 where no move finds grain.
     """
     lost = photo.mean(axis=2, dtype=np.float32) - enlarged.mean(axis=2, dtype=np.float32)
     lost -= ndimage.gaussian_filter(lost, GRAIN)
-    painted = ndimage.binary_dilation(label, iterations=2 * FEATHER)
+    painted = ndimage.binary_dilation(label, iterations=reach)
     lost[painted] = 0
     height, width = label.shape
     rows, columns = np.nonzero(painted)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from stage_rt.errors import ImageError, InputError, MaskError
 from stage_rt.spec import ModelSpec
@@ -154,6 +155,12 @@ def latent_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.float32
     else:
         cells = _centres(network_mask(label, spec), spec.image_size // spec.latent_size)
     return cells[None].astype(np.float32)
+
+
+def grown(mask: NDArray[np.float32], cells: int = 1) -> NDArray[np.float32]:
+    """A latent mask ``[1, h, w]`` with the cells around it, corners too."""
+    around = np.ones((1, 3, 3), dtype=np.bool_)
+    return np.asarray(ndimage.binary_dilation(mask > 0, around, iterations=cells), dtype=np.float32)
 
 
 def cover(label: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

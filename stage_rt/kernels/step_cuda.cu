@@ -118,15 +118,15 @@ __device__ void run_step(const float* x, const T* unet, const T* aware, const T*
 }
 
 template <typename T>
-__device__ void run_gather(const float* mask, const stage::Coefficients* table, const int* counter, uint32_t rows,
+__device__ void run_gather(const float* label, const stage::Coefficients* table, const int* counter, uint32_t rows,
                            uint32_t plane, int64_t* timestep, T* adapter_mask) {
   const uint32_t cell = blockIdx.x * blockDim.x + threadIdx.x, sample = blockIdx.y;
   if (cell >= plane || counter[sample] < 0) return;
   const stage::Coefficients& c = table[static_cast<size_t>(sample) * rows + counter[sample]];
   const size_t at = static_cast<size_t>(sample) * plane + cell;
   if (cell == 0) timestep[sample] = c.timestep;
-  // `mix` is the EMA factor for the aware branch and 0 for the only branch, which is handed the mask itself.
-  assign(adapter_mask[at], stage::soften(mask[at], c.mix));
+  // `mix` is the EMA factor for the aware branch and 0 for the only branch, which is handed the label itself.
+  assign(adapter_mask[at], stage::soften(label[at], c.mix));
 }
 
 template <typename T>
@@ -163,12 +163,12 @@ STAGE_STEP(stage_step_fp32, float)
 STAGE_STEP(stage_step_fp16, __half)
 STAGE_STEP(stage_step_bf16, __nv_bfloat16)
 
-// mask float32 [batch][plane], table and counter as above; timestep int64 [batch], adapter_mask [batch][plane] in the
+// label float32 [batch][plane], the part of the mask that adapters are told of; table and counter as above; timestep int64 [batch], adapter_mask [batch][plane] in the
 // network's dtype.
 #define STAGE_GATHER(name, T)                                                                                         \
-  extern "C" __global__ void name(const float* mask, const stage::Coefficients* table, const int* counter,            \
+  extern "C" __global__ void name(const float* label, const stage::Coefficients* table, const int* counter,           \
                                   uint32_t rows, uint32_t plane, int64_t* timestep, T* adapter_mask) {                \
-    run_gather(mask, table, counter, rows, plane, timestep, adapter_mask);                                            \
+    run_gather(label, table, counter, rows, plane, timestep, adapter_mask);                                            \
   }
 
 STAGE_GATHER(stage_gather_fp32, float)

@@ -22,6 +22,7 @@ class Job:
     recipe's if None, ``prompt_guidance`` that of the prompt against good surface. ``view`` is how photographs are
     seen, as the model was trained if None. A region of which less than ``min_fill`` of the label was painted, the
     prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is left out if ``strict``.
+    Without ``rim`` no pixel beyond a label changes but for the ramp of one, whatever the prompt's own is.
     ``augment`` makes every label from the masks instead of taking one as it is (`stage_rt.run.supply`), inside the
     object that ``objects``, masks of the photographs, show. ``reading`` says how grey values of masks are read.
     """
@@ -42,6 +43,7 @@ class Job:
     min_fill: float | None = None
     retries: int = 5
     strict: bool = False
+    rim: bool = True
     augment: bool = False
     objects: Sequence[Path] = ()
     reading: Reading = AS_IT_IS
@@ -52,7 +54,8 @@ class Method:
     """How a job's samples are painted: everything of it that is not a file, resolved for a model.
 
     ``own_steps`` is whether ``steps`` is the sampler's own number for the recipe. ``region`` is None where
-    photographs are painted whole, ``min_fill`` is 0 where every pair is kept as it comes.
+    photographs are painted whole, ``min_fill`` is 0 where every pair is kept as it comes, ``rim`` empty where defects
+    end at their labels.
     """
 
     prompt: str
@@ -63,6 +66,7 @@ class Method:
     region: RegionView | None = None
     min_fill: float = 0.0
     retries: int = 0
+    rim: tuple[float, ...] = ()
 
 
 def resolve(job: Job, model: ModelSpec) -> Method:
@@ -96,7 +100,9 @@ def resolve(job: Job, model: ModelSpec) -> Method:
     min_fill, retries = _refill(job, defaults)
     steps = steps_of(job.sampler, recipe, job.steps)
     own_steps = steps == SAMPLERS[job.sampler].steps(recipe)
-    return Method(job.prompt, job.sampler, recipe, steps, own_steps, model.seen(job.view), min_fill, retries)
+    view = model.seen(job.view)
+    rim = defaults.rim if job.rim and view and SAMPLERS[job.sampler].guided else ()
+    return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim)
 
 
 def _refill(job: Job, defaults: PromptDefaults) -> tuple[float, int]:

@@ -37,6 +37,7 @@ class Entry(BaseModel):
     min_fill: float | None = Field(default=None, ge=0, le=1)
     retries: int = Field(default=5, ge=0)
     strict: bool = False
+    rim: bool = True
     augment_masks: bool = False
     object: Path | None = None
     mask_class: int | None = Field(default=None, ge=1, le=65535)
@@ -70,6 +71,7 @@ class Entry(BaseModel):
             min_fill=self.min_fill,
             retries=self.retries,
             strict=self.strict,
+            rim=self.rim,
             augment=self.augment_masks,
             objects=layouts.masks(self.object) if self.object else (),
             reading=Reading(self.mask_class, self.mask_threshold),

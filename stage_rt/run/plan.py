@@ -119,6 +119,7 @@ def make_plan(
         steps=None if method.own_steps else method.steps,
         region=method.region,
         min_fill=method.min_fill or None,
+        rim=method.rim,
         retries=method.retries,
         strict=job.strict,
         normals=files_digest(photographs.headers),

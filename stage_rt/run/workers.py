@@ -16,7 +16,7 @@ from PIL import Image
 
 from stage_rt.executor import Painted
 from stage_rt.images.compose import pasted, pixels
-from stage_rt.images.inputs import latent_mask, network_image, network_mask, read_image
+from stage_rt.images.inputs import grown, latent_mask, network_image, network_mask, read_image
 from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
@@ -27,7 +27,7 @@ from stage_rt.run.job import Method
 from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import png, png_of
-from stage_rt.spec import EngineSpec, ModelSpec, RegionView
+from stage_rt.spec import EngineSpec, ModelSpec
 
 FIRST_ATTEMPT = 0.8
 """Share of a batch's progress that its first attempt is; every further one is that share of what is left."""
@@ -51,8 +51,12 @@ class Painter(Protocol):
         recipe: Recipe,
         steps: int,
         progress: Progress,
+        labels: NDArray[np.float32] | None = None,
     ) -> Painted:
-        """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``."""
+        """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``.
+
+        ``labels`` are the masks that adapters are handed, if others.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Piece:
     """Region ``number`` of the sample at ``place`` in the batch.
 
     ``photo`` uint8 ``[h, w, 3]`` is what it shows, ``image`` float32 ``[c, S, S]`` the same for the network, ``mask``
-    float32 ``[1, h, w]`` its latent mask.
+    float32 ``[1, h, w]`` what is painted of its latent and ``cells`` its label's part of that.
     """
 
     place: int
@@ -85,6 +89,7 @@ class Piece:
     photo: NDArray[np.uint8]
     image: NDArray[np.float32]
     mask: NDArray[np.float32]
+    cells: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,13 @@ def begin(engine: Painter, task: Task, progress: Progress) -> Callable[[], Itera
         ImageError, MaskError: a file has changed since it was checked.
         BackendError: the inference library failed.
     """
-    model, view = engine.spec.model, task.method.region
-    batch = prepare(task.samples, model, view)
-    strokes = paint(engine, batch, task.method, seed=task.seed, size=task.size, progress=progress)
-    return lambda: finish(batch, strokes(), model, composited=task.composited, exact=view is not None)
+    model, method = engine.spec.model, task.method
+    batch = prepare(task.samples, model, method)
+    strokes = paint(engine, batch, method, seed=task.seed, size=task.size, progress=progress)
+    return lambda: finish(batch, strokes(), model, method, composited=task.composited)
 
 
-def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None) -> Batch:
+def prepare(samples: Sequence[Sample], model: ModelSpec, method: Method) -> Batch:
     """Read the files of ``samples`` and cut their regions.
 
     Raises:
@@ -139,22 +144,27 @@ def prepare(samples: Sequence[Sample], model: ModelSpec, view: RegionView | None
     """
     photos = [read_image(sample.normal) for sample in samples]
     labels = [sample.label(photo) for sample, photo in zip(samples, photos, strict=True)]
-    return Batch(samples, photos, labels, divide(photos, labels, model, view))
+    return Batch(samples, photos, labels, divide(photos, labels, model, method))
 
 
 def divide(
     photos: Sequence[NDArray[np.uint8]],
     labels: Sequence[NDArray[np.bool_]],
     model: ModelSpec,
-    view: RegionView | None,
+    method: Method,
 ) -> list[Piece]:
-    """The regions of photographs uint8 ``[H, W, 3]`` under labels bool ``[H, W]``, as the networks see them."""
+    """The regions of photographs uint8 ``[H, W, 3]`` under labels bool ``[H, W]``, as the networks see them.
+
+    With a rim the cells around a label are painted too: adapters are told of the label alone, so that what they make
+    of those cells is how a defect ends there.
+    """
     pieces = []
     for place, (photo, label) in enumerate(zip(photos, labels, strict=True)):
-        for number, region in enumerate(regions(label, view)):
+        for number, region in enumerate(regions(label, method.region)):
             cut = photo[region.window]
-            image, mask = network_image(cut, model), latent_mask(region.label, model)
-            pieces.append(Piece(place, number, region, cut, image, mask))
+            image, cells = network_image(cut, model), latent_mask(region.label, model)
+            mask = grown(cells) if method.rim else cells
+            pieces.append(Piece(place, number, region, cut, image, mask, cells))
     return pieces
 
 
@@ -202,6 +212,7 @@ def _attempt(
             engine.paint(
                 np.stack([piece.image for piece in pieces]),
                 np.stack([piece.mask for piece in pieces]),
+                labels=np.stack([piece.cells for piece in pieces]) if method.rim else None,
                 prompt=method.prompt,
                 noise=PhiloxNoise([seed] * len(pieces), streams),
                 sampler=method.sampler,
@@ -236,18 +247,18 @@ def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: Model
 
 
 def finish(
-    batch: Batch, strokes: Sequence[Stroke], model: ModelSpec, *, composited: bool, exact: bool
+    batch: Batch, strokes: Sequence[Stroke], model: ModelSpec, method: Method, *, composited: bool
 ) -> Iterator[Result]:
     """Make each sample of a painted batch ready to be written.
 
-    ``composited``: put the paint into the photograph, at its size, ``exact`` as `stage_rt.images.compose` says;
-    otherwise the decoded image of the one region is the result.
+    ``composited``: put the paint into the photograph, at its size; otherwise the decoded image of the one region is
+    the result.
     """
     for place, sample in enumerate(batch.samples):
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
         label = batch.labels[place] if composited else network_mask(batch.labels[place], model)
-        draw = partial(_composited, batch.photos[place], exact=exact) if composited else _decoded
+        draw = partial(_composited, batch.photos[place], method) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
@@ -256,7 +267,7 @@ def finish(
             png(image.convert("L") if sample.grey else image) if image else None,
             combined(figures) if complete else None,
             png_of(label),
-            latent_mask_cells=int(sum(piece.mask.sum() for piece in pieces)),
+            latent_mask_cells=int(sum(piece.cells.sum() for piece in pieces)),
             regions=len(pieces),
             attempts=max(stroke.attempts for stroke in done),
             weakest=min(stroke.fill for stroke in done),
@@ -265,10 +276,11 @@ def finish(
 
 
 def _composited(
-    photo: NDArray[np.uint8], pieces: Sequence[Piece], strokes: Sequence[Stroke], *, exact: bool
+    photo: NDArray[np.uint8], method: Method, pieces: Sequence[Piece], strokes: Sequence[Stroke]
 ) -> Image.Image:
     levels = [stroke.levels for stroke in strokes if stroke.levels is not None]
-    return Image.fromarray(pasted(photo, [piece.region for piece in pieces], levels, exact=exact))
+    own = [piece.region for piece in pieces]
+    return Image.fromarray(pasted(photo, own, levels, exact=method.region is not None, rim=method.rim))
 
 
 def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:

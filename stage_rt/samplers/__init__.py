@@ -74,8 +74,11 @@ def _stage(
     noise: NoiseSource,
     steps: int,
     callback: Callback | None = None,
+    label: Array | None = None,
 ) -> Array:
-    return sample(denoise, clean, mask, recipe=recipe.respaced(steps), noise=noise, callback=callback)
+    return sample(
+        denoise, clean, mask, recipe=recipe.respaced(steps), noise=noise, callback=callback, label=label
+    )
 
 
 def _from_ten(most: Callable[[Recipe], int]) -> Callable[[Recipe], tuple[int, int]]:

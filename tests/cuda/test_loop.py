@@ -55,6 +55,16 @@ def test_the_loop_is_the_cpus_bit_for_bit(make, notices, dtype, count, batch):
     assert notices == []
 
 
+def test_adapters_are_told_of_the_label_where_more_is_painted(make):
+    clean, mask, context, noise = inputs(3)
+    label = mask * (np.random.default_rng(6).random(mask.shape) < 0.5).astype(np.float32)
+    sampled = make(spec(SHORT), 4).run(clean, mask, context, noise, label=label)
+    expected = sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise, label=label)
+    np.testing.assert_array_equal(sampled.latent, expected)
+    other = sample(denoiser("a", context), clean, mask, recipe=SHORT, noise=noise)
+    assert not np.array_equal(expected, other)
+
+
 @pytest.mark.parametrize("recipe", [Recipe.authors(), Recipe.paper()], ids=lambda recipe: recipe.name)
 def test_a_thousand_steps_of_the_real_recipes(make, recipe):
     clean, mask, context, noise = inputs(2)

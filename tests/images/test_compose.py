@@ -120,6 +120,28 @@ def test_a_label_of_one_pixel_gets_all_of_its_paint():
     assert result[7, 9, 0] == 0
 
 
+@pytest.mark.parametrize("pixel", [1, 2])
+def test_paint_fades_out_along_the_rim(pixel):
+    """Pixels of the network are ``pixel`` of the photograph wide."""
+    photo, label = np.full((96, 96, 3), 200, dtype=np.uint8), np.zeros((96, 96), dtype=bool)
+    label[30:60, 30:70] = True
+    painted = np.zeros((96 // pixel, 96 // pixel, 3), dtype=np.uint8)
+    result = composite(photo, painted, label, exact=False, rim=(0.8, 0.5), pixel=pixel)
+    assert (result[label] == 0).all()
+    column = result[30 - 4 * pixel : 30, 50, 0][::-1].tolist()
+    assert column[pixel - 1 :: pixel] == [40, 100, 200, 200]
+    assert column == sorted(column)
+
+
+def test_a_photograph_with_a_rim_keeps_its_bytes_where_the_rim_ends():
+    photo, label = textured(96), np.zeros((96, 96), dtype=bool)
+    label[40:60, 30:70] = True
+    result = composite(photo, np.full((96, 96, 3), 30, dtype=np.uint8), label, exact=True, rim=(0.6,))
+    away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(5)))
+    assert (result[away] == photo[away]).all()
+    assert (result[39, 31:69] != photo[39, 31:69]).any()
+
+
 def line() -> tuple[np.ndarray, list]:
     """A line of 4 px across a flat photograph, and its pieces."""
     label = np.zeros((64, 200), dtype=bool)

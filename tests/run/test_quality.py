@@ -180,6 +180,38 @@ def test_every_defect_is_painted_in_a_square_of_its_own(large, tmp_path):
         assert not changed[60:140].any()
 
 
+def test_a_defect_fades_out_beyond_its_label_where_the_models_do(large, tmp_path):
+    """Paint reaches two pixels of the network beyond a label, adapters hear of the label alone."""
+    engine = FakeEngine(region=RegionView(least=32))
+    model = engine.spec.model.model_copy(update={"defaults": {PROMPT: PromptDefaults(rim=(0.9, 0.5))}})
+    engine.spec = engine.spec.model_copy(update={"model": model})
+    told: list[tuple[float, float]] = []
+    paint = engine.paint
+
+    def watched(images, masks, *, labels, **rest):
+        assert ((labels == 0) | (masks == 1)).all()
+        told.append((masks.sum(), labels.sum()))
+        return paint(images, masks, labels=labels, **rest)
+
+    engine.paint = watched
+    fill(engine, large, tmp_path / "rim")
+    assert all(masks > labels for masks, labels in told)
+    fill(FakeEngine(region=RegionView(least=32)), large, tmp_path / "plain")
+    assert json.loads((tmp_path / "rim" / "run.json").read_text())["rim"] == [0.9, 0.5]
+    assert "rim" not in json.loads((tmp_path / "plain" / "run.json").read_text())
+    for line in manifest(tmp_path / "rim"):
+        photo = np.asarray(opened(tmp_path / "n" / line["normal"])).astype(int)
+        label = np.asarray(opened(tmp_path / "rim" / line["mask"])) > 0
+        counts = []
+        for run in ("rim", "plain"):
+            image = np.asarray(opened(tmp_path / run / line["image"])).astype(int)
+            counts.append(int((np.abs(image - photo).max(axis=2) > 0)[~label].sum()))
+        assert counts[0] > counts[1]
+    engine.paint = paint
+    fill(engine, replace(large, rim=False), tmp_path / "none")
+    assert contents(tmp_path / "none") == contents(tmp_path / "plain")
+
+
 def test_whole_view_of_a_region_model_is_one_square_and_told(large, tmp_path):
     told = []
     engine = FakeEngine(region=RegionView(least=32))

@@ -29,6 +29,7 @@ class Visitor(NamedTuple):
     condition: Condition
     clean: np.ndarray
     mask: np.ndarray
+    label: np.ndarray | None
     recipe: Recipe
     noise: PhiloxNoise
 
@@ -37,11 +38,18 @@ class Visitor(NamedTuple):
         text, adapter, surface = self.condition
         weights = self.recipe.guidance, surface, self.recipe.prompt_guidance
         denoise = denoiser(adapter, text, dtype, *weights)
-        return sample(denoise, self.clean, self.mask, recipe=self.recipe, noise=self.noise)
+        return sample(denoise, self.clean, self.mask, recipe=self.recipe, noise=self.noise, label=self.label)
 
     def enter(self, slots: Slots, slot: int, state=None) -> int:
         return slots.put(
-            slot, self.condition, self.clean, self.mask, recipe=self.recipe, noise=self.noise, state=state
+            slot,
+            self.condition,
+            self.clean,
+            self.mask,
+            recipe=self.recipe,
+            noise=self.noise,
+            state=state,
+            label=self.label,
         )
 
 
@@ -49,10 +57,12 @@ def visitor(number: int, adapter: str | None = "a", recipes=RECIPES) -> Visitor:
     rng = np.random.default_rng(number)
     clean = rng.standard_normal((1, CHANNELS, SIDE, SIDE)).astype(np.float32)
     mask = (rng.random((1, 1, SIDE, SIDE)) < 0.4).astype(np.float32)
+    label = mask * (rng.random(mask.shape) < 0.5) if number % 3 == 1 else None
     texts = (rng.standard_normal((TOKENS, WIDTH)).astype(np.float32) for _ in range(2))
     context, surface = texts
     noise = PhiloxNoise([900 + number], [number])
-    return Visitor(Condition(context, adapter, surface), clean, mask, recipes[number % len(recipes)], noise)
+    recipe = recipes[number % len(recipes)]
+    return Visitor(Condition(context, adapter, surface), clean, mask, label, recipe, noise)
 
 
 def served(slots: Slots, visitors: list[Visitor], seed: int) -> list[np.ndarray]:

@@ -78,7 +78,7 @@ class FakeEngine:
         self._mark = mark
         self._idle = idle
 
-    def paint(self, images, masks, *, prompt, noise, sampler, recipe, steps, progress):
+    def paint(self, images, masks, *, prompt, noise, sampler, recipe, steps, progress, labels=None):
         self.batches.append(noise.samples.tolist())
         if self._mark is not None:
             self._mark.touch()

@@ -35,7 +35,7 @@ def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():
     noise = np.random.default_rng(0).normal(0, 9, (8, 8))
     scene.images[3, 0, 12:20, 12:20] += torch.from_numpy(noise).to(torch.uint8)
     scene.images[4, 0, 12:20, 12:20] += torch.arange(8, dtype=torch.uint8)[:, None] * 3
-    flat, rough, shaded = calibration.appearances(scene, torch.tensor([2, 3, 4]))
+    flat, rough, shaded = calibration._looks(calibration._shown(scene, torch.tensor([2, 3, 4])), beyond=False)
     assert flat == pytest.approx([-60, 0], abs=1e-6)
     assert rough[1] > 6
     assert shaded[1] < 4
@@ -54,11 +54,13 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     """A painter whose defects are 30 grey levels darker than the surface per unit of guidance."""
     scene = examples([real, real + 1, real - 1])
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called):
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, beyond):
+        assert not beyond
         for _ in range(trials.calls):
             called()
         figures = [Figures(fill, 0, 0, 8, 16) for fill in (0.1, 0.5, 0.9)]
-        return np.array([[-30.0 * recipe.guidance, 0.0]] * 3), figures
+        dark = examples([round(100 - 30 * recipe.guidance)] * 3)
+        return calibration.Trial(calibration._shown(dark, torch.tensor([2, 3, 4])), figures)
 
     monkeypatch.setattr(calibration, "_painted", painted)
     monkeypatch.setattr(calibration, "GUIDANCES", (1.0, 1.5, 2.0, 3.0))
@@ -76,9 +78,32 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     )
     assert defaults["part+dent"].guidance == wanted
     assert defaults["part+dent"].min_fill == pytest.approx(0.26)
+    assert defaults["part+dent"].rim == ()
     assert round_trip == 8
     calls = 4 * MICRO.calibration.calls
     assert told == [("calibration", step, calls, None) for step in range(1, calls + 1)]
+
+
+def test_paint_is_kept_beyond_a_label_as_real_defects_go_on_there(monkeypatch):
+    """Real defects have half of their contrast one pixel beyond, painted ones all of it up to two pixels."""
+    scene = examples([40, 40])
+    scene.images[2:, 0, 11:21, 11:21] = 70
+    scene.images[2:, 0, 12:20, 12:20] = 40
+
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, beyond):
+        assert beyond
+        wide = examples([40])
+        wide.images[2, 0, 10:22, 10:22] = 40
+        return calibration.Trial(calibration._shown(wide, torch.tensor([2])), [Figures(0.5, 0, 0, 8, 16)])
+
+    monkeypatch.setattr(calibration, "_painted", painted)
+    latents = type("Latents", (), {"examples": scene})()
+    arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
+    defaults, _ = calibration.calibrate(None, latents, *arguments)
+    first, *others = defaults["part+dent"].rim
+    assert first == pytest.approx(0.5, abs=0.1)
+    # What is left at the corners of a square.
+    assert all(share < 0.1 for share in others)
 
 
 def test_labels_of_the_calibration_are_none_that_training_showed():
