@@ -1,6 +1,7 @@
 """A batch whose samples stand at transitions of their own: what an executor offers, and how the host does it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -85,7 +86,8 @@ class Slots(Protocol):
 
         Raises:
             InputError: they are not one a slot, or one is no row of its slot's table.
-            BackendError, DeviceMemoryError: the inference library or the device failed.
+            BackendError, DeviceMemoryError: the inference library or the device failed. Nobody knows then where the
+                samples stand, so that all slots are empty.
         """
 
     def take(self, slot: int) -> Sampled:
@@ -144,6 +146,15 @@ class Tables:
             raise InputError(
                 f"the recipe is for {recipe.steps} steps, this model has {self._model.recipe.steps}: use its own"
             )
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """A block that moves samples; if it fails, all slots are empty."""
+        try:
+            yield
+        except BaseException:
+            self._rows = [()] * len(self._rows)
+            raise
 
     def taken(self, slot: int) -> None:
         """Raise `InputError` unless a slot holds a sample."""
@@ -215,12 +226,13 @@ class HostSlots:
     def step(self, counters: Sequence[int] | Counters, steps: int = 1) -> Counters:
         """See `Slots`."""
         standing = self._tables.counters(counters)
-        for _ in range(steps):
-            running = standing != IDLE
-            if not running.any():
-                break
-            self._step(standing, running)
-            standing = moved(standing, 1)
+        with self._tables.moving():
+            for _ in range(steps):
+                running = standing != IDLE
+                if not running.any():
+                    break
+                self._step(standing, running)
+                standing = moved(standing, 1)
         return standing
 
     def take(self, slot: int) -> Sampled:

@@ -6,7 +6,7 @@ from coming_and_going import LEVELS, served, visitor
 from mock_networks import CHANNELS, SIDE, HostBackend, spec, unet
 
 import stage_rt
-from stage_rt.errors import EngineError, InputError
+from stage_rt.errors import BackendError, EngineError, InputError
 from stage_rt.executor import HostExecutor
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import silent
@@ -86,6 +86,21 @@ def test_a_sample_that_breaks_is_marked_and_its_neighbours_and_its_follower_are_
     slots.step([20, IDLE], 21)
     assert slots.take(0).finite.tolist() == [True]
     np.testing.assert_array_equal(slots.take(0).latent, slots.take(1).latent)
+
+
+def test_after_a_network_failed_all_slots_are_empty():
+    class Failing(HostBackend):
+        def run(self, graph, **inputs):
+            if len(self.calls) == 5:
+                raise BackendError("the library failed")
+            return super().run(graph, **inputs)
+
+    slots, guest = opened(2, backend=Failing()), visitor(0, recipes=(LEVELS,))
+    guest.enter(slots, 0)
+    with pytest.raises(BackendError, match="the library failed"):
+        slots.step([39, IDLE], 9)
+    with pytest.raises(InputError, match="slot 0 is empty"):
+        slots.take(0)
 
 
 @pytest.mark.parametrize(

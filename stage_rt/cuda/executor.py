@@ -130,9 +130,12 @@ class DeviceExecutor:
         self._drop(self._loops)
         model = self._model
         kinds = plan.every_kind(size, guided=adapter is not None, surface=model.surface is not None)
-        opened = DeviceSlots(
-            self._backend, model, model.recipe, adapter, size, kinds, self._stream, self._notify
-        )
+        try:
+            opened = DeviceSlots(
+                self._backend, model, model.recipe, adapter, size, kinds, self._stream, self._notify
+            )
+        except DeviceMemoryError as full:
+            raise DeviceMemoryError(full.problem, _REMEDY) from full
         self._slots = [each for each in self._slots if not each.closed] + [opened]
         return opened
 

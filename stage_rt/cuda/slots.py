@@ -112,7 +112,7 @@ class DeviceSlots:
         """See `stage_rt.slots.Slots`."""
         standing = self._tables.counters(counters)
         known, self._standing = self._standing, None
-        with device.active():
+        with device.active(), self._tables.moving():
             if known is None or not np.array_equal(known, standing):
                 self._step.write("counter", standing)
             for kind in plan.launched(self._needed, standing.tolist(), steps):
@@ -175,11 +175,14 @@ class DeviceSlots:
         arrays["context"] = np.repeat(condition.context[None], count, axis=0)
         if condition.surface is not None and step.contrasts:
             arrays["surface_context"] = np.repeat(condition.surface[None], count, axis=0)
+        slots = range(first, first + count)
+        for slot in slots:
+            self._tables[slot] = ()
         with device.active():
             for name, array in arrays.items():
                 step.write(name, array, first)
             step.write_tables([_packed(recipe)] * count, first)
-        for slot in range(first, first + count):
+        for slot in slots:
             self._tables[slot] = recipe.coefficients
             self._needed[slot] = needed
         return len(needed) - 1

@@ -9,7 +9,7 @@ from stage_rt.cuda import device, plan
 from stage_rt.cuda.loop import Loop
 from stage_rt.cuda.plan import Kind
 from stage_rt.cuda.slots import DeviceSlots
-from stage_rt.errors import BackendError
+from stage_rt.errors import BackendError, InputError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.slots import IDLE
 from stage_rt.spec import UNET
@@ -167,6 +167,8 @@ def test_slots_whose_step_fails_can_be_used_again(make, machine):
     with pytest.raises(BackendError, match="LAUNCH_FAILED"):
         slots.step([counter, IDLE], 5)
     machine.heal()
+    with pytest.raises(InputError, match="slot 0 is empty: `put` a sample into it"):
+        slots.take(0)
     counter = guest.enter(slots, 0)
     slots.step([counter, IDLE], 40)
     np.testing.assert_array_equal(slots.take(0).latent, guest.alone())

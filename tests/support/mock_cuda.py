@@ -313,14 +313,14 @@ def cuda_bindings_driver(machine: Machine) -> ModuleType:
 @contextmanager
 def installed(machine: Machine, patch: Any) -> Iterator[Machine]:
     """``machine`` in place of the GPU's libraries for as long as the block lasts."""
-    from stage_rt.cuda import device, graphs, loop
+    from stage_rt.cuda import device, graphs, step
 
     caches = (device._library, device._retained, graphs.library)
     for cached in caches:
         cached.cache_clear()
     patch.setitem(sys.modules, "pycuda.driver", pycuda_driver(machine))
     patch.setitem(sys.modules, "cuda.bindings.driver", cuda_bindings_driver(machine))
-    patch.setattr(loop, "_fatbin", lambda: b"")
+    patch.setattr(step, "fatbin", lambda: b"")
     yield machine
     for cached in caches:
         cached.cache_clear()
