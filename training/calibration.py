@@ -1,5 +1,6 @@
 """What a finished model is asked for by default: the guidance that looks most real, the least fill and the rim."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
+from stage_rt.images.compose import composite
 from stage_rt.images.inputs import cover, grown
 from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
@@ -41,10 +43,19 @@ Shown = list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 
 
 class Trial(NamedTuple):
-    """What was painted with one guidance, and the figures of each."""
+    """What was painted on ``good`` surfaces with one guidance, and its figures; ``wide``: the cells around labels too."""
 
+    good: list[NDArray[np.uint8]]
     pairs: Shown
     figures: list[Figures]
+    wide: bool
+
+    def finished(self, fading: Sequence[float]) -> Shown:
+        """The pairs as a run hands them over, with the paint put into the good surface."""
+        return [
+            (_put(good, image, label, fading), label)
+            for good, (image, label) in zip(self.good, self.pairs, strict=True)
+        ]
 
 
 class Networks(NamedTuple):
@@ -70,8 +81,8 @@ def calibrate(
 
     For each guidance the distributions of figures over painted pairs are held against those over real ones
     (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. Where
-    real defects go on beyond their labels, a cell more is painted, and how much of that is kept is measured
-    (`stage_rt.training.rim`).
+    real defects go on beyond their labels and it looks more like them, the cells around are painted too, and how much
+    of that is kept is measured (`stage_rt.training.rim`).
 
     Args:
         networks: the trained model.
@@ -87,7 +98,10 @@ def calibrate(
         The defaults of every prompt, and the model's ``round_trip``.
     """
     examples = latents.examples
-    calls, done = (len(examples.names) - 1) * len(GUIDANCES) * trials.calls, 0
+    numbers = range(1, len(examples.names))
+    real = {n: _shown(examples, torch.nonzero(examples.prompt == n).flatten()) for n in numbers}
+    beyond = {n: rim.reaches_beyond(rim.mean_profile(real[n])) for n in numbers}
+    calls, done = trials.calls * sum(len(GUIDANCES) + beyond[n] for n in numbers), 0
     defaults, changes = {}, []
 
     def called(*_: object) -> None:
@@ -95,35 +109,53 @@ def calibrate(
         done += 1
         report("calibration", done, calls, None)
 
-    for number, prompt in enumerate(examples.names):
-        if not number:
-            continue
-        real = _shown(examples, torch.nonzero(examples.prompt == number).flatten())
-        edge = rim.mean_profile(real)
-        beyond = rim.reaches_beyond(edge)
-        looks = _looks(real, beyond=beyond)
-        tried = {}
-        for weight in GUIDANCES:
-            trial = _painted(
-                networks,
-                latents,
-                number,
-                adapter_of[prompt],
-                recipe.guided(weight),
-                trials,
-                seed,
-                device,
-                called,
-                beyond=beyond,
-            )
-            tried[weight] = (distance(_looks(trial.pairs, beyond=beyond), looks), trial)
-            changes += [one.threshold for one in trial.figures]
-        weight = chosen({weight: away for weight, (away, _) in tried.items()}, recipe.guidance)
-        best = tried[weight][1]
+    for n in numbers:
+        prompt = examples.names[n]
+
+        def painted(
+            weight: float, wide: bool, number: int = n, adapter: str | None = adapter_of[prompt]
+        ) -> Trial:
+            own = recipe.guided(weight)
+            return _painted(networks, latents, number, adapter, own, trials, seed, device, called, wide=wide)
+
+        best, tried = _best(painted, real[n], recipe.guidance, reach=beyond[n])
+        changes += [one.threshold for trial in tried for one in trial.figures]
         least = float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE))
-        fading = rim.fading(edge, rim.mean_profile(best.pairs)) if beyond else ()
-        defaults[prompt] = PromptDefaults(guidance=weight, min_fill=round(least, 3), rim=fading)
+        defaults[prompt] = PromptDefaults(guidance=best.guidance, min_fill=round(least, 3), rim=best.rim)
     return defaults, round(float(np.median(changes)), 1)
+
+
+class _Best(NamedTuple):
+    """The guidance and the rim that look most real, and the figures of what was painted so."""
+
+    guidance: float
+    rim: tuple[float, ...]
+    figures: list[Figures]
+
+
+def _best(
+    painted: Callable[[float, bool], Trial], real: Shown, own: float, *, reach: bool
+) -> tuple[_Best, list[Trial]]:
+    """What looks most like ``real`` defects of all that is tried, and everything that was painted.
+
+    ``painted`` paints with a guidance, with the cells around labels or without. Defects that ``reach`` beyond their
+    labels are tried both ways with the recipe's ``own`` guidance first.
+    """
+    edge = rim.mean_profile(real)
+
+    def fade(trial: Trial) -> tuple[float, ...]:
+        return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.wide else ()
+
+    def away(trial: Trial) -> float:
+        return distance(_looks(trial.finished(fade(trial)), reach=reach), _looks(real, reach=reach))
+
+    both = [painted(own, wide) for wide in (False, True) if reach or not wide]
+    first = min(both, key=away)
+    tried = {weight: first if weight == own else painted(weight, first.wide) for weight in GUIDANCES}
+    weight = chosen({weight: away(trial) for weight, trial in tried.items()}, own)
+    best = tried[weight]
+    every = [*both, *(trial for trial in tried.values() if trial is not first)]
+    return _Best(weight, fade(best), best.figures), every
 
 
 def chosen(distances: dict[float, float], own: float) -> float:
@@ -156,10 +188,10 @@ def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[floa
     return float(grey[label].mean()) - around, float((grey - smooth)[label].std())
 
 
-def _looks(pairs: Shown, *, beyond: bool) -> NDArray[np.float64]:
-    """`appearance` of each, ``[n, 2]``, and what is ``beyond`` its label, ``[n, 3]``."""
+def _looks(pairs: Shown, *, reach: bool) -> NDArray[np.float64]:
+    """`appearance` of each, ``[n, 2]``, and if defects ``reach`` beyond their labels what is there, ``[n, 3]``."""
     looks = np.array([appearance(image, label) for image, label in pairs])
-    if not beyond:
+    if not reach:
         return looks
     edges = np.array([rim.profile(image, label)[1] for image, label in pairs])
     return np.column_stack([looks, np.nan_to_num(edges)])
@@ -184,16 +216,16 @@ def _painted(
     device: Device,
     called: Callback,
     *,
-    beyond: bool,
+    wide: bool,
 ) -> Trial:
-    """Pairs of prompt ``number``, painted under the same labels for all recipes, and ``beyond`` them if told."""
+    """Pairs of prompt ``number``, under the same labels for all recipes; ``wide``: with the cells around them."""
     examples, draws = latents.examples, generator(seed, "calibration", number)
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
     labels = _unseen(examples.labels[mask_of].numpy(), seed)
     cells = examples.masks.shape[-1]
     told = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
-    masks = np.stack([grown(mask) for mask in told]) if beyond else told
+    masks = np.stack([grown(mask) for mask in told]) if wide else told
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
     shorter: dict[str, Any] = {"recipe": recipe.respaced(trials.calls), "noise": noise, "callback": called}
@@ -205,7 +237,7 @@ def _painted(
         measure(_rgb(good), _rgb(image), label, cells)
         for good, image, label in zip(before, images, labels, strict=True)
     ]
-    return Trial(list(zip(images, labels, strict=True)), figures)
+    return Trial(list(before), list(zip(images, labels, strict=True)), figures, wide)
 
 
 def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
@@ -215,6 +247,14 @@ def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
     """
     everywhere = np.ones(labels.shape[1:], dtype=np.bool_)
     return np.stack([placed(label, everywhere, Dice(seed, n)) for n, label in enumerate(labels)])
+
+
+def _put(
+    good: NDArray[np.uint8], image: NDArray[np.uint8], label: NDArray[np.bool_], fading: Sequence[float]
+) -> NDArray[np.uint8]:
+    """The paint of an image in the good one, both ``[c, S, S]``."""
+    whole = composite(_rgb(good), _rgb(image), label, exact=True, rim=fading)
+    return whole.transpose(2, 0, 1)[: len(good)]
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -30,12 +30,18 @@ def examples(shades: list[int], surface: int = 100) -> Examples:
     return Examples(*parts, prompt, ["good", "part+dent"])
 
 
+def shown(scene: Examples, figures: list[Figures], *, wide: bool) -> calibration.Trial:
+    """Its defects, painted on the first good image."""
+    pairs = calibration._shown(scene, torch.nonzero(scene.prompt == 1).flatten())
+    return calibration.Trial([scene.images[0].numpy()] * len(pairs), pairs, figures, wide)
+
+
 def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():
     scene = examples([40, 40, 40])
     noise = np.random.default_rng(0).normal(0, 9, (8, 8))
     scene.images[3, 0, 12:20, 12:20] += torch.from_numpy(noise).to(torch.uint8)
     scene.images[4, 0, 12:20, 12:20] += torch.arange(8, dtype=torch.uint8)[:, None] * 3
-    flat, rough, shaded = calibration._looks(calibration._shown(scene, torch.tensor([2, 3, 4])), beyond=False)
+    flat, rough, shaded = calibration._looks(calibration._shown(scene, torch.tensor([2, 3, 4])), reach=False)
     assert flat == pytest.approx([-60, 0], abs=1e-6)
     assert rough[1] > 6
     assert shaded[1] < 4
@@ -54,13 +60,13 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     """A painter whose defects are 30 grey levels darker than the surface per unit of guidance."""
     scene = examples([real, real + 1, real - 1])
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, beyond):
-        assert not beyond
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide):
+        assert not wide
         for _ in range(trials.calls):
             called()
         figures = [Figures(fill, 0, 0, 8, 16) for fill in (0.1, 0.5, 0.9)]
         dark = examples([round(100 - 30 * recipe.guidance)] * 3)
-        return calibration.Trial(calibration._shown(dark, torch.tensor([2, 3, 4])), figures)
+        return shown(dark, figures, wide=wide)
 
     monkeypatch.setattr(calibration, "_painted", painted)
     monkeypatch.setattr(calibration, "GUIDANCES", (1.0, 1.5, 2.0, 3.0))
@@ -84,22 +90,28 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     assert told == [("calibration", step, calls, None) for step in range(1, calls + 1)]
 
 
-def test_paint_is_kept_beyond_a_label_as_real_defects_go_on_there(monkeypatch):
-    """Real defects have half of their contrast one pixel beyond, painted ones all of it up to two pixels."""
-    scene = examples([40, 40])
-    scene.images[2:, 0, 11:21, 11:21] = 70
-    scene.images[2:, 0, 12:20, 12:20] = 40
+@pytest.mark.parametrize(("beside", "kept"), [(40, True), (250, False)])
+def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkeypatch, beside, kept):
+    """Real defects have half of their contrast one pixel beyond; painted wide ones all of it, or they turn bright."""
+    scene = examples([40, 42, 44])
+    for image in scene.images[2:]:
+        inside = image[0, 12:20, 12:20].clone()
+        image[0, 11:21, 11:21] = 70
+        image[0, 12:20, 12:20] = inside
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, beyond):
-        assert beyond
-        wide = examples([40])
-        wide.images[2, 0, 10:22, 10:22] = 40
-        return calibration.Trial(calibration._shown(wide, torch.tensor([2])), [Figures(0.5, 0, 0, 8, 16)])
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide):
+        made = examples([40, 42, 44] if kept or not wide else [250, 250, 250])
+        if wide:
+            made.images[2:, 0, 10:22, 10:22] = beside
+        return shown(made, [Figures(0.5, 0, 0, 8, 16)] * 3, wide=wide)
 
     monkeypatch.setattr(calibration, "_painted", painted)
     latents = type("Latents", (), {"examples": scene})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
     defaults, _ = calibration.calibrate(None, latents, *arguments)
+    if not kept:
+        assert defaults["part+dent"].rim == ()
+        return
     first, *others = defaults["part+dent"].rim
     assert first == pytest.approx(0.5, abs=0.1)
     # What is left at the corners of a square.
