@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from stage_rt import loading
 from stage_rt.errors import InputError
 from stage_rt.folders import read_engine
 from stage_rt.run.crew import Crew
@@ -34,7 +33,7 @@ def painters(engine: Path, hands: Hands, notify: Callable[[str], None]) -> Itera
         EngineError, DeviceError, MissingExtraError: as `stage_rt.loading.load`.
     """
     if not any(hands):
-        yield Alone(loading.load(engine, notify=notify))
+        yield Alone(_load(engine, notify))
         return
     spec, load = read_engine(engine), partial(_load, engine)
     if hands.devices and (hands.workers or hands.ray):
@@ -53,8 +52,10 @@ def painters(engine: Path, hands: Hands, notify: Callable[[str], None]) -> Itera
 
 
 def _load(engine: Path, notify: Callable[[str], None]) -> Painter:
-    """In a worker, which imports this module for it."""
-    return loading.load(engine, notify=notify)
+    """Here, or in a worker, which imports this module for it."""
+    from stage_rt.loading import load
+
+    return load(engine, notify=notify)
 
 
 def _shares(workers: int, spec: EngineSpec) -> list[Seat]:

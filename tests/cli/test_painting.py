@@ -1,6 +1,7 @@
 """Who paints: what the options ask for fits the engine, and cores and GPUs are shared out without an overlap."""
 
 import os
+import sys
 
 import pytest
 from fake_engine import FakeEngine, stand_in
@@ -26,7 +27,7 @@ def opened(tmp_path, monkeypatch):
         engine = FakeEngine()
         engine.spec = engine.spec.model_copy(update={"devices": list(kinds)})
         monkeypatch.setattr(painting, "read_engine", lambda folder: engine.spec)
-        monkeypatch.setattr(painting, "loading", stand_in(engine))
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine))
         monkeypatch.setattr(painting, "Processes", lambda load, places: places)
         monkeypatch.setattr(painting, "Crew", crew)
         made.clear()
@@ -95,6 +96,6 @@ def test_options_that_do_not_fit_are_refused(opened, kinds, options, message):
 
 
 def test_without_ray_its_extra_is_named(opened, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"`--ray` needs Ray, which is not installed: `pip install"):
         opened(ray="auto", workers=2)
