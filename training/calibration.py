@@ -43,7 +43,7 @@ Shown = list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 
 
 class Trial(NamedTuple):
-    """What was painted on ``good`` surfaces with one guidance, and its figures; ``wide``: the cells around labels too."""
+    """What was painted on ``good`` surfaces with one guidance, and its figures; ``wide``: the cells around too."""
 
     good: list[NDArray[np.uint8]]
     pairs: Shown

@@ -61,7 +61,7 @@ def test_equal_counters_are_the_lockstep_loop_and_launch_nothing_more(make, mach
     slots, engine, stream = make(4), spec(LEVELS), device.Stream()
     loop = Loop(MockBackend(machine, engine), engine.model, LEVELS, "a", 4, stream, notify)
     guests = [visitor(n, recipes=(LEVELS,)) for n in range(4)]
-    guests = [each._replace(condition=guests[0].condition) for each in guests]
+    guests = [each._replace(condition=guests[0].condition, label=None) for each in guests]
     counters = [each.enter(slots, n) for n, each in enumerate(guests)]
     clean, mask = (np.concatenate([getattr(each, name) for each in guests]) for name in ("clean", "mask"))
     noise = PhiloxNoise([900, 901, 902, 903], range(4))
