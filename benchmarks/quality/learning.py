@@ -26,6 +26,10 @@ AUXILIARY = 0.4
 SCALES, BRIGHTNESS, CONTRAST = (0.5, 2.0), 32.0, (0.5, 1.5)
 """How crops are changed in training, as mmsegmentation does: factor of their size, and for every other one levels
 that are added and the factor of all levels. A tile is lit three times as brightly as another."""
+GOOD, AROUND = 1 / 3, 3 / 4
+"""Shares of the crops of a batch: from good photographs, and of the others around a defect. A segmenter that sees
+fewer empty surfaces beside painted pairs than beside real ones alone answers every dark edge with a defect, and a
+comparison of the two measures that."""
 BATCH_OF_TEST = 16
 
 
@@ -47,7 +51,12 @@ class Lesson:
     def digest(self) -> str:
         """sha256 of all of it, the file's content in place of its name."""
         content = asdict(self) | {"encoder": self.encoder and sha256(self.encoder)}
-        content |= {"scales": SCALES, "brightness": BRIGHTNESS, "contrast": CONTRAST}
+        content |= {
+            "scales": SCALES,
+            "brightness": BRIGHTNESS,
+            "contrast": CONTRAST,
+            "shares": (GOOD, AROUND),
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -61,6 +70,7 @@ class Found:
 
 def learn(
     parts: Sequence[Pictures],
+    good: Pictures,
     classes: int,
     lesson: Lesson,
     seed: int,
@@ -69,10 +79,11 @@ def learn(
 ) -> nn.Module:
     """A segmenter of ``classes`` classes, trained on crops that are mirrored, scaled and lit otherwise at random.
 
-    Every crop is of any part with the same chance, so that many painted pairs do not crowd out a few real ones. Half
-    of the crops lie around a labelled pixel, of each class as often; the others anywhere in any picture. Cross
-    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects
-    as much as large ones.
+    A share of every batch is of ``good`` photographs, the same whatever else is learned from. Every other crop is of
+    any of the labelled ``parts`` with the same chance, so that many painted pairs do not crowd out a few real ones;
+    most lie around a labelled pixel, of each class as often, the others anywhere in any picture. Cross entropy and
+    soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as much as
+    large ones.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -84,7 +95,7 @@ def learn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.rate, lesson.steps)
     holding = [_holding(pictures) for pictures in parts]
     for step in range(lesson.steps):
-        x, y = _batch(parts, holding, lesson, rng)
+        x, y = _batch(parts, holding, good, lesson, rng)
         with device.precision():
             scores = network(x.to(device.device))
         heads = scores if isinstance(scores, list) else [scores]
@@ -120,6 +131,7 @@ def _holding(pictures: Pictures) -> list[NDArray[np.integer]]:
 def _batch(
     parts: Sequence[Pictures],
     holding: Sequence[list[NDArray[np.integer]]],
+    good: Pictures,
     lesson: Lesson,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -127,21 +139,34 @@ def _batch(
 
     ``holding`` are the pictures of each class, of every part.
     """
-    images, classes = [], []
+    crops = []
+    empty = round(GOOD * lesson.batch) if len(good) else 0
+    around = empty + round(AROUND * (lesson.batch - empty))
     for number in range(lesson.batch):
+        if number < empty:
+            crops.append(_crop(good, int(rng.integers(len(good))), lesson.crop, rng, around=False))
+            continue
         part = int(rng.integers(len(parts)))
         pictures, shown = parts[part], holding[part]
-        around = bool(shown) and number < lesson.batch // 2
-        candidates = shown[int(rng.integers(len(shown)))] if around else np.arange(len(pictures))
-        side = min(round(lesson.crop / np.exp(rng.uniform(*np.log(SCALES)))), pictures.classes.shape[1])
-        window = _window(pictures, int(rng.choice(candidates)), side, rng, around=around)
-        image, label = _scaled(pictures.images[window], pictures.classes[window], lesson.crop)
-        for axis in (0, 1):
-            if rng.random() < 0.5:
-                image, label = np.flip(image, axis), np.flip(label, axis)
-        images.append(_lit(image, rng))
-        classes.append(label)
-    return inputs(np.stack(images)), torch.from_numpy(np.stack(classes)).long()
+        near = bool(shown) and number < around
+        candidates = shown[int(rng.integers(len(shown)))] if near else np.arange(len(pictures))
+        crops.append(_crop(pictures, int(rng.choice(candidates)), lesson.crop, rng, around=near))
+    return inputs(np.stack([image for image, _ in crops])), torch.from_numpy(
+        np.stack([label for _, label in crops])
+    ).long()
+
+
+def _crop(
+    pictures: Pictures, number: int, crop: int, rng: np.random.Generator, *, around: bool
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A crop of a picture and its label, ``crop`` pixels a side: at a random scale, mirrored and in another light."""
+    side = min(round(crop / np.exp(rng.uniform(*np.log(SCALES)))), pictures.classes.shape[1])
+    window = _window(pictures, number, side, rng, around=around)
+    image, label = _scaled(pictures.images[window], pictures.classes[window], crop)
+    for axis in (0, 1):
+        if rng.random() < 0.5:
+            image, label = np.flip(image, axis), np.flip(label, axis)
+    return _lit(image, rng), label
 
 
 def _scaled(

@@ -1,7 +1,7 @@
 """Photographs and labels in memory, at the size a segmenter sees them."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +70,3 @@ def at_size(image: NDUint8, label: NDArray[np.bool_] | None, side: int) -> tuple
         return small, np.zeros((side, side), dtype=np.uint8)
     share = Image.fromarray(label.astype(np.float32)).resize((side, side), Image.Resampling.BOX)
     return small, (np.asarray(share) >= LABELLED).astype(np.uint8)
-
-
-def joined(parts: Sequence[Pictures]) -> Pictures:
-    """All pictures of several."""
-    return Pictures(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.classes for part in parts]),
-        [name for part in parts for name in part.names],
-    )

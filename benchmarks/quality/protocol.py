@@ -8,15 +8,15 @@ from stage_rt.engine import Engine
 
 from . import sources
 from .learning import Lesson
-from .pictures import Pictures, joined, load
+from .pictures import Pictures, load
 from .split import Split
 from .trials import Figures, Job, Opinion, Trials
 
 REAL = "real only"
-GOOD_A_REAL = 1.0
-"""Good photographs in the training set for each real pair."""
+MOST_GOOD = 1000
+"""Good photographs that segmenters learn from; of more, some between which the others lie."""
 ALONE = ("ours",)
-"""Sources that one segmenter also learns from without real pairs."""
+"""Sources that segmenters also learn from without real pairs."""
 PAINTING = 0.3
 """Share of an evaluation's time that painting is taken to be."""
 
@@ -72,7 +72,7 @@ def evaluate(
     """
     for name in plan.names:
         sources.check(name, plan.outside, split)
-    real, test = _real(split, plan.side)
+    real, good, test = _real(split, plan.side)
     painted, part = {}, PAINTING / max(len(plan.names), 1)
     for number, name in enumerate(plan.names):
 
@@ -80,7 +80,7 @@ def evaluate(
             progress(start + part * share, name)
 
         painted[name] = _pictures_of(name, split, engine, folder, plan, painting)
-    trials = Trials(folder / "cache", split.types, plan.lesson, test)
+    trials = Trials(folder / "cache", split.types, plan.lesson, good, test)
     lists = _lists(real, painted, plan.seeds)
     trials.train(
         [job for jobs in lists.values() for job in jobs],
@@ -94,24 +94,25 @@ def evaluate(
 
 def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[str, list[Job]]:
     """What the segmenters of every row learn."""
-    good = real.pick((real.classes == 0).all(axis=(1, 2)))
-    parts = {REAL: [real], **{f"with {name}": [real, pairs] for name, pairs in painted.items()}}
-    lists = {name: [Job(name, part, seed) for seed in range(seeds)] for name, part in parts.items()}
-    alone = {name: f"{name} alone" for name in painted if name in ALONE}
-    return lists | {row: [Job(row, [joined([good, painted[name]])], 0)] for name, row in alone.items()}
+    parts = {
+        REAL: [real],
+        **{f"with {name}": [real, pairs] for name, pairs in painted.items()},
+        **{f"{name} alone": [pairs] for name, pairs in painted.items() if name in ALONE},
+    }
+    return {name: [Job(name, part, seed) for seed in range(seeds)] for name, part in parts.items()}
 
 
-def _real(split: Split, side: int) -> tuple[Pictures, Pictures]:
-    """What every segmenter learns from, and what it is tested on; good photographs are among both."""
+def _real(split: Split, side: int) -> tuple[Pictures, Pictures, Pictures]:
+    """The labelled and the good photographs that segmenters learn from, and those of both kinds that test them."""
     numbers = {kind: n for n, kind in enumerate(split.types, start=1)}
     pairs = [(photo, mask, numbers[kind]) for kind in split.types for photo, mask in split.real[kind]]
-    count = min(round(GOOD_A_REAL * len(pairs)), len(split.good))
-    every = len(split.good) / count
-    good = [(split.good[int(n * every)], None, 0) for n in range(count)]
     tested = [(photo, mask, numbers[kind]) for kind in split.types for photo, mask in split.test[kind]]
-    return load([*pairs, *good], side), load(
-        [*tested, *((photo, None, 0) for photo in split.test_good)], side
-    )
+    good = split.good[:: -(-len(split.good) // MOST_GOOD)]
+
+    def empty(photos: Sequence[Path]) -> list[tuple[Path, None, int]]:
+        return [(photo, None, 0) for photo in photos]
+
+    return load(pairs, side), load(empty(good), side), load([*tested, *empty(split.test_good)], side)
 
 
 def _pictures_of(

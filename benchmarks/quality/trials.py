@@ -32,7 +32,7 @@ from .metrics import Counts, Scores
 from .pictures import Pictures
 from .segmenters import SEGMENTERS
 
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; another one is computed anew."""
 
 
@@ -65,11 +65,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Trials:
-    """What all segmenters of an evaluation share; ``folder`` is where results are kept."""
+    """What all segmenters of an evaluation share: ``good`` photographs, which all learn from too, and the ``test``.
+
+    ``folder`` is where results are kept.
+    """
 
     folder: Path
     types: list[str]
     lesson: Lesson
+    good: Pictures
     test: Pictures
     device: Device = field(default_factory=Device.best)
 
@@ -134,7 +138,7 @@ class Trials:
             "lesson": self.lesson.digest,
             "seed": job.seed,
             "types": self.types,
-            "learned": [part.digest for part in job.parts],
+            "learned": [part.digest for part in (*job.parts, self.good)],
             "tested": self.test.digest,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -143,7 +147,7 @@ class Trials:
     def learn(self, job: Job, progress: Callable[[float], None]) -> None:
         """Train one segmenter, test it and keep both."""
         path = self._path(job)
-        network = learn(job.parts, self._classes, self.lesson, job.seed, self.device, progress)
+        network = learn(job.parts, self.good, self._classes, self.lesson, job.seed, self.device, progress)
         found = find(network, self.test, self.device)
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
         scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import SegformerConfig, SegformerForImageClassification
 
 from stage_rt.errors import InputError
+from stage_rt.quality import learning
 from stage_rt.quality.learning import Lesson, find, learn
 from stage_rt.quality.metrics import confusion, iou
 from stage_rt.quality.pictures import Pictures
@@ -119,6 +120,32 @@ def test_a_lesson_with_an_encoder_is_another_one(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+def empty(levels: np.ndarray) -> Pictures:
+    return Pictures(levels.astype(np.uint8), np.zeros(levels.shape[:3], np.uint8), ["good"] * len(levels))
+
+
+def test_good_photographs_have_the_same_share_beside_real_pairs_and_beside_painted_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    red = empty(np.full((4, 32, 32, 3), (200, 0, 0)))
+    labelled = empty(np.full((9, 32, 32, 3), 128))
+    labelled.classes[:, 8:12, 8:12] = 1
+    seen: list[np.ndarray] = []
+    real = learning.inputs
+
+    def watched(images):
+        seen.append(images)
+        return real(images)
+
+    monkeypatch.setattr(learning, "inputs", watched)
+    for parts in ([labelled], [labelled, labelled, labelled]):
+        learn(parts, red, 2, Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
+    assert len(seen) == 6
+    for images in seen:
+        reds = images[..., 0].mean(axis=(1, 2)) > images[..., 1].mean(axis=(1, 2)) + 1
+        assert reds.sum() == 4
+
+
 def test_a_segmenter_learns_what_is_plain_to_see() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(90, 110, (24, 32, 32, 3)).astype(np.uint8)
@@ -129,7 +156,10 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
         images[n][classes[n] > 0] = (30, 220)[n % 2]
     pictures = Pictures(images, classes, [str(n) for n in range(24)])
     told: list[float] = []
-    network = learn([pictures], 3, Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append)
+    good = Pictures(
+        rng.integers(90, 110, (3, 32, 32, 3)).astype(np.uint8), np.zeros((3, 32, 32), np.uint8), ["", "", ""]
+    )
+    network = learn([pictures], good, 3, Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append)
     found = find(network, pictures, CPU)
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8
     assert found.anomaly[classes > 0].mean() > 0.8
