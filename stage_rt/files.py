@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -28,20 +28,28 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): sha256(folder / path) for path in inside(folder)}
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write or replace a file, making its folder first; a crash leaves the old content or the new."""
+def write_atomic(path: Path, content: bytes | Iterable[bytes], *, synced: bool = True) -> None:
+    """Write or replace a file, making its folder first; a crash leaves the old content or the new.
+
+    Args:
+        path: the file.
+        content: its bytes, or parts of them.
+        synced: wait for the disk; otherwise a machine that loses power may leave an empty file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _beside(path)
     try:
         with staged.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            file.writelines([content] if isinstance(content, bytes) else content)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         staged.replace(path)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    if synced:
+        _sync(path.parent)
 
 
 @contextmanager

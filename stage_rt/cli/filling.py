@@ -1,9 +1,10 @@
 """What ``stage-rt synth`` does once its options are a list of jobs, and what it says of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stage_rt.cli import console
+from stage_rt.cli.console import Stopped
 from stage_rt.cli.progress import watched_bar, watched_share
 from stage_rt.engine import Engine
 from stage_rt.errors import FailedSamplesError
@@ -11,17 +12,32 @@ from stage_rt.run.fill import Summary, fill
 from stage_rt.run.job import Job
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.plan import Notify
+from stage_rt.run.reject import NOTHING, Rejected
 from stage_rt.run.report import PAGE
+from stage_rt.run.watch import Recorder, recorded
+
+Listed = Mapping[str, Rejected]
 
 
-def fill_one(engine: Engine, job: Job, output: Path, notify: Notify, *, as_json: bool) -> None:
+def fill_one(
+    engine: Engine, job: Job, output: Path, notify: Notify, *, rejected: Listed = NOTHING, as_json: bool
+) -> None:
     """Paint one job into ``output`` and say what it came to.
 
     Raises:
         FailedSamplesError: some samples came out non-finite; the others are there.
     """
-    with watched_bar(job.count, "pairs") as (checking, progress):
-        summary = fill(engine, job, output, notify=notify, checking=checking, progress=progress)
+    with recorded(Stopped) as watch, watched_bar(job.count, "pairs") as (checking, progress):
+        summary = fill(
+            engine,
+            job,
+            output,
+            rejected=rejected,
+            watch=watch,
+            notify=_told(notify, watch),
+            checking=checking,
+            progress=progress,
+        )
     console.result(
         f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
@@ -31,12 +47,23 @@ def fill_one(engine: Engine, job: Job, output: Path, notify: Notify, *, as_json:
     _require_finite([summary], job.count)
 
 
-def fill_all(engine: Engine, asked: Sequence[Job], output: Path, notify: Notify, *, as_json: bool) -> None:
+def fill_all(
+    engine: Engine,
+    asked: Sequence[Job],
+    output: Path,
+    notify: Notify,
+    *,
+    rejected: Listed = NOTHING,
+    as_json: bool,
+) -> None:
     """`fill_one` for several types in one folder."""
     total = sum(job.count for job in asked)
-    with watched_bar(total, "pairs") as (checking, progress):
+    with recorded(Stopped) as watch, watched_bar(total, "pairs") as (checking, progress):
+        notify = _told(notify, watch)
         made = plans(engine, asked, notify=notify, progress=checking)
-        summaries = follow_all(engine, made, output, notify=notify, progress=progress)
+        summaries = follow_all(
+            engine, made, output, rejected=rejected, watch=watch, notify=notify, progress=progress
+        )
     pairs, written = (sum(getattr(one, name) for one in summaries.values()) for name in ("pairs", "written"))
     lines = [
         f"{name}: {one.pairs} pairs ({one.written} new), {_labels(one)}".rstrip(" ,\n")
@@ -62,6 +89,16 @@ def tell_outlook(engine: Engine, asked: Sequence[Job], notify: Notify, *, as_jso
         {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
         as_json=as_json,
     )
+
+
+def _told(notify: Notify, watch: Recorder) -> Notify:
+    """What tells the user and the log."""
+
+    def tell(notice: str) -> None:
+        notify(notice)
+        watch.notice(notice)
+
+    return tell
 
 
 def _duration(seconds: float) -> str:

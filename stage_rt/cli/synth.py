@@ -161,6 +161,22 @@ def synth(
             show_default="half of its brightest, if it is in shades",
         ),
     ] = None,
+    reject: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A list downloaded from the run's page: those pairs get their next attempt.",
+            show_default=False,
+        ),
+    ] = None,
+    on_finish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CMD",
+            help="Run this when all is over, or when it failed or was stopped (docs/night.md).",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes.
@@ -168,7 +184,9 @@ def synth(
     One type of defect by --prompt, or several at once by --type or --jobs; a larger --count goes on.
     """
     from stage_rt.cli.filling import fill_all, fill_one, tell_outlook
+    from stage_rt.cli.finish import finished
     from stage_rt.loading import load
+    from stage_rt.run.reject import read_list
 
     options = {
         "normals": normals,
@@ -189,16 +207,18 @@ def synth(
         "mask_class": mask_class,
         "mask_threshold": mask_threshold,
     }
-    entries = _entries(prompt or [], masks, types or [], jobs, options)
-    notify = partial(console.message, "notice")
-    loaded = load(engine, notify=notify)
-    asked = [entry.job(_batch(batch, loaded.spec, engine)) for entry in entries]
-    if dry_run:
-        tell_outlook(loaded, asked, notify, as_json=as_json)
-    elif types or jobs:
-        fill_all(loaded, asked, output, notify, as_json=as_json)
-    else:
-        fill_one(loaded, asked[0], output, notify, as_json=as_json)
+    with finished(None if dry_run else on_finish, output):
+        entries = _entries(prompt or [], masks, types or [], jobs, options)
+        rejected = read_list(reject) if reject else {}
+        notify = partial(console.message, "notice")
+        loaded = load(engine, notify=notify)
+        asked = [entry.job(_batch(batch, loaded.spec, engine)) for entry in entries]
+        if dry_run:
+            tell_outlook(loaded, asked, notify, as_json=as_json)
+        elif types or jobs:
+            fill_all(loaded, asked, output, notify, rejected=rejected, as_json=as_json)
+        else:
+            fill_one(loaded, asked[0], output, notify, rejected=rejected, as_json=as_json)
 
 
 def _entries(

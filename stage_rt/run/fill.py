@@ -1,19 +1,23 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.run import report
+from stage_rt.run import report, thumbnails
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, Place, open_run
 from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.publish import publish
 from stage_rt.run.quality import Stroke
+from stage_rt.run.reject import NOTHING, Rejected, check, mark
+from stage_rt.run.sample import Sample
+from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Batch, Painter, Result, finish, paint, prepare
-from stage_rt.run.writer import WriterThread, pair_paths, write_pair
+from stage_rt.run.writer import WriterThread, defect_type, pair_paths, write_pair
 from stage_rt.spec import ModelSpec, PairRecord
 
 STRANGE = 2.0
@@ -47,14 +51,18 @@ def fill(
     job: Job,
     folder: Path,
     *,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    watch: Watch = UNWATCHED,
     notify: Notify = lambda notice: None,
     checking: Progress = silent,
     progress: Progress = silent,
 ) -> Summary:
-    """Make every pair of ``job`` that ``folder`` does not hold yet, then the report.
+    """Make every pair of ``job`` that ``folder`` does not hold yet, then its report and what makes it a data set.
 
     Every file is checked before anything is written. Batches are fixed by index and a batch with a missing
     pair is painted whole, so the finished folder has the same bytes however often the run was cut off.
+    ``rejected`` are pairs whose image is to be replaced by another attempt (`stage_rt.run.reject`).
+    ``watch`` is told what happens.
     ``notify`` gets one sentence per thing the user should know. ``checking`` gets the share of the files that were
     checked, then ``progress`` the share of the run that is done; what they raise ends the run, which leaves no half
     pair, and nothing at all before painting begins.
@@ -63,17 +71,32 @@ def fill(
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
         RunError: ``folder`` holds something else, is damaged or in use.
     """
-    plan = make_plan(engine.spec, job, notify, checking)
-    return follow(engine, plan, Place.of(folder), notify=notify, progress=progress)
+    plan, place = make_plan(engine.spec, job, notify, checking), Place.of(folder)
+    check(rejected, [(plan, place)])
+    return follow(engine, plan, place, rejected=rejected, watch=watch, notify=notify, progress=progress)
 
 
-def follow(engine: Painter, plan: Plan, place: Place, *, notify: Notify, progress: Progress) -> Summary:
-    """`fill` for a plan that was made already."""
+def follow(
+    engine: Painter,
+    plan: Plan,
+    place: Place,
+    *,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    watch: Watch = UNWATCHED,
+    notify: Notify,
+    progress: Progress,
+) -> Summary:
+    """`fill` for a plan that was made already; of several types in one folder whoever fills it makes the report."""
     with open_run(place, plan.spec) as manifest:
-        written = _fill(engine, plan, place.data, manifest, notify, progress)
+        watch.open(place.data, {defect_type(plan.spec.prompt): plan.spec.count})
+        if asked := rejected.get(defect_type(plan.spec.prompt)):
+            marked = mark(manifest, asked)
+            notify(f"{marked} rejected pairs are painted again, {len(asked) - marked} were before")
+        written = _fill(engine, plan, place.data, manifest, watch, notify, progress)
         manifest.tidy([sample.index for sample in plan.samples])
         records = [manifest.records[sample.index] for sample in plan.samples]
-        report.write(place, plan.spec, records, [sample.normal for sample in plan.samples])
+        if place.data == place.ledger:
+            publish(place.data, [part(plan, place)], plan.normals)
     return Summary(
         pairs=sum(record.status == "ok" for record in records),
         written=written,
@@ -83,19 +106,32 @@ def follow(engine: Painter, plan: Plan, place: Place, *, notify: Notify, progres
         refilled=sum(record.attempts is not None for record in records),
         steps=plan.method.steps,
         fill=sorted(record.fill for record in records if record.fill is not None),
-        contact_sheet=place.ledger / report.CONTACT_SHEET,
-        report=place.ledger / report.PAGE,
+        contact_sheet=place.data / report.CONTACT_SHEET,
+        report=place.data / report.PAGE,
     )
 
 
+def part(plan: Plan, place: Place) -> report.Part:
+    """What a report is made from."""
+    return report.Part(place, plan.spec, [sample.normal for sample in plan.samples], plan.notices)
+
+
 def _fill(
-    engine: Painter, plan: Plan, folder: Path, manifest: Manifest, notify: Notify, progress: Progress
+    engine: Painter,
+    plan: Plan,
+    folder: Path,
+    manifest: Manifest,
+    watch: Watch,
+    notify: Notify,
+    progress: Progress,
 ) -> int:
     """Paint on this thread, finish and write on another; returns how many pairs are new."""
-    model, samples = engine.spec.model, plan.samples
+    model = engine.spec.model
+    samples = [_with_rejected(sample, manifest) for sample in plan.samples]
     missing = {s.index for s in samples if not manifest.done(s.index, folder, plan.planned(s))}
     done, count = len(samples) - len(missing), len(samples)
     strange = _Strange(model.round_trip, notify)
+    watch.begin(defect_type(plan.spec.prompt), done)
     progress(done / count)
     with WriterThread() as writer:
         for start in range(0, count, plan.together):
@@ -111,14 +147,19 @@ def _fill(
                 plan.method,
                 seed=plan.spec.seed,
                 size=plan.spec.batch,
-                progress=_watched(writer.check, share),
+                progress=watch.stepping(_watched(writer.check, share)),
             )
-            writer.start(partial(_write, plan, batch, strokes, wanted, model, folder, manifest))
+            writer.start(partial(_write, plan, batch, strokes, wanted, model, folder, manifest, watch))
             done += len(wanted)
             strange.look(manifest)
         progress(done / count)
     strange.look(manifest)
     return sum(manifest.records[index].status == "ok" for index in missing)
+
+
+def _with_rejected(sample: Sample, manifest: Manifest) -> Sample:
+    record = manifest.records.get(sample.index)
+    return replace(sample, rejected=tuple(record.rejected)) if record and record.rejected else sample
 
 
 class _Strange:
@@ -160,11 +201,15 @@ def _write(
     model: ModelSpec,
     folder: Path,
     manifest: Manifest,
+    watch: Watch,
 ) -> None:
     exact = plan.spec.region is not None
-    for result in finish(batch, strokes(), model, composited=plan.spec.composite, exact=exact):
+    results = finish(batch, strokes(), model, composited=plan.spec.composite, exact=exact)
+    for result in results:
         if result.sample.index in wanted:
-            manifest.append(_keep(plan, result, folder))
+            record = _keep(plan, result, folder)
+            manifest.append(record)
+            watch.add(defect_type(plan.spec.prompt), record)
 
 
 def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
@@ -178,13 +223,16 @@ def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
         regions=result.regions if result.regions > 1 else None,
         attempts=result.attempts if result.attempts > 1 else None,
         weak=True if spec.min_fill is not None and result.weakest < spec.min_fill else None,
+        rejected=list(sample.rejected) or None,
     )
+    image, mask = pair_paths(spec.prompt, sample.index)
     if result.image is None or result.figures is None:
+        _remove(folder, image, mask)
         return record
     if spec.strict and record.weak:
         reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
+        _remove(folder, image, mask)
         return record.model_copy(update={"status": "left out", "reason": reason})
-    image, mask = pair_paths(spec.prompt, sample.index)
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
     written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
     measured = {
@@ -193,5 +241,14 @@ def _keep(plan: Plan, result: Result, folder: Path) -> PairRecord:
         "contrast": round(result.figures.contrast, 2),
         "label_pixels": result.figures.label_pixels,
         "round_trip": round(result.round_trip, 1),
+        "box": result.box,
     }
-    return record.model_copy(update={"status": "ok", "reason": None, **written, **measured})
+    record = record.model_copy(update={"status": "ok", "reason": None, **written, **measured})
+    thumbnails.put(folder, defect_type(spec.prompt), record, result.thumbnail or b"")
+    return record
+
+
+def _remove(folder: Path, *paths: str) -> None:
+    """What was rejected does not stay where nothing takes its place."""
+    for path in paths:
+        (folder / path).unlink(missing_ok=True)

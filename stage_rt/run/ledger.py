@@ -16,13 +16,12 @@ from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError, StageError
 from stage_rt.files import sha256, staged_for, write_atomic
-from stage_rt.run.report import CONTACT_SHEET, LABELS, PAGE
 from stage_rt.run.writer import pair_paths
 from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 LOCK_FILE = ".lock"
-_OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE))))
+_OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE))))
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
 _CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}
