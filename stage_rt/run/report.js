@@ -314,7 +314,8 @@ function histograms() {
 }
 
 function times() {
-  const sittings = window.stageTimes ?? [];
+  // One in which nothing was left to do says nothing.
+  const sittings = (window.stageTimes ?? []).filter((one) => one.samples);
   const seconds = sittings.reduce((sum, one) => sum + one.seconds, 0), samples = sittings.reduce((sum, one) => sum + one.samples, 0);
   if (!samples) return;
   const end = new Date(new Date(sittings.at(-1).started).getTime() + 1000 * sittings.at(-1).seconds);

@@ -1,6 +1,7 @@
 """The page of a run in a browser, opened from disk: what is shown, and what a person does with it."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -242,6 +243,19 @@ def test_pairs_are_judged_by_keyboard_and_the_list_paints_them_again(show, tmp_p
     assert page.locator("#found").text_content().endswith("1 judged, 0 rejected")
     page.select_option(".bar [name=show]", "again")
     assert {f"{ODD} 0", f"{ODD} 3"} <= set(titles(page))
+
+
+def test_the_time_it_took_is_that_of_the_sittings_that_came_to_something(show, tmp_path):
+    job = Job(photographs(tmp_path / "n", 2), labels(tmp_path / "m", 2), "tile+hole", 2, 0, True, 4)
+    fill(FakeEngine(), job, tmp_path / "run")
+    sittings = [(3600, 900), (2400, 600), (5, 0)]
+    told = [
+        {"started": "2026-01-02T03:04:05+00:00", "seconds": time, "samples": count}
+        for time, count in sittings
+    ]
+    (tmp_path / "run/report/times.js").write_text(f"window.stageTimes = {json.dumps(told)};\n")
+    text = show(tmp_path / "run").locator("#times").text_content()
+    assert text.startswith(" · painted in 1 h 40 min at 2 times, 4.0 s a pair, until 1/2/2026, ")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
