@@ -25,6 +25,7 @@ from stage_rt.run.job import Job
 from stage_rt.run.ledger import Place, open_run
 from stage_rt.run.painters import Alone
 from stage_rt.run.plan import Plan, make_plan
+from stage_rt.run.watch import UNWATCHED
 from stage_rt.spec import EngineSpec, ModelSpec
 
 NORMALS, MASKS, BATCH = 200, 100, 8
@@ -124,7 +125,7 @@ def main(count: int, folder: Path) -> None:
     with open_run(Place.of(run), plan.spec) as manifest:
         checks.save()
         missing = _missing(plan, run, manifest, silent)
-        _fill(Alone(engine), plan, missing, run, manifest, lambda notice: None, watch)
+        _fill(Alone(engine), plan, missing, run, manifest, UNWATCHED, lambda notice: None, watch)
         manifest.tidy(plan.samples.numbers)
     del plan, manifest
     warm = found_again(engine, job, run)

@@ -6,6 +6,7 @@ a pair can be made again alone and a run can be resumed anywhere.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterable
 from typing import Protocol
@@ -17,7 +18,7 @@ from stage_rt import kernels
 from stage_rt.errors import InputError
 from stage_rt.kernels.reference import Draw
 
-__all__ = ["ATTEMPT_BITS", "REGION_BITS", "Draw", "NoiseSource", "PhiloxNoise", "stream"]
+__all__ = ["ATTEMPT_BITS", "REGION_BITS", "Draw", "NoiseSource", "PhiloxNoise", "reseeded", "stream"]
 
 Shape = tuple[int, ...]
 
@@ -43,6 +44,13 @@ def stream(sample: int, region: int = 0, attempt: int = 0) -> int:
             raise InputError(f"`{name}` must be from 0 to {(1 << bits) - 1}, not {value}")
         number |= value << shift
     return number
+
+
+def reseeded(seed: int, times: int) -> int:
+    """The seed of a sample's noise once what was painted was rejected so often: another for each, 0 the run's own."""
+    if not times:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {times}".encode()).digest()[:8], "little")
 
 
 class NoiseSource(Protocol):

@@ -305,17 +305,20 @@ class RunSpec(_Spec):
 class PairRecord(_Spec):
     """One line of ``manifest.jsonl``: a pair that was written, or a sample that failed or was left out, and why.
 
+    A sample that is ``rejected`` waits for its next attempt.
+
     ``index`` is the sample in the noise's streams, beside the run's ``seed``. ``normal`` and ``label`` are the names
     of the files the pair was made from, ``normal_sha256`` and ``label_sha256`` their contents; ``recipe`` is the name
     of the run's, ``steps`` its own. ``regions`` is how many squares it was painted in and ``attempts`` how often the
     one of them that took most, where more than once; ``weak`` is set where the best attempt filled less than was
     asked for. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of `stage_rt.images.labels.Figures`,
-    ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its regions; pairs of older releases lack
-    them.
+    ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its regions; ``box`` is the square (left,
+    top, right, bottom) that shows the largest defect. Pairs of older releases lack them. ``rejected`` are the sha256
+    of images that a person rejected, each of which was painted again.
     """
 
     index: int = Field(ge=0)
-    status: Literal["ok", "failed", "left out"]
+    status: Literal["ok", "failed", "left out", "rejected"]
     reason: str | None = None
     image: RelativePath | None = None
     mask: RelativePath | None = None
@@ -338,4 +341,6 @@ class PairRecord(_Spec):
     regions: int | None = None
     attempts: int | None = None
     weak: bool | None = None
+    box: tuple[int, int, int, int] | None = None
+    rejected: list[Sha256] | None = None
     latent_mask_cells: int

@@ -30,10 +30,10 @@ def demo(
     from stage_rt.errors import DatasetError
     from stage_rt.images import layouts
     from stage_rt.loading import load
-    from stage_rt.progress import portion
-    from stage_rt.run import report
-    from stage_rt.run.fill import fill
     from stage_rt.run.job import Job
+    from stage_rt.run.night import follow_all, plans
+    from stage_rt.run.painters import Alone
+    from stage_rt.run.report import CONTACT_SHEET, PAGE
     from stage_rt.run.writer import defect_type
 
     inputs = model / "inputs"
@@ -60,15 +60,9 @@ def demo(
         for prompt in engine.prompts
         if (masks := layouts.masks(inputs / "masks" / defect_type(prompt)))
     ]
-    total, done, summaries = sum(job.count for job in jobs), 0, []
-    with watched_bar(lambda: total, "pairs") as (_, progress):
-        for job in jobs:
-            share = portion(progress, done / total, (done + job.count) / total)
-            summaries.append(
-                fill(engine, job, output / defect_type(job.prompt), notify=notify, progress=share)
-            )
-            done += job.count
-    sheet = output / report.CONTACT_SHEET
-    report.stack([summary.contact_sheet for summary in summaries], sheet)
-    pairs = sum(summary.pairs for summary in summaries)
-    typer.echo(f"{pairs} pairs in `{output}`\ncontact sheet `{sheet}`")
+    total, run = sum(job.count for job in jobs), output / "run"
+    with watched_bar(lambda: total, "pairs") as (checking, progress):
+        made = plans(engine.spec, jobs, notify=notify, progress=checking)
+        summaries = follow_all(Alone(engine), made, run, notify=notify, progress=progress)
+    pairs = sum(summary.pairs for summary in summaries.values())
+    typer.echo(f"{pairs} pairs in `{run}`\ncontact sheet `{run / CONTACT_SHEET}`\npage `{run / PAGE}`")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stage_rt.cli import console
+from stage_rt.cli.console import Stopped
 from stage_rt.cli.progress import watched_bar, watched_share
 from stage_rt.errors import FailedSamplesError
 from stage_rt.progress import portion
@@ -14,16 +15,37 @@ from stage_rt.run.ledger import Place
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.reject import NOTHING, Rejected, check
 from stage_rt.run.report import PAGE
 from stage_rt.run.shards import take
+from stage_rt.run.watch import Recorder, recorded
 from stage_rt.run.workers import Painter
 
 Part = tuple[int, int] | None
 """Number and count of shards, if it is one that is painted."""
+Listed = Mapping[str, Rejected]
+
+
+def telling(watch: Recorder) -> Notify:
+    """What tells the user and the log."""
+
+    def tell(notice: str) -> None:
+        console.message("notice", notice)
+        watch.notice(notice)
+
+    return tell
 
 
 def fill_one(
-    painters: Painters, job: Job, part: Part, output: Path, notify: Notify, *, as_json: bool
+    painters: Painters,
+    job: Job,
+    part: Part,
+    output: Path,
+    watch: Recorder,
+    notify: Notify,
+    *,
+    rejected: Listed = NOTHING,
+    as_json: bool,
 ) -> None:
     """Paint one job into ``output``, or a part of it, and say what it came to.
 
@@ -31,15 +53,19 @@ def fill_one(
         FailedSamplesError: as `tell_one`.
     """
     made: list[Plan] = []
-    with watched_bar(lambda: _count(made), "pairs") as (checking, progress):
+    with recorded(watch, Stopped), watched_bar(lambda: _count(made), "pairs") as (checking, progress):
         checks = Checks(output / CHECKS_FILE)
         files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
         made = _parts([make_plan(painters.spec, job, notify, files, checks)], part)
+        place = Place.of(output)
+        check(rejected, [(made[0], place)])
         summary = follow(
             painters,
             made[0],
-            Place.of(output),
+            place,
             checks=checks,
+            rejected=rejected,
+            watch=watch,
             notify=notify,
             checking=pairs,
             progress=progress,
@@ -48,14 +74,31 @@ def fill_one(
 
 
 def fill_all(
-    painters: Painters, asked: Sequence[Job], part: Part, output: Path, notify: Notify, *, as_json: bool
+    painters: Painters,
+    asked: Sequence[Job],
+    part: Part,
+    output: Path,
+    watch: Recorder,
+    notify: Notify,
+    *,
+    rejected: Listed = NOTHING,
+    as_json: bool,
 ) -> None:
     """`fill_one` for several types in one folder."""
     made: list[Plan] = []
-    with watched_bar(lambda: _count(made), "pairs") as (checking, progress):
+    with recorded(watch, Stopped), watched_bar(lambda: _count(made), "pairs") as (checking, progress):
         checks = Checks(output / CHECKS_FILE)
         made = _parts(plans(painters.spec, asked, notify=notify, progress=checking, checks=checks), part)
-        summaries = follow_all(painters, made, output, checks=checks, notify=notify, progress=progress)
+        summaries = follow_all(
+            painters,
+            made,
+            output,
+            checks=checks,
+            rejected=rejected,
+            watch=watch,
+            notify=notify,
+            progress=progress,
+        )
     tell_all(summaries, output, as_json=as_json)
 
 

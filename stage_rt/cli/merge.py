@@ -14,9 +14,7 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")],
     normals: Annotated[
         list[Path],
-        typer.Option(
-            metavar="DIR", help="Photographs that were painted into, for the report; may be given again."
-        ),
+        typer.Option(metavar="DIR", help="Photographs that the parts were given; may be given again."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

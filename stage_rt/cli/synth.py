@@ -1,12 +1,10 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stage_rt.cli import console
 from stage_rt.names import RecipeName, SamplerName, ViewName
 
 if TYPE_CHECKING:
@@ -204,16 +202,35 @@ def synth(
             show_default="all",
         ),
     ] = None,
+    reject: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A list downloaded from the run's page: those pairs get their next attempt.",
+            show_default=False,
+        ),
+    ] = None,
+    on_finish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CMD",
+            help="Run this when all is over, or when it failed or was stopped (docs/night.md).",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes.
 
     One type of defect by --prompt, or several at once by --type or --jobs; a larger --count goes on.
     """
-    from stage_rt.cli.filling import fill_all, fill_one, tell_outlook
+    from stage_rt.cli.filling import fill_all, fill_one, tell_outlook, telling
+    from stage_rt.cli.finish import finished
     from stage_rt.cli.painting import Hands, painters
     from stage_rt.run.painters import Alone
+    from stage_rt.run.reject import read_list
     from stage_rt.run.shards import parse
+    from stage_rt.run.watch import Recorder
 
     options = {
         "normals": normals,
@@ -235,18 +252,21 @@ def synth(
         "mask_class": mask_class,
         "mask_threshold": mask_threshold,
     }
-    entries = _entries(prompt or [], masks, types or [], jobs, options)
-    notify = partial(console.message, "notice")
-    part = parse(shard) if shard else None
-    who = Hands() if dry_run else Hands(workers, devices, ray)
-    with painters(engine, who, notify) as hands:
-        asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
-        if isinstance(hands, Alone) and dry_run:
-            tell_outlook(hands.engine, asked, part, notify, as_json=as_json)
-        elif types or jobs:
-            fill_all(hands, asked, part, output, notify, as_json=as_json)
-        else:
-            fill_one(hands, asked[0], part, output, notify, as_json=as_json)
+    with finished(None if dry_run else on_finish, output):
+        entries = _entries(prompt or [], masks, types or [], jobs, options)
+        rejected = read_list(reject) if reject else {}
+        watch = Recorder()
+        notify = telling(watch)
+        part = parse(shard) if shard else None
+        who = Hands() if dry_run else Hands(workers, devices, ray)
+        with painters(engine, who, notify) as hands:
+            asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
+            if isinstance(hands, Alone) and dry_run:
+                tell_outlook(hands.engine, asked, part, notify, as_json=as_json)
+            elif types or jobs:
+                fill_all(hands, asked, part, output, watch, notify, rejected=rejected, as_json=as_json)
+            else:
+                fill_one(hands, asked[0], part, output, watch, notify, rejected=rejected, as_json=as_json)
 
 
 def _entries(

@@ -12,7 +12,8 @@ from stage_rt.packs.runs import FinishedRun, opened, places
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.fill import Summary, conclude
 from stage_rt.run.ledger import Manifest, Place, describe, line_of
-from stage_rt.run.night import overview
+from stage_rt.run.publish import publish
+from stage_rt.run.report import Part
 from stage_rt.run.sample import readable
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord
 
@@ -38,14 +39,15 @@ def merge(
         staged = stack.enter_context(staged_folder(folder))
         types = _by_type(found)
         total, done, summaries = sum(len(parts[0].every) for parts in types), 0, {}
+        joined = []
         for parts in types:
             spec = parts[0].spec
             place = Place(staged, staged / parts[0].ledger.relative_to(parts[0].folder))
             share = portion(progress, done / total, (done + spec.count) / total)
-            summaries[spec.prompt] = _join(parts, photographs, place, share)
+            summaries[spec.prompt], part = _join(parts, photographs, place, share)
+            joined.append(part)
             done += spec.count
-        if any(parts[0].ledger != parts[0].folder for parts in types):
-            overview(staged, summaries)
+        publish(staged, joined, photographs.every)
     return {prompt: _moved(summary, staged, folder) for prompt, summary in summaries.items()}
 
 
@@ -100,7 +102,7 @@ def _in_order(parts: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 def _join(
     parts: Sequence[FinishedRun], photographs: "_Photographs", place: Place, progress: Progress
-) -> Summary:
+) -> tuple[Summary, Part]:
     spec = parts[0].spec.model_copy(update={"shard": None})
     shown: list[Path] = []
 
@@ -117,7 +119,7 @@ def _join(
     write_atomic(place.ledger / RUN_FILE, describe(spec))
     write_atomic(place.ledger / MANIFEST_FILE, lines())
     manifest = Manifest(place.ledger / MANIFEST_FILE, spec.prompt)
-    return conclude(spec, range(spec.count), shown, manifest, place, written=0)
+    return conclude(spec, range(spec.count), manifest, place, written=0), Part(place, spec, shown)
 
 
 def _records(parts: Sequence[FinishedRun]) -> Iterator[tuple[PairRecord, FinishedRun]]:
@@ -137,10 +139,10 @@ class _Photographs:
     """The photographs of folders by name and content, each read when it is asked for."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
+        self.every = [path for folder in folders for path in layouts.normals(folder)]
         self._named: dict[str, list[Path]] = {}
-        for folder in folders:
-            for path in layouts.normals(folder):
-                self._named.setdefault(readable(path), []).append(path)
+        for path in self.every:
+            self._named.setdefault(readable(path), []).append(path)
         self._folders = ", ".join(f"`{folder}`" for folder in folders)
         self._digests: dict[Path, str] = {}
 

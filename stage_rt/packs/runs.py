@@ -49,7 +49,7 @@ class FinishedRun:
             RunError: a line of the manifest is damaged, or the run is not finished.
         """
         path, every = self.ledger / MANIFEST_FILE, self.every
-        done = 0
+        done, again = 0, set()
         with path.open("rb") if path.is_file() else open(os.devnull, "rb") as lines:
             for number, line in enumerate(lines):
                 try:
@@ -61,10 +61,15 @@ class FinishedRun:
                     raise RunError(
                         f"`{path}` is damaged in line {number + 1}", f"delete that line and {AGAIN}"
                     ) from damage
-                if number >= len(every) or record.index != every[number]:
+                if number >= len(every):
+                    # Of a pair that was rejected, or failed, whose next attempt is not over.
+                    again.add(record.index)
+                    continue
+                if record.index != every[number]:
                     break
                 yield record
                 done += 1
+        done -= len(again)
         if done != len(every):
             raise RunError(
                 f"`{self.ledger}` is not finished ({done} of {len(every)} samples)", f"{AGAIN} to go on"

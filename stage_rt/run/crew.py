@@ -124,6 +124,11 @@ class Crew:
         """What the engine was compiled for."""
         return self._spec
 
+    @property
+    def stepwise(self) -> bool:
+        """See `Painters`; what is told is of all workers at once, a few times a second."""
+        return False
+
     def __enter__(self) -> Self:
         return self
 

@@ -1,23 +1,26 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.progress import Progress, counted, portion, silent
-from stage_rt.run import report
+from stage_rt.run import report, thumbnails
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, Place, open_run
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.publish import publish
+from stage_rt.run.reject import NOTHING, Rejected, check, mark
+from stage_rt.run.sample import Sample
+from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Painter, Result, Task
-from stage_rt.run.writer import pair_paths, write_pair
+from stage_rt.run.writer import defect_type, pair_paths, write_pair
 from stage_rt.samplers import steps_of
 from stage_rt.spec import PairRecord, RunSpec
 
@@ -52,14 +55,18 @@ def fill(
     job: Job,
     folder: Path,
     *,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    watch: Watch = UNWATCHED,
     notify: Notify = lambda notice: None,
     checking: Progress = silent,
     progress: Progress = silent,
 ) -> Summary:
-    """Make every pair of ``job`` that ``folder`` does not hold yet, then the report.
+    """Make every pair of ``job`` that ``folder`` does not hold yet, then its report and what makes it a data set.
 
     Every file is checked before anything is written. Batches are fixed by index and a batch with a missing
     pair is painted whole, so the finished folder has the same bytes however often the run was cut off.
+    ``rejected`` are pairs whose image is to be replaced by another attempt (`stage_rt.run.reject`).
+    ``watch`` is told what happens.
     ``notify`` gets one sentence per thing the user should know. ``checking`` gets the share of the files that were
     checked, then ``progress`` the share of the run that is done; what they raise ends the run, which leaves no half
     pair, and nothing at all before painting begins.
@@ -70,9 +77,19 @@ def fill(
     """
     checks = Checks(folder / CHECKS_FILE)
     files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
-    plan = make_plan(engine.spec, job, notify, files, checks)
-    place, painters = Place.of(folder), Alone(engine)
-    return follow(painters, plan, place, checks=checks, notify=notify, checking=pairs, progress=progress)
+    plan, place = make_plan(engine.spec, job, notify, files, checks), Place.of(folder)
+    check(rejected, [(plan, place)])
+    return follow(
+        Alone(engine),
+        plan,
+        place,
+        checks=checks,
+        rejected=rejected,
+        watch=watch,
+        notify=notify,
+        checking=pairs,
+        progress=progress,
+    )
 
 
 def follow(
@@ -81,39 +98,47 @@ def follow(
     place: Place,
     *,
     checks: Checks | None = None,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    watch: Watch = UNWATCHED,
     notify: Notify,
     checking: Progress = silent,
     progress: Progress,
 ) -> Summary:
-    """`fill` for a plan that was made already; ``checks`` are kept once the folder is the run's.
+    """`fill` for a plan that was made already; of several types in one folder whoever fills it makes the report.
 
-    ``checking`` gets the share of the samples of which it is known whether they are done.
+    ``checks`` are kept once the folder is the run's. ``checking`` gets the share of the samples of which it is known
+    whether they are done.
     """
+    kind = defect_type(plan.spec.prompt)
     with open_run(place, plan.spec) as manifest:
         if checks:
             checks.save()
+        watch.open(place.data, {kind: len(plan.samples)})
+        if asked := rejected.get(kind):
+            marked = mark(manifest, asked)
+            notify(f"{marked} rejected pairs are painted again, {len(asked) - marked} were before")
         missing = _missing(plan, place.data, manifest, checking)
-        written = _fill(painters, plan, missing, place.data, manifest, notify, progress)
-        normals = [sample.normal for sample in plan.samples]
-        return conclude(plan.spec, plan.samples.numbers, normals, manifest, place, written=written)
+        written = _fill(painters, plan, missing, place.data, manifest, watch, notify, progress)
+        summary = conclude(plan.spec, plan.samples.numbers, manifest, place, written=written)
+        if place.data == place.ledger:
+            publish(place.data, [part(plan, place)], plan.normals)
+    return summary
 
 
 def conclude(
     spec: RunSpec,
     indices: Sequence[int] | NDArray[np.int64],
-    normals: Sequence[Path],
     manifest: Manifest,
     place: Place,
     *,
     written: int,
 ) -> Summary:
-    """Tidy the manifest of a run whose samples all have a line, and write the report.
+    """Tidy the manifest of a run whose samples ``indices`` all have a line, and sum it up.
 
-    ``normals[k]`` is the photograph of sample ``indices[k]``, ``written`` how many pairs are new.
+    ``written`` is how many pairs are new.
     """
     manifest.tidy(indices)
     records = [manifest.records[int(index)] for index in indices]
-    report.write(place, spec, records, normals)
     return Summary(
         pairs=sum(record.status == "ok" for record in records),
         written=written,
@@ -123,9 +148,14 @@ def conclude(
         refilled=sum(record.attempts is not None for record in records),
         steps=steps_of(spec.sampler, spec.recipe, spec.steps),
         fill=sorted(record.fill for record in records if record.fill is not None),
-        contact_sheet=place.ledger / report.CONTACT_SHEET,
-        report=place.ledger / report.PAGE,
+        contact_sheet=place.data / report.CONTACT_SHEET,
+        report=place.data / report.PAGE,
     )
+
+
+def part(plan: Plan, place: Place) -> report.Part:
+    """What a report is made from."""
+    return report.Part(place, plan.spec, [sample.normal for sample in plan.samples], plan.notices)
 
 
 def _missing(plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> NDArray[np.bool_]:
@@ -141,11 +171,12 @@ def _fill(
     missing: NDArray[np.bool_],
     folder: Path,
     manifest: Manifest,
+    watch: Watch,
     notify: Notify,
     progress: Progress,
 ) -> int:
     """Have everything painted that is missing, and write it; returns how many pairs are new."""
-    wanted = int(missing.sum())
+    wanted, kind = int(missing.sum()), defect_type(plan.spec.prompt)
     strange = _Strange(painters.spec.model.round_trip, notify)
     written = 0
 
@@ -155,34 +186,42 @@ def _fill(
         records = []
         for result in results:
             if result.index in task.wanted:
-                planned = plan.planned(samples[result.index])
-                records.append(_written(plan.spec, planned, result, folder))
+                sample = samples[result.index]
+                records.append(_written(plan, sample, result, folder))
                 manifest.append(records[-1])
                 if records[-1].status != "failed":
-                    manifest.seal(result.index, folder, planned)
+                    manifest.seal(result.index, folder, plan.planned(sample))
+                watch.add(kind, records[-1])
                 written += records[-1].status == "ok"
         strange.look(records)
 
+    watch.begin(kind, len(missing) - wanted)
     rest = portion(progress, 1 - wanted / max(len(missing), 1), 1.0)
     rest(0.0)
     if wanted:
-        painters.work(_tasks(plan, missing), wanted, keep, rest)
+        seen = watch.stepping(rest, steps=painters.stepwise)
+        painters.work(_tasks(plan, missing, manifest), wanted, keep, seen)
         rest(1.0)
     strange.look([manifest.records[int(number)] for number in plan.samples.numbers[: plan.together]])
     return written
 
 
-def _tasks(plan: Plan, missing: NDArray[np.bool_]) -> Iterator[Task]:
+def _tasks(plan: Plan, missing: NDArray[np.bool_], manifest: Manifest) -> Iterator[Task]:
     """The batches that something is missing of, each whole."""
     for start in range(0, len(plan.samples), plan.together):
         part = slice(start, start + plan.together)
         if missing[part].any():
-            samples = list(plan.samples[part])
+            samples = [_with_rejected(sample, manifest) for sample in plan.samples[part]]
             wanted = frozenset(
                 sample.index for sample, lacks in zip(samples, missing[part], strict=True) if lacks
             )
             spec = plan.spec
             yield Task(samples, wanted, plan.method, spec.seed, spec.batch, spec.composite)
+
+
+def _with_rejected(sample: Sample, manifest: Manifest) -> Sample:
+    record = manifest.records.get(sample.index)
+    return replace(sample, rejected=tuple(record.rejected)) if record and record.rejected else sample
 
 
 class _Strange:
@@ -205,24 +244,28 @@ class _Strange:
         self._familiar = None
 
 
-def _written(spec: RunSpec, planned: Mapping[str, Any], result: Result, folder: Path) -> PairRecord:
+def _written(plan: Plan, sample: Sample, result: Result, folder: Path) -> PairRecord:
     """The record of a result, whose files were written if it is to be kept."""
+    spec = plan.spec
     record = PairRecord(
         index=result.index,
         status="failed",
         reason=NON_FINITE,
-        **planned,
+        **plan.planned(sample),
         latent_mask_cells=result.latent_mask_cells,
         regions=result.regions if result.regions > 1 else None,
         attempts=result.attempts if result.attempts > 1 else None,
         weak=True if spec.min_fill is not None and result.weakest < spec.min_fill else None,
+        rejected=list(sample.rejected) or None,
     )
+    image, mask = pair_paths(spec.prompt, sample.index)
     if result.image is None or result.figures is None:
+        _remove(folder, image, mask)
         return record
     if spec.strict and record.weak:
         reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
+        _remove(folder, image, mask)
         return record.model_copy(update={"status": "left out", "reason": reason})
-    image, mask = pair_paths(spec.prompt, result.index)
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)
     written = {"image": image, "mask": mask, "image_sha256": image_sha256, "mask_sha256": mask_sha256}
     measured = {
@@ -231,5 +274,14 @@ def _written(spec: RunSpec, planned: Mapping[str, Any], result: Result, folder: 
         "contrast": round(result.figures.contrast, 2),
         "label_pixels": result.figures.label_pixels,
         "round_trip": round(result.round_trip, 1),
+        "box": result.box,
     }
-    return record.model_copy(update={"status": "ok", "reason": None, **written, **measured})
+    record = record.model_copy(update={"status": "ok", "reason": None, **written, **measured})
+    thumbnails.put(folder, defect_type(spec.prompt), record, result.thumbnail or b"")
+    return record
+
+
+def _remove(folder: Path, *paths: str) -> None:
+    """What was rejected does not stay where nothing takes its place."""
+    for path in paths:
+        (folder / path).unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from stage_rt.files import sha256, staged_for, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.index import INDEX_FILE, Index
-from stage_rt.run.report import CONTACT_SHEET, LABELS, PAGE
 from stage_rt.run.writer import pair_paths
 from stage_rt.samplers import steps_of
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
@@ -29,9 +28,7 @@ from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 LOCK_FILE = ".lock"
 INDEXED = 50_000
 """Lines after which the index is written; what a crash loses of it is read again from the manifest."""
-_OWN = re.compile(
-    "|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, CONTACT_SHEET, LABELS, PAGE, INDEX_FILE, CHECKS_FILE)))
-)
+_OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, INDEX_FILE, CHECKS_FILE))))
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
 _CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}

@@ -3,22 +3,24 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 
 import numpy as np
 
 from stage_rt.errors import RunError, StageError
-from stage_rt.files import write_atomic
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.run import report
 from stage_rt.run.checks import Checks
-from stage_rt.run.fill import Summary, follow
+from stage_rt.run.fill import Summary, follow, part
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Place, claim, disk_failures, locked_run
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.publish import publish
+from stage_rt.run.reject import NOTHING, Rejected, check
+from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Painter, Piece, prepare
 from stage_rt.run.writer import defect_type
 from stage_rt.spec import RUN_FILE, EngineSpec
@@ -69,10 +71,14 @@ def follow_all(
     folder: Path,
     *,
     checks: Checks | None = None,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    watch: Watch = UNWATCHED,
     notify: Notify,
     progress: Progress,
 ) -> dict[str, Summary]:
     """Paint every plan into ``folder``, one type after the other; what each came to, by its prompt.
+
+    ``rejected`` are pairs by their type whose image is to be replaced. ``watch`` is told what happens.
 
     The same plans again resume. A type that was added later is painted beside the others.
 
@@ -84,28 +90,29 @@ def follow_all(
         raise RunError(
             f"`{folder}` holds a run of one type: give another `-o`, or its own options to go on with it"
         )
+    check(rejected, [(plan, _place(folder, plan)) for plan in made])
     claim(folder, TYPES)
     total, done, summaries = sum(plan.spec.count for plan in made), 0, {}
     with disk_failures(folder), locked_run(folder):
         if checks:
             checks.save()
         (folder / TYPES).mkdir(exist_ok=True)
+        watch.open(folder, {defect_type(plan.spec.prompt): len(plan.samples) for plan in made})
         for plan in made:
             share = portion(progress, done / total, (done + plan.spec.count) / total)
-            place = Place(folder, folder / TYPES / defect_type(plan.spec.prompt))
+            told = _of(plan.spec.prompt, notify)
+            place = _place(folder, plan)
             summaries[plan.spec.prompt] = follow(
-                painters, plan, place, notify=_of(plan.spec.prompt, notify), progress=share
+                painters, plan, place, rejected=rejected, watch=watch, notify=told, progress=share
             )
             done += plan.spec.count
-        overview(folder, summaries)
+        parts = [part(plan, _place(folder, plan)) for plan in made]
+        publish(folder, parts, chain.from_iterable(plan.normals for plan in made))
     return summaries
 
 
-def overview(folder: Path, summaries: Mapping[str, Summary]) -> None:
-    """Write the page and the contact sheet of all types of a folder, in the order of their names."""
-    summaries = dict(sorted(summaries.items()))
-    report.stack([summary.contact_sheet for summary in summaries.values()], folder / report.CONTACT_SHEET)
-    write_atomic(folder / report.PAGE, report.overview(folder, summaries).encode())
+def _place(folder: Path, plan: Plan) -> Place:
+    return Place(folder, folder / TYPES / defect_type(plan.spec.prompt))
 
 
 def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:

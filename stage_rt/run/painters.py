@@ -20,6 +20,10 @@ class Painters(Protocol):
     def spec(self) -> EngineSpec:
         """What the engine was compiled for."""
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether ``progress`` is told of every step of the loop, as it is taken."""
+
     def work(self, tasks: Iterator[Task], total: int, keep: Keep, progress: Progress) -> None:
         """Paint every task and hand its results to ``keep``.
 
@@ -43,6 +47,11 @@ class Alone:
     def spec(self) -> EngineSpec:
         """See `Painters`."""
         return self.engine.spec
+
+    @property
+    def stepwise(self) -> bool:
+        """See `Painters`."""
+        return True
 
     def work(self, tasks: Iterator[Task], total: int, keep: Keep, progress: Progress) -> None:
         """See `Painters`."""

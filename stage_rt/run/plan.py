@@ -45,7 +45,7 @@ class Plan:
     """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down.
 
     ``together`` samples are read, painted and written at a time. ``digests`` are the sha256 of all files that are
-    used.
+    used. ``normals`` are all photographs, used or not, ``notices`` what was told of the files.
     """
 
     method: Method
@@ -53,6 +53,8 @@ class Plan:
     together: int
     spec: RunSpec
     digests: Mapping[Path, str]
+    normals: Sequence[Path] = ()
+    notices: Sequence[str] = ()
 
     def planned(self, sample: Sample) -> dict[str, Any]:
         """What the record of a sample holds whatever is painted."""
@@ -82,7 +84,8 @@ def make_plan(
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
     """
-    method, checks = resolve(job, engine.model), checks or Checks()
+    method, checks, notices = resolve(job, engine.model), checks or Checks(), list[str]()
+    notify = _noted(notify, notices)
     if job.view is not None and (method.region is None) != (engine.model.region is None):
         trained = "squares around defects" if engine.model.region else "whole photographs"
         notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
@@ -129,7 +132,18 @@ def make_plan(
         objects=files_digest({path: _header(checks, path) for path in job.objects}) if job.objects else None,
         masks=files_digest(masks),
     )
-    return Plan(method, samples, _together(used.largest, job.batch, method.region), spec, digests)
+    together = _together(used.largest, job.batch, method.region)
+    return Plan(method, samples, together, spec, digests, list(photographs.headers), notices)
+
+
+def _noted(notify: Notify, notices: list[str]) -> Notify:
+    """``notify`` that keeps what it tells."""
+
+    def noted(notice: str) -> None:
+        notices.append(notice)
+        notify(notice)
+
+    return noted
 
 
 def _header(checks: Checks, path: Path, error: type[InputError] = ImageError) -> Header:

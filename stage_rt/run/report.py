@@ -1,173 +1,231 @@
-"""What a run looks like: a contact sheet and one page beside it, the same bytes for the same run."""
+"""What a run looks like: a page to judge its pairs by, from disk and without a network, and a contact sheet.
 
-import os
-from collections.abc import Mapping, Sequence
+The same run gives the same bytes. Pairs go through memory one at a time, whatever their number.
+"""
+
+import hashlib
+import io
+import json
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image
 
 from stage_rt.errors import printable
-from stage_rt.files import write_atomic
+from stage_rt.files import staged_for, write_atomic
 from stage_rt.images.inputs import read_image
-from stage_rt.run.label_sheet import label_sheet
-from stage_rt.run.writer import png
-from stage_rt.spec import PairRecord, RegionView, RunSpec
+from stage_rt.images.regions import regions
+from stage_rt.run import thumbnails
+from stage_rt.run.contact_sheet import Group, contact_sheet, spread
+from stage_rt.run.ledger import Place, read_line
+from stage_rt.run.writer import defect_type
+from stage_rt.spec import MANIFEST_FILE, PairRecord, RunSpec
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from stage_rt.run.fill import Summary
-    from stage_rt.run.ledger import Place
+FOLDER = "report"
+PAGE = f"{FOLDER}/index.html"
+CONTACT_SHEET = f"{FOLDER}/contact_sheet.jpg"
+TOLD = 200
+"""How many samples that failed, and that were left out, the page lists of a type."""
+LISTED = 16
+"""Digits of an image's digest that a list of rejected pairs names it by."""
 
-CONTACT_SHEET = "contact_sheet.png"
-LABELS = "labels.png"
-PAGE = "report.html"
-MAX_SHOWN = 12
-_TEMPLATE, _OVERVIEW = (Path(__file__).with_name(name) for name in ("report.html.j2", "overview.html.j2"))
-
-# Of the contact sheet, in pixels.
-_CELL = 176
-_GAP = 6
-_CAPTION = 20
-_MARGIN = 28
-_TITLE = 34
-_GROUPS = 2
-_PAPER, _CARD, _INK, _FAINT = (250, 250, 248), (232, 232, 229), (28, 28, 30), (120, 120, 124)
+_HERE = Path(__file__).parent
+_SCRIPTS = ("report.css", "report.js")
+_PAIRS = re.compile(r"pairs-\d+\.js")
+_OLDER = ("report.html", "contact_sheet.png", "labels.png")
+_SHEET_QUALITY = 92
 
 
-def write(place: "Place", spec: RunSpec, records: Sequence[PairRecord], normals: Sequence[Path]) -> None:
-    """Write the contact sheet and the page of a run; ``normals[k]`` is the photograph of ``records[k]``."""
-    data, folder = place
-    shown = [n for n, record in enumerate(records) if record.status == "ok"]
-    shown = (
-        [shown[k * len(shown) // MAX_SHOWN] for k in range(MAX_SHOWN)] if len(shown) > MAX_SHOWN else shown
-    )
-    sheet = _sheet(data, spec.prompt, [(records[n], normals[n]) for n in shown])
-    _write_png(folder / CONTACT_SHEET, sheet)
-    labels_size = _write_labels(place, records, normals, spec.region)
-    up = Path(os.path.relpath(data, folder)).as_posix()
-    write_atomic(folder / PAGE, _page(spec, records, sheet.size, labels_size, up).encode())
+@dataclass(frozen=True)
+class Part:
+    """A run of one type whose samples are all done: ``photographs[k]`` is that of line ``k`` of its manifest.
+
+    ``notices`` is what was told of its files before it began.
+    """
+
+    place: Place
+    spec: RunSpec
+    photographs: Sequence[Path]
+    notices: Sequence[str] = ()
+
+    @property
+    def kind(self) -> str:
+        """The defect type of its pairs."""
+        return defect_type(self.spec.prompt)
+
+    @property
+    def key(self) -> str:
+        """What a reader's marks are kept under: the same for as long as the run goes on."""
+        spec = self.spec
+        said = f"{spec.engine} {spec.normals} {spec.masks} {spec.seed} {spec.prompt}"
+        return hashlib.sha256(said.encode()).hexdigest()[:LISTED]
+
+    def records(self) -> Iterator[PairRecord]:
+        """The lines of its manifest, which is in order."""
+        with (self.place.ledger / MANIFEST_FILE).open("rb") as lines:
+            for line in lines:
+                yield read_line(line.removesuffix(b"\n"), self.spec.prompt)
 
 
-def _write_labels(
-    place: "Place", records: Sequence[PairRecord], normals: Sequence[Path], view: RegionView | None
-) -> tuple[int, int] | None:
-    """Write the sheet of the weakest labels, if any were measured; returns its size."""
-    measured = [pair for pair in zip(records, normals, strict=True) if pair[0].fill is not None]
-    if not measured:
-        return None
-    measured.sort(key=lambda pair: _weakest_first(pair[0]))
-    sheet = label_sheet(place.data, measured[:MAX_SHOWN], view)
-    _write_png(place.ledger / LABELS, sheet)
-    return sheet.size
+@dataclass
+class Tally:
+    """What the pairs of a part come to; ``fill`` is in ascending order, ``failed`` and ``left_out`` are the first.
+
+    ``shown`` are those of the contact sheet, each with its photograph.
+    """
+
+    pairs: int = 0
+    weak: int = 0
+    refilled: int = 0
+    rejected: int = 0
+    failures: int = 0
+    leavings: int = 0
+    failed: list[PairRecord] = field(default_factory=list)
+    left_out: list[PairRecord] = field(default_factory=list)
+    shown: list[tuple[PairRecord, Path]] = field(default_factory=list)
+    fill: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def add(self, record: PairRecord) -> None:
+        """Count one."""
+        if record.status == "ok":
+            self.pairs += 1
+            self.weak += bool(record.weak)
+            self.refilled += record.attempts is not None
+            self.rejected += bool(record.rejected)
+            if record.fill is not None:
+                self.fill.append(record.fill)
+            return
+        failed = record.status == "failed"
+        self.failures += failed
+        self.leavings += not failed
+        told = self.failed if failed else self.left_out
+        if len(told) < TOLD:
+            told.append(record)
 
 
-def overview(folder: Path, summaries: Mapping[str, "Summary"]) -> str:
-    """The page of a folder of several types: a row each, and one contact sheet."""
-    with Image.open(folder / CONTACT_SHEET) as sheet:
-        size = sheet.size
-    return template(_OVERVIEW).render(
-        summaries=summaries,
-        pages={name: one.report.relative_to(folder).as_posix() for name, one in summaries.items()},
-        sheet=CONTACT_SHEET,
-        sheet_width=size[0],
-        sheet_height=size[1],
-    )
+def write(folder: Path, parts: Sequence[Part], good: Mapping[Path, str]) -> None:
+    """Write the page and the contact sheet of the run in ``folder``.
+
+    ``good`` says where in ``folder`` photographs are (`stage_rt.run.good`); the page shows those as they were.
+    """
+    at = folder / FOLDER
+    at.mkdir(exist_ok=True)
+    _sweep(folder, parts)
+    tallies = [_write_pairs(folder, number, part, good) for number, part in enumerate(parts)]
+    groups = [
+        Group(part.spec.prompt, part.place.data, tally.shown)
+        for part, tally in zip(parts, tallies, strict=True)
+    ]
+    buffer = io.BytesIO()
+    contact_sheet(groups).save(buffer, "JPEG", quality=_SHEET_QUALITY, subsampling=0)
+    write_atomic(folder / CONTACT_SHEET, buffer.getvalue())
+    if not (at / "times.js").exists():
+        # Of a run that nobody watched.
+        write_atomic(at / "times.js", b"")
+    for name in _SCRIPTS:
+        write_atomic(at / name, (_HERE / name).read_bytes())
+    page = template(_HERE / "report.html.j2").render(parts=list(zip(parts, tallies, strict=True)), told=TOLD)
+    write_atomic(folder / PAGE, page.encode())
 
 
-def stack(sheets: Sequence[Path], path: Path) -> None:
-    """Write one picture of several contact sheets, one under the other."""
-    pictures = []
-    for sheet in sheets:
-        with Image.open(sheet) as file:
-            pictures.append(file.convert("RGB"))
-    whole = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
-    top = 0
-    for picture in pictures:
-        whole.paste(picture, (0, top))
-        top += picture.height
-    _write_png(path, whole)
+def _sweep(folder: Path, parts: Sequence[Part]) -> None:
+    """Remove what a crash left here, pages of older releases and pairs of types that are no more."""
+    for path in (folder / FOLDER).iterdir():
+        number = len(parts) if _PAIRS.fullmatch(path.name) else 0
+        if staged_for(path) or (number and int(path.stem.partition("-")[2]) >= number):
+            path.unlink()
+    for place in {folder, *(part.place.ledger for part in parts)}:
+        for name in _OLDER:
+            (place / name).unlink(missing_ok=True)
 
 
-def _write_png(path: Path, image: Image.Image) -> None:
-    write_atomic(path, png(image))
+def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str]) -> Tally:
+    """What the page shows of a part, a row for each pair, and its thumbnails where they are missing."""
+    tally, kind = Tally(), part.kind
+    there, wanted = thumbnails.whole(folder, kind), set()
+    photographs, labels = _Names(), _Names()
+    sheet = spread(len(part.photographs))
+
+    def rows() -> Iterator[bytes]:
+        head = {"type": kind, "prompt": part.spec.prompt, "key": part.key, "strict": part.spec.strict}
+        yield f"(window.stageRT ??= []).push(Object.assign({json.dumps(head)}, {{rows: [\n".encode()
+        for number, (record, photograph) in enumerate(zip(part.records(), part.photographs, strict=True)):
+            tally.add(record)
+            if record.status != "ok":
+                continue
+            if len(tally.shown) < len(sheet) and number >= sheet[len(tally.shown)]:
+                tally.shown.append((record, photograph))
+            at = thumbnails.path(kind, record)
+            wanted.add(at)
+            if at not in there:
+                _make_thumbnail(folder, part, record, photograph)
+            row = _row(
+                record,
+                photographs(record.normal, good.get(photograph)),
+                labels(record.label, None),
+            )
+            yield json.dumps(row, separators=(",", ":")).encode() + b",\n"
+        tail = {"photographs": photographs.listed, "labels": [name for name, _ in labels.listed]}
+        yield f"]}}, {json.dumps(tail)}));\n".encode()
+
+    write_atomic(folder / FOLDER / f"pairs-{place}.js", rows())
+    thumbnails.sweep(folder, kind, wanted)
+    tally.fill = array("d", sorted(tally.fill))
+    return tally
 
 
-def _sheet(folder: Path, title: str, shown: Sequence[tuple[PairRecord, Path]]) -> Image.Image:
-    group = 3 * _CELL + 2 * _GAP
-    columns = min(_GROUPS, max(len(shown), 1))
-    rows = -(-len(shown) // columns)
-    row = _CELL + _CAPTION + 2 * _GAP
-    width = 2 * _MARGIN + columns * group + (columns - 1) * _MARGIN
-    sheet = Image.new("RGB", (width, 2 * _MARGIN + _TITLE + _CAPTION + rows * row), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(20))
-    for column in range(columns):
-        for n, heading in enumerate(("normal", "mask", "result")):
-            x = _MARGIN + column * (group + _MARGIN) + n * (_CELL + _GAP)
-            draw.text((x, _MARGIN + _TITLE), heading, _FAINT, ImageFont.load_default(13))
-    for n, (record, normal) in enumerate(shown):
-        corner = (
-            _MARGIN + (n % columns) * (group + _MARGIN),
-            _MARGIN + _TITLE + _CAPTION + (n // columns) * row,
-        )
-        _draw_pair(sheet, corner, folder, record, normal)
-    return sheet
+class _Names:
+    """Names with where they are, each listed once."""
+
+    def __init__(self) -> None:
+        self.listed: list[tuple[str, str | None]] = []
+        self._numbers: dict[tuple[str, str | None], int] = {}
+
+    def __call__(self, name: str, place: str | None) -> int:
+        entry = (printable(name), place)
+        if entry not in self._numbers:
+            self._numbers[entry] = len(self.listed)
+            self.listed.append(entry)
+        return self._numbers[entry]
 
 
-def _draw_pair(
-    sheet: Image.Image, corner: tuple[int, int], folder: Path, record: PairRecord, normal: Path
-) -> None:
-    draw = ImageDraw.Draw(sheet)
+def _row(record: PairRecord, photograph: int, label: int) -> list[object]:
+    """A pair as ``report.js`` reads it: the order is that of its ``COLUMNS``."""
+    assert record.image_sha256 is not None
+    return [
+        record.index,
+        record.fill,
+        record.leak,
+        record.contrast,
+        record.label_pixels,
+        record.attempts or 1,
+        int(bool(record.weak)),
+        photograph,
+        label,
+        record.box,
+        record.image_sha256[:LISTED],
+        len(record.rejected or ()),
+    ]
+
+
+def _make_thumbnail(folder: Path, part: Part, record: PairRecord, photograph: Path) -> None:
     assert record.image is not None
     assert record.mask is not None
-    photo = Image.fromarray(read_image(normal))
-    mask, result = (Image.open(folder / path).convert("RGB") for path in (record.mask, record.image))
-    tiles = ((photo, record.normal), (mask, record.label), (result, Path(record.image).name))
-    for n, (image, caption) in enumerate(tiles):
-        x, y = corner[0] + n * (_CELL + _GAP), corner[1]
-        draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), _CARD)
-        tile = _fitted(image)
-        sheet.paste(tile, (x + (_CELL - tile.width) // 2, y + (_CELL - tile.height) // 2))
-        draw.text((x, y + _CELL + 2), _shortened(caption), _FAINT, ImageFont.load_default(11))
-
-
-def _fitted(image: Image.Image) -> Image.Image:
-    scale = _CELL / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _shortened(caption: str, longest: int = 28) -> str:
-    caption = printable(caption)
-    return (
-        caption if len(caption) <= longest else f"{caption[: longest // 2]}...{caption[3 - longest // 2 :]}"
-    )
-
-
-def _page(
-    spec: RunSpec,
-    records: Sequence[PairRecord],
-    sheet_size: tuple[int, int],
-    labels_size: tuple[int, int] | None,
-    up: str,
-) -> str:
-    return template(_TEMPLATE).render(
-        spec=spec,
-        up="" if up == "." else f"{up}/",
-        recipe=spec.recipe.model_dump(),
-        written=sorted((record for record in records if record.status == "ok"), key=_weakest_first),
-        fill=sorted(record.fill for record in records if record.fill is not None),
-        failed=[record for record in records if record.status == "failed"],
-        left_out=[record for record in records if record.status == "left out"],
-        weak=sum(bool(record.weak) for record in records if record.status == "ok"),
-        sheet=CONTACT_SHEET,
-        sheet_width=sheet_size[0],
-        sheet_height=sheet_size[1],
-        labels=LABELS,
-        labels_size=labels_size,
-    )
+    with Image.open(folder / record.mask) as file:
+        label = np.asarray(file) > 0
+    with Image.open(folder / record.image) as result:
+        defect = thumbnails.largest(label, regions(label, part.spec.region))
+        box = record.box or thumbnails.square_around(defect)
+        picture = thumbnails.draw(read_image(photograph), result, label, box)
+    thumbnails.put(folder, part.kind, record, picture)
 
 
 def template(path: Path) -> "Template":
@@ -187,7 +245,3 @@ def template(path: Path) -> "Template":
         finalize=shown,
     )
     return environment.get_template(path.name)
-
-
-def _weakest_first(record: PairRecord) -> tuple[float, int]:
-    return (2.0 if record.fill is None else record.fill, record.index)

@@ -33,7 +33,8 @@ class Placing:
 class Sample:
     """One pair to be made; ``size`` is the (width, height) of its photograph, ``grey`` whether it has one channel.
 
-    ``reading`` says how masks are read, ``placing`` is None where the label is the mask as it is.
+    ``reading`` says how masks are read, ``placing`` is None where the label is the mask as it is. ``rejected`` are
+    the sha256 of its images that a person rejected; it is painted from other noise than they were.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Sample:
     grey: bool
     reading: Reading = AS_IT_IS
     placing: Placing | None = None
+    rejected: tuple[str, ...] = ()
 
     def label(self, photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The label bool ``[H, W]`` of the sample's photograph uint8 ``[H, W, 3]``."""

@@ -20,9 +20,10 @@ from stage_rt.images.inputs import grown, latent_mask, network_image, network_ma
 from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
-from stage_rt.noise import PhiloxNoise, stream
+from stage_rt.noise import PhiloxNoise, reseeded, stream
 from stage_rt.progress import Progress, portion
 from stage_rt.recipe import Recipe
+from stage_rt.run import thumbnails
 from stage_rt.run.job import Method
 from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.run.sample import Sample
@@ -106,8 +107,7 @@ class Batch:
 class Result:
     """A painted sample, ready to be written; ``image`` and ``figures`` are None when it is not finite.
 
-    ``image`` and ``label``, 0 and 255, are PNG files.
-
+    ``image`` and ``label``, 0 and 255, are PNG files, ``box`` and ``thumbnail`` are of `stage_rt.run.thumbnails`.
     ``weakest`` is the fill of the region that was painted least, ``attempts`` of the one that took most,
     ``round_trip`` the median of all.
     """
@@ -121,6 +121,8 @@ class Result:
     attempts: int
     weakest: float
     round_trip: float
+    box: thumbnails.Box
+    thumbnail: bytes | None
 
 
 def begin(engine: Painter, task: Task, progress: Progress) -> Callable[[], Iterator[Result]]:
@@ -207,6 +209,7 @@ def _attempt(
     painted = []
     for start in range(0, len(places), size):
         pieces = [batch.pieces[place] for place in places[start : start + size]]
+        seeds = [reseeded(seed, len(batch.samples[piece.place].rejected)) for piece in pieces]
         streams = [stream(batch.samples[piece.place].index, piece.number, number) for piece in pieces]
         painted.append(
             engine.paint(
@@ -214,7 +217,7 @@ def _attempt(
                 np.stack([piece.mask for piece in pieces]),
                 labels=np.stack([piece.cells for piece in pieces]) if method.rim else None,
                 prompt=method.prompt,
-                noise=PhiloxNoise([seed] * len(pieces), streams),
+                noise=PhiloxNoise(seeds, streams),
                 sampler=method.sampler,
                 recipe=method.recipe,
                 steps=method.steps,
@@ -262,9 +265,13 @@ def finish(
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
+        if image and sample.grey:
+            image = image.convert("L")
+        seen = [piece.region for piece in pieces] if composited else regions(label, None)
+        box = thumbnails.square_around(thumbnails.largest(label, seen))
         yield Result(
             sample.index,
-            png(image.convert("L") if sample.grey else image) if image else None,
+            png(image) if image else None,
             combined(figures) if complete else None,
             png_of(label),
             latent_mask_cells=int(sum(piece.cells.sum() for piece in pieces)),
@@ -272,6 +279,8 @@ def finish(
             attempts=max(stroke.attempts for stroke in done),
             weakest=min(stroke.fill for stroke in done),
             round_trip=median(stroke.round_trip for stroke in done),
+            box=box,
+            thumbnail=thumbnails.draw(batch.photos[place], image, label, box) if image else None,
         )
 
 

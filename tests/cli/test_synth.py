@@ -1,5 +1,6 @@
 """`stage-rt synth` as a user meets it: snapshots of exit code, stdout and stderr."""
 
+import hashlib
 import json
 import sys
 
@@ -41,11 +42,11 @@ def test_a_run_ends_with_where_to_look(synth, here):
     assert synth() == (
         0,
         "4 pairs in `run` (4 new)\nlabels painted by 89% in the middle, 75% in the weakest tenth\n"
-        "contact sheet `run/contact_sheet.png`\nreport `run/report.html`\n",
+        "contact sheet `run/report/contact_sheet.jpg`\nreport `run/report/index.html`\n",
         "",
     )
-    assert (here / "run/contact_sheet.png").is_file()
-    assert (here / "run/report.html").is_file()
+    assert (here / "run/report/contact_sheet.jpg").is_file()
+    assert (here / "run/report/index.html").is_file()
 
 
 def test_the_same_command_again_resumes(synth, here):
@@ -73,8 +74,8 @@ def test_json_is_all_there_is_on_stdout(synth):
         "left_out": [],
         "weak": [],
         "refilled": 0,
-        "contact_sheet": "run/contact_sheet.png",
-        "report": "run/report.html",
+        "contact_sheet": "run/report/contact_sheet.jpg",
+        "report": "run/report/index.html",
     }
 
 
@@ -100,7 +101,7 @@ def test_failed_samples_are_exit_code_4_after_the_others_are_done(synth, here):
         "error: 1 of 4 samples came out non-finite and were not written (1): run the same command again, "
         "or build the engine with `--dtype fp32`\n"
     )
-    assert (here / "run/report.html").is_file()
+    assert (here / "run/report/index.html").is_file()
 
 
 def test_notices_go_to_stderr(synth, here):
@@ -345,8 +346,8 @@ def test_several_types_are_painted_into_one_folder(night, here):
     assert lines[0] == "8 pairs in `run` (8 new)"
     assert lines[1].startswith("tile+hole: 6 pairs (6 new), labels painted by ")
     assert lines[2].startswith("tile+crack: 2 pairs (2 new), labels painted by ")
-    assert lines[3:] == ["report `run/report.html`"]
-    assert len(list((here / "run/test").glob("*/*.png"))) == 8
+    assert lines[3:] == ["report `run/report/index.html`"]
+    assert len(list((here / "run/test").glob("[!g]*/*.png"))) == 8
     code, out, _ = night(*TYPES, "--json")
     found = json.loads(out)
     assert (code, found["run"]) == (0, "run")
@@ -395,3 +396,51 @@ def test_options_that_do_not_go_together_are_one_sentence(night, arguments, mess
 @pytest.mark.parametrize("text", ["masks", "=masks", "hole=", "hole=:5"])
 def test_a_type_without_name_or_masks_is_wrong_usage(night, text):
     assert night("--normals", "normals", "--type", text)[0] == 2
+
+
+def test_a_list_of_rejected_pairs_is_painted_again(synth, here):
+    synth()
+    before = contents(here / "run")
+    image = hashlib.sha256(before["test/hole/000002.png"]).hexdigest()[:16]
+    text = json.dumps({"format": 1, "rejected": [{"type": "hole", "index": 2, "image": image}]})
+    (here / "list.json").write_text(text)
+    code, out, err = synth(reject="list.json")
+    assert (code, err) == (0, "notice: 1 rejected pairs are painted again, 0 were before\n")
+    assert out.startswith("4 pairs in `run` (1 new)\n")
+    after = contents(here / "run")
+    changed = {name for name in before if name.startswith("test/") and before[name] != after[name]}
+    assert changed == {"test/hole/000002.png"}
+    (here / "list.json").write_text(text.replace(image, "0" * 16))
+    assert synth(reject="list.json") == (
+        1,
+        "",
+        "error: the list is of another run than `run` or of another state of it (hole 2 has another image): "
+        "download it anew from the page of this run\n",
+    )
+    assert contents(here / "run") == after
+
+
+def test_a_command_is_run_when_all_is_over(synth, here):
+    command = "env | grep ^STAGE_RT_ | sort > told; echo said; exit $CODE_OF_IT"
+    code, out, _ = synth(flags=["--on-finish", command])
+    assert (code, out.splitlines()[0]) == (0, "4 pairs in `run` (4 new)")
+    told = [
+        "STAGE_RT_EXIT_CODE=0",
+        "STAGE_RT_METRICS=run/metrics.json",
+        "STAGE_RT_RUN=run",
+        "STAGE_RT_STATE=done",
+    ]
+    assert (here / "told").read_text().splitlines() == told
+    assert json.loads((here / "run/metrics.json").read_text())["state"] == "done"
+    code, _, _ = synth(FakeEngine(poisoned=[1]), ["--on-finish", command], output="other")
+    assert code == 4
+    assert "STAGE_RT_EXIT_CODE=4\n" in (here / "told").read_text()
+
+
+def test_a_command_is_run_when_nothing_was_begun_and_its_own_failure_is_told(synth, here):
+    code, out, err = synth(flags=["--on-finish", "env > told; exit 7"], normals="none")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == "notice: `--on-finish` ended with exit code 7"
+    assert "STAGE_RT_STATE=failed\n" in (here / "told").read_text()
+    assert "STAGE_RT_EXIT_CODE=1\n" in (here / "told").read_text()
+    assert not (here / "run").exists()

@@ -66,10 +66,14 @@ def test_demo_paints_a_pair_for_every_mask(run: Run, tmp_path: Path) -> None:
     shutil.copytree("part/ground_truth", "model/inputs/masks")
     code, out, err = run("demo", "--model", "model", "-o", "demo", "--steps", "10")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-2:] == ["6 pairs in `demo`", "contact sheet `demo/contact_sheet.png`"]
+    assert out.splitlines()[-3:] == [
+        "6 pairs in `demo/run`",
+        "contact sheet `demo/run/report/contact_sheet.jpg`",
+        "page `demo/run/report/index.html`",
+    ]
     for kind in ("dent", "spot"):
-        assert len(list((tmp_path / "demo" / kind / "test" / kind).iterdir())) == 3
-    assert opened(tmp_path / "demo/contact_sheet.png").width > 500
+        assert len(list((tmp_path / "demo/run/test" / kind).iterdir())) == 3
+    assert opened(tmp_path / "demo/run/report/contact_sheet.jpg").width > 500
 
 
 def test_demo_outside_the_repository_says_where_to_be(run: Run) -> None:

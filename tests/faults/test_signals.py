@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C end a run between two writes; a second one ends it at once."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ def start(tmp_path):
     labels(tmp_path / "masks", 4)
     started = []
 
-    def run(delay, name="run"):
+    def run(delay, name="run", *options):
         arguments = [
             sys.executable,
             "fake_engine.py",
@@ -28,7 +29,7 @@ def start(tmp_path):
             "engine",
         ]
         arguments += ["--normals", str(tmp_path / "normals"), "--masks", str(tmp_path / "masks")]
-        arguments += ["--prompt", PROMPT, "--count", "8", "-o", str(tmp_path / name)]
+        arguments += ["--prompt", PROMPT, "--count", "8", "-o", str(tmp_path / name), *options]
         process = subprocess.Popen(
             arguments, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -105,3 +106,19 @@ def test_two_processes_do_not_fill_one_folder(start, tmp_path):
     _, err = second.communicate(timeout=60)
     assert second.returncode == 1
     assert err == f"error: `{tmp_path}/run` is being filled by another process: wait for it to end\n"
+
+
+def test_what_watches_the_run_is_told_that_it_was_stopped(start, tmp_path):
+    run = tmp_path / "run"
+    process = start(
+        0.05, "run", "--on-finish", f"echo $STAGE_RT_STATE $STAGE_RT_EXIT_CODE > {tmp_path}/told; echo said"
+    )
+    wait_until(lambda: list(run.glob("test/*/000001.png")))
+    assert json.loads((run / "metrics.json").read_text())["state"] == "running"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert err == "said\nstopped: run the same command again to go on\n"
+    assert (tmp_path / "told").read_text() == f"stopped {128 + signal.SIGTERM}\n"
+    assert json.loads((run / "metrics.json").read_text())["state"] == "stopped"
+    assert (run / "run.log").read_text().splitlines()[-1].endswith("stopped: the same command again goes on")

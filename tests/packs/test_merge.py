@@ -50,7 +50,7 @@ def test_the_bytes_are_those_of_one_process(job, tmp_path, of):
     summary = merge(parts[::-1], [tmp_path / "normals"], tmp_path / "run")["tile+hole"]
     assert without_lock(tmp_path / "run") == without_lock(tmp_path / "whole")
     assert summary.pairs == summary.written == 10
-    assert summary.report == tmp_path / "run" / "report.html"
+    assert summary.report == tmp_path / "run" / "report/index.html"
     # It is a run as any other: it goes on.
     engine = FakeEngine()
     fill(engine, replace(job, count=12), tmp_path / "run")

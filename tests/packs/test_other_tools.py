@@ -24,6 +24,20 @@ def test_anomalib_loads_the_mvtec_pack(packed):
     assert min(masks) > 0
 
 
+def test_anomalib_loads_a_run_as_it_is(runs, areas):
+    pytest.importorskip("anomalib")
+    from anomalib.data.datasets.image.mvtecad import make_mvtec_ad_dataset
+
+    for run in runs:
+        samples = make_mvtec_ad_dataset(run)
+        assert {"good"} == set(samples[samples.split == "train"].label)
+        assert {"good", run.name} == set(samples[samples.split == "test"].label)
+        painted = samples[samples.label_index == 1]
+        assert (
+            sorted(int((np.asarray(opened(path)) > 0).sum()) for path in painted.mask_path) == areas[run.name]
+        )
+
+
 def test_ultralytics_reads_every_label_of_the_yolo_pack(packed, areas):
     pytest.importorskip("ultralytics")
     from ultralytics.data.utils import check_det_dataset, polygons2masks, verify_image_label

@@ -14,6 +14,8 @@ from stage_rt.images.compose import FEATHER
 from stage_rt.run import workers
 from stage_rt.run.fill import NON_FINITE, fill
 
+REPORT = ("contact_sheet.jpg", "index.html", "pairs-0.js", "report.css", "report.js")
+
 
 def pair(folder, line):
     return (np.asarray(opened(folder / line[name])) for name in ("image", "mask"))
@@ -24,14 +26,16 @@ def test_every_sample_is_written_and_the_last_smaller_batch_is_not_lost(job, run
     summary = fill(engine, job, run)
     assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert (summary.pairs, summary.written, summary.failed, summary.left_out) == (10, 10, [], [])
+    digests = [line["image_sha256"][:8] for line in manifest(run)]
     assert sorted(contents(run)) == sorted(
         [
             ".lock",
-            "contact_sheet.png",
-            "labels.png",
             "manifest.jsonl",
-            "report.html",
             "run.json",
+            *(f"report/{name}" for name in REPORT),
+            *(f"report/thumbnails/hole/000/{n:06d}-{digest}.jpg" for n, digest in enumerate(digests)),
+            *(f"train/good/{n:03d}.png" for n in (0, 2, 3, 4)),
+            "test/good/001.png",
             *(f"test/hole/{n:06d}.png" for n in range(10)),
             *(f"ground_truth/hole/{n:06d}_mask.png" for n in range(10)),
         ]
@@ -253,6 +257,8 @@ def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
         image = opened(getattr(job, changed)[0])
         image.putpixel((12, 10), 255 if changed == "masks" else (1, 2, 3))
         image.putpixel((0, 0), 255 if changed == "masks" else (1, 2, 3))
+        # As a new file, since the run links to the old one.
+        getattr(job, changed)[0].unlink()
         image.save(getattr(job, changed)[0])
     other = {"prompt": "tile+crack", "seed": 8, "composite": False}
     if changed in other:
@@ -387,7 +393,7 @@ def test_steps_are_recorded_where_they_are_not_the_samplers_own(job, run, tmp_pa
     assert fill(FakeEngine(steps=40), replace(job, steps=20), run, progress=told.append).steps == 20
     assert json.loads((run / "run.json").read_text())["steps"] == 20
     assert {line["steps"] for line in manifest(run)} == {20}
-    assert "<th>steps</th><td>20</td>" in (run / "report.html").read_text()
+    assert "<th>steps</th><td>20</td>" in (run / "report/index.html").read_text()
     assert any(abs(share - 0.4 / 20) < 1e-9 for share in told)
 
 
@@ -441,7 +447,7 @@ def test_a_photograph_is_opened_as_often_as_it_must_be(job, run, tmp_path, monke
 
     monkeypatch.setattr(Image, "open", counting)
     monkeypatch.setattr(Path, "read_bytes", reading)
-    monkeypatch.setattr("stage_rt.run.report.write", lambda *arguments: None)
+    monkeypatch.setattr("stage_rt.run.fill.publish", lambda *arguments: None)
     few = replace(job, normals=photographs(tmp_path / "few", normals), count=1)
     fill(FakeEngine(), few, run)
     counts = {path: opened_files.count(path) for path in few.normals}
@@ -492,14 +498,11 @@ def test_guidance_that_cannot_be_is_refused(job, run, change, message):
     assert not run.exists()
 
 
-def test_how_much_of_a_label_was_painted_is_recorded_and_the_weakest_are_told_first(job, run):
+def test_how_much_of_a_label_was_painted_is_recorded(job, run):
     summary = fill(FakeEngine(), job, run)
     lines = manifest(run)
     assert all(0 < line["fill"] <= 1 and line["label_pixels"] > 0 and line["contrast"] < 0 for line in lines)
     assert summary.fill == sorted(line["fill"] for line in lines)
-    page = (run / "report.html").read_text()
-    weakest = min(lines, key=lambda line: (line["fill"], line["index"]))
-    assert page.index(f"{weakest['index']:06d}.png") == min(page.index(f"{n:06d}.png") for n in range(10))
 
 
 def test_an_engine_that_paints_nothing_fills_no_label(job, run):
@@ -522,10 +525,9 @@ def test_a_run_of_the_last_release_has_no_figures_and_a_report_all_the_same(job,
         for line in manifest(run)
     ]
     (run / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "labels.png").unlink()
     summary = fill(FakeEngine(), job, run)
     assert (summary.written, summary.fill) == (0, [])
-    assert "Weakest labels" not in (run / "report.html").read_text()
+    assert "weakest tenth" not in (run / "report/index.html").read_text()
 
 
 class Lossy(FakeEngine):

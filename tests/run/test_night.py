@@ -36,13 +36,19 @@ def test_types_lie_beside_one_another_as_each_would_alone(jobs, run, tmp_path):
         fill(FakeEngine(), job, tmp_path / kind)
         alone = contents(tmp_path / kind)
         for name, content in alone.items():
-            place = run / name if name.startswith(("test", "ground_truth")) else run / "types" / kind / name
-            if name not in (".lock", "report.html"):
+            place = (
+                run / name
+                if name.startswith(("test", "ground_truth", "train"))
+                else run / "types" / kind / name
+            )
+            if name != ".lock" and not name.startswith("report/"):
                 assert place.read_bytes() == content, name
-    page = (run / "report.html").read_text()
-    assert 'href="types/hole/report.html"' in page
-    assert 'href="../../test/crack/000004.png"' in (run / "types/crack/report.html").read_text()
-    assert (run / "contact_sheet.png").is_file()
+        thumbnails = {name for name in alone if "thumbnails" in name}
+        assert len(thumbnails) == job.count
+        assert all((run / name).read_bytes() == alone[name] for name in thumbnails)
+    assert "15 of 15 pairs written" in (run / "report/index.html").read_text()
+    assert (run / "report/pairs-1.js").is_file()
+    assert not list((run / "types").rglob("report*"))
 
 
 def test_a_night_that_was_cut_off_goes_on_to_the_same_bytes(jobs, run, tmp_path):

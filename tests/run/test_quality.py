@@ -74,9 +74,9 @@ def test_weak_pairs_are_painted_again_from_other_streams(job, tmp_path):
     lines = manifest(tmp_path / "run")
     assert {line["index"]: line.get("attempts") for line in lines if "attempts" in line} == {2: 3, 5: 3, 8: 6}
     assert [line["index"] for line in lines if line.get("weak")] == [8]
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report/index.html").read_text()
     assert "1 weak" in page
-    assert "(6 attempts)" in page
+    assert "<dt>painted again</dt><dd>3</dd>" in page
 
 
 def test_without_a_least_fill_the_bytes_are_what_they_were(job, tmp_path):
@@ -99,7 +99,7 @@ def test_a_strict_run_leaves_weak_pairs_out_and_does_not_paint_them_again(job, t
     again = FakeEngine(idle=weak_at_first)
     assert fill(again, strict, tmp_path / "run").written == 0
     assert again.batches == []
-    assert "left out" in (tmp_path / "run" / "report.html").read_text()
+    assert "left out" in (tmp_path / "run" / "report/index.html").read_text()
 
 
 def test_a_run_with_refill_is_resumed_to_the_same_bytes(job, tmp_path):

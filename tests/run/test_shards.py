@@ -57,7 +57,7 @@ def test_a_shard_paints_the_batches_of_the_whole_run(job, run):
 def test_a_shard_of_nothing_is_a_run_of_nothing(job, run):
     assert paint(job, run, 4, 4).pairs == 0
     assert (run / "manifest.jsonl").read_bytes() == b""
-    assert (run / "report.html").is_file()
+    assert (run / "report/index.html").is_file()
 
 
 def test_a_shard_goes_on_and_grows_as_a_run_does(job, run, tmp_path):

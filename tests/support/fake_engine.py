@@ -19,9 +19,11 @@ from PIL import Image
 
 from stage_rt.recipe import Recipe
 from stage_rt.run.job import Job
+from stage_rt.run.watch import LOG, METRICS, PROMETHEUS, TIMES
 from stage_rt.spec import EngineSpec, ModelSpec
 
 PROMPT = "tile+hole"
+WATCHED = (LOG, METRICS, PROMETHEUS, TIMES)
 
 
 class Painted(NamedTuple):
@@ -142,9 +144,13 @@ def manifest(folder: Path) -> list[dict]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by relative path, but for those that only save work and may be deleted."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (".index", ".checks"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    """Every file of a folder by relative path, but for those that hold times or only save work."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if name not in WATCHED and path.name not in (".index", ".checks")
+    }
 
 
 def stand_in(engine: FakeEngine) -> ModuleType:

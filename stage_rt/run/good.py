@@ -1,0 +1,79 @@
+"""Good photographs in a run's folder, which makes it a data set in MVTec AD's layout: ``train/good``, ``test/good``.
+
+Readers of the layout learn from ``train/good`` and take every PNG below the folder for a sample.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from stage_rt.files import write_atomic
+from stage_rt.images.inputs import read_header, read_image
+from stage_rt.run.sample import readable
+from stage_rt.run.writer import png
+
+TRAIN, TEST = "train/good", "test/good"
+HELD_OUT = 5
+"""One in so many photographs is in ``test/good`` where all were painted into."""
+
+_ORIENTATION = 0x0112
+
+
+def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path]) -> dict[Path, str]:
+    """Put ``photographs`` into the run's ``folder``; where each is, from there.
+
+    Those that were ``painted`` into are in ``test/good`` and the others in ``train/good``, so that nothing learns the
+    background of a pair; where all were painted into, one in `HELD_OUT` is in ``test/good``. PNG files are linked
+    where the file system allows, others are written as the pairs are. Photographs of the same name from several
+    folders get a number in the order of their paths.
+    """
+    names = _names(sorted(set(photographs)))
+    used = set(painted)
+    unused = any(path not in used for path in names)
+    places = {}
+    for number, (path, name) in enumerate(sorted(names.items(), key=lambda item: item[1])):
+        tested = path in used if unused else number % HELD_OUT == 1
+        places[path] = f"{TEST if tested else TRAIN}/{name}"
+        # A run that grew paints into more of them.
+        (folder / (TRAIN if tested else TEST) / name).unlink(missing_ok=True)
+        _put(path, folder / places[path])
+    return places
+
+
+def _names(photographs: Sequence[Path]) -> dict[Path, str]:
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in photographs:
+        stem = Path(readable(path)).stem
+        name, number = f"{stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}.png"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _put(path: Path, place: Path) -> None:
+    if place.exists() and (place.samefile(path) or place.stat().st_mtime_ns >= path.stat().st_mtime_ns):
+        return
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not _as_pairs_are(path):
+        grey = read_header(path).grey
+        write_atomic(place, png(Image.fromarray(read_image(path)).convert("L" if grey else "RGB")))
+        return
+    try:
+        os.link(path.resolve(), place)
+    except OSError:
+        # Another file system, or one that has no links.
+        write_atomic(place, path.read_bytes())
+
+
+def _as_pairs_are(path: Path) -> bool:
+    """Whether a photograph's file is what a PNG of its pixels would be to whoever reads it."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return image.format == "PNG" and image.mode in ("L", "RGB") and not turned

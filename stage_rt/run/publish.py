@@ -1,0 +1,18 @@
+"""What makes a filled folder a data set that other tools open, and a page to look at."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from stage_rt.run import report
+from stage_rt.run.good import place_good
+
+
+def publish(folder: Path, parts: Sequence[report.Part], normals: Iterable[Path]) -> None:
+    """Put the good photographs ``normals`` beside the pairs of finished runs, and write their report.
+
+    Its parts are in the order of their prompts, whatever the order they were painted in.
+    """
+    parts = sorted(parts, key=lambda part: part.spec.prompt)
+    good = place_good(folder, normals, chain.from_iterable(part.photographs for part in parts))
+    report.write(folder, parts, good)

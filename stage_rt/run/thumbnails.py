@@ -1,0 +1,140 @@
+"""Small pictures of pairs: what surrounds a label before and after, and the label, in one file for each pair.
+
+They lie in ``report/thumbnails`` under the pair's number and the beginning of its image's digest, so that one is made
+once and a pair that was painted again gets another.
+"""
+
+import io
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt.files import write_atomic
+from stage_rt.images.regions import Region
+from stage_rt.spec import PairRecord
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the picture; it may reach beyond."""
+
+FOLDER = "report/thumbnails"
+SIDE = 144
+"""The longest side of what is shown, in pixels; what is smaller keeps its own scale."""
+CONTEXT = 0.35
+"""How much of the surroundings is shown on each side of a label, in sides of its square."""
+LEAST_SIDE = 24
+NAMED = 8
+"""Digits of the image's digest in a name."""
+TOGETHER = 1000
+"""Numbers of pairs that share a folder."""
+
+_QUALITY = 88
+_OWN = re.compile(r"\d{6,}-[0-9a-f]{8}\.jpg|\.\d{6,}-[0-9a-f]{8}\.jpg\.[0-9a-f]{8}\.tmp")
+
+
+def largest(label: NDArray[np.bool_], regions: Sequence[Region]) -> NDArray[np.bool_]:
+    """Of a label bool ``[H, W]`` with its regions what belongs to the largest defect."""
+    group = max(regions, key=lambda region: int(region.label.sum())).group
+    only = np.zeros_like(label)
+    for region in regions:
+        if region.group == group:
+            only[region.window] |= region.own
+    return only
+
+
+def square_around(label: NDArray[np.bool_]) -> Box:
+    """The square that shows a label bool ``[H, W]`` with some of its surroundings.
+
+    It is moved into the picture and reaches beyond only where the label is longer than the picture's short side; all
+    of the picture if nothing is labelled.
+    """
+    height, width = label.shape
+    if not label.any():
+        return 0, 0, width, height
+    rows, columns = (np.flatnonzero(label.any(axis=axis)) for axis in (1, 0))
+    side = max(int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
+    side = min(max(round(side * (1 + 2 * CONTEXT)), LEAST_SIDE), max(height, width))
+    top, left = (
+        max(min((int(span[0]) + int(span[-1]) + 1 - side) // 2, length - side), 0)
+        for span, length in ((rows, height), (columns, width))
+    )
+    return left, top, left + side, top + side
+
+
+def draw(photo: NDArray[np.uint8], result: Image.Image, label: NDArray[np.bool_], box: Box) -> bytes:
+    """The picture of a pair, as a JPEG file.
+
+    ``photo`` uint8 ``[H, W, 3]`` is what it was painted into, ``label`` bool has the size of ``result``.
+    """
+    before = Image.fromarray(photo)
+    if before.size != result.size:
+        before = before.resize(result.size, Image.Resampling.BICUBIC)
+    mask = Image.fromarray(label.astype(np.uint8) * 255)
+    tiles = [_tile(before, box), _tile(result.convert("RGB"), box), _whole_label(mask, box)]
+    strip = Image.new("RGB", (sum(tile.width for tile in tiles), tiles[0].height))
+    for number, tile in enumerate(tiles):
+        strip.paste(tile, (number * tile.width, 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def put(folder: Path, kind: str, record: PairRecord, picture: bytes) -> None:
+    """Write the picture of a pair of type ``kind`` into the run's ``folder``.
+
+    It is not waited for: if the machine loses power it is made again.
+    """
+    write_atomic(folder / path(kind, record), picture, synced=False)
+
+
+def path(kind: str, record: PairRecord) -> str:
+    """Where the picture of a pair is, from the run's folder."""
+    assert record.image_sha256 is not None
+    name = f"{record.index:06d}-{record.image_sha256[:NAMED]}.jpg"
+    return f"{FOLDER}/{kind}/{record.index // TOGETHER:03d}/{name}"
+
+
+def whole(folder: Path, kind: str) -> set[str]:
+    """The pictures of a type that are there, by `path`."""
+    return {name for name, one in _files(folder, kind) if name.endswith(".jpg") and one.stat().st_size}
+
+
+def sweep(folder: Path, kind: str, wanted: Collection[str]) -> None:
+    """Remove the pictures of a type that are not ``wanted``, of images that are no more."""
+    for name, one in _files(folder, kind):
+        if _OWN.fullmatch(one.name) and name not in wanted:
+            os.unlink(one)
+
+
+def _files(folder: Path, kind: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Everything where pictures of a type are, by its path from the run's folder."""
+    with suppress(FileNotFoundError):
+        for part in os.listdir(folder / FOLDER / kind):
+            at = f"{FOLDER}/{kind}/{part}"
+            with os.scandir(folder / at) as found:
+                yield from ((f"{at}/{one.name}", one) for one in found)
+
+
+def _tile(image: Image.Image, box: Box) -> Image.Image:
+    cut = image.crop(box)
+    if max(cut.size) <= SIDE:
+        return cut
+    return cut.resize(_fitted(cut.size), Image.Resampling.LANCZOS)
+
+
+def _whole_label(mask: Image.Image, box: Box) -> Image.Image:
+    """A label in which no line is lost, however thin."""
+    cut = mask.crop(box)
+    if max(cut.size) > SIDE:
+        cut = cut.resize(_fitted(cut.size), Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
+    return cut.convert("RGB")
+
+
+def _fitted(size: tuple[int, int]) -> tuple[int, int]:
+    width, height = (max(round(side * SIDE / max(size)), 1) for side in size)
+    return width, height

@@ -1,0 +1,69 @@
+"""The examples of an image and of a timer: what they name exists, and the programs they are for accept them."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from stage_rt.cli import app
+from stage_rt.errors import ExitCode
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+
+
+def test_the_service_calls_the_command_with_options_it_has():
+    line = re.search(r"^ExecStart=(.*)$", (DEPLOY / "stage-rt-night.service").read_text(), re.MULTILINE)[1]
+    words = shlex.split(line)
+    assert words[:3] == ["/usr/bin/timeout", "--preserve-status", "10h"]
+    program, name, *arguments = words[3:]
+    assert Path(program).name == "stage-rt"
+    typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
+def test_a_stop_is_no_failure_of_the_service():
+    line = re.search(
+        r"^SuccessExitStatus=(.*)$", (DEPLOY / "stage-rt-night.service").read_text(), re.MULTILINE
+    )[1]
+    assert line.split() == [str(128 + 15), str(int(ExitCode.FAILED_SAMPLES))]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_units(tmp_path):
+    program = tmp_path / "stage-rt"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for unit in ("stage-rt-night.service", "stage-rt-night.timer"):
+        text = (DEPLOY / unit).read_text().replace("/opt/stage-rt/bin/stage-rt", str(program))
+        (tmp_path / unit).write_text(text.replace("User=stage", "User=root"))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / "stage-rt-night.timer", tmp_path / "stage-rt-night.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_image_has_what_it_copies_and_installs_extras_that_are_there():
+    text = (DEPLOY / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE)
+    assert stages == ["cpu-wheels", "cpu", "gpu-wheels", "gpu"]
+    assert set(re.findall(r"--from=([\w-]+)", text) + re.findall(r"mount=from=([\w-]+)", text)) <= set(stages)
+    extras = {name for names in re.findall(r'\[([\w,]+)\]"', text) for name in names.split(",")}
+    declared = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extras == {"cpu", "gpu", "pack", "rtx"} <= set(declared)
+    # What is left out of the context is nothing that a wheel is built from.
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    packages = re.findall(r'^"stage_rt\S*" = "(\S+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert packages
+    assert not set(ignored) & {
+        "README.md",
+        "LICENSE",
+        "CMakeLists.txt",
+        *(one.partition("/")[0] for one in packages),
+    }

@@ -1,0 +1,127 @@
+"""Good photographs beside the pairs: the root of a run is a data set in MVTec AD's layout."""
+
+import os
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine, contents, labels, opened, photographs
+from PIL import Image
+
+from stage_rt.images.inputs import read_image
+from stage_rt.run.fill import fill
+from stage_rt.run.good import place_good
+from stage_rt.run.night import follow_all, plans
+from stage_rt.run.painters import Alone
+
+SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}
+
+
+def where(run):
+    return {side: sorted(path.name for path in run.glob(f"{side}/good/*")) for side in ("train", "test")}
+
+
+def test_what_was_painted_into_is_not_learned_from(job, run):
+    job = replace(job, normals=photographs(run.with_name("normals"), 8), count=3)
+    fill(FakeEngine(), job, run)
+    used = sorted({path.name for path in run.glob("test/good/*")})
+    assert len(used) == 3
+    assert len(where(run)["train"]) == 5
+    fill(FakeEngine(), replace(job, count=5), run)
+    assert [len(names) for names in where(run).values()] == [3, 5]
+    assert set(used) < set(where(run)["test"])
+
+
+def test_where_all_were_painted_into_some_are_for_tests(job, run):
+    fill(FakeEngine(), job, run)
+    assert where(run) == {"train": ["000.png", "002.png", "003.png", "004.png"], "test": ["001.png"]}
+
+
+def test_a_single_photograph_is_learned_from(tmp_path):
+    paths = photographs(tmp_path / "normals", 1)
+    assert place_good(tmp_path / "run", paths, paths) == {paths[0]: "train/good/000.png"}
+
+
+def test_png_is_linked_and_written_where_there_are_no_links(tmp_path, monkeypatch):
+    paths = photographs(tmp_path / "normals", 3)
+    places = place_good(tmp_path / "linked", paths, paths)
+    assert all((tmp_path / "linked" / place).samefile(path) for path, place in places.items())
+
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)
+    places = place_good(tmp_path / "copied", paths, paths)
+    for path, place in places.items():
+        copy = tmp_path / "copied" / place
+        assert copy.read_bytes() == path.read_bytes()
+        assert not copy.samefile(path)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "turned", "sixteen", "palette", "tiff"])
+def test_what_readers_would_see_otherwise_is_written_as_the_pairs_are(tmp_path, kind):
+    source = photographs(tmp_path / "source", 1, suffix=".png")[0]
+    path = tmp_path / f"photo.{SUFFIXES.get(kind, 'png')}"
+    image = Image.open(source)
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    elif kind == "sixteen":
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
+    elif kind == "palette":
+        image.quantize(16).save(path)
+    else:
+        image.save(path)
+    places = place_good(tmp_path / "run", [path], [])
+    copy = opened(tmp_path / "run" / places[path])
+    assert (copy.format, copy.mode) == ("PNG", "L" if kind == "sixteen" else "RGB")
+    assert np.array_equal(np.asarray(copy.convert("RGB")), read_image(path))
+
+
+def test_photographs_of_one_name_from_two_folders_are_both_there(tmp_path):
+    paths = [*photographs(tmp_path / "a", 2), *photographs(tmp_path / "b", 2, seed=1)]
+    places = place_good(tmp_path / "run", paths, paths)
+    names = {place.rpartition("/")[2] for place in places.values()}
+    assert names == {"000.png", "001.png", "000_2.png", "001_2.png"}
+    assert all((tmp_path / "run" / place).samefile(path) for path, place in places.items())
+
+
+def test_a_photograph_that_was_replaced_is_replaced(tmp_path):
+    paths = photographs(tmp_path / "normals", 2)
+    place_good(tmp_path / "run", paths, [])
+    new = photographs(tmp_path / "new", 1, seed=3)[0]
+    os.utime(new, ns=(time := paths[0].stat().st_mtime_ns + 10**9, time))
+    new.replace(paths[0])
+    places = place_good(tmp_path / "run", paths, [])
+    assert (tmp_path / "run" / places[paths[0]]).samefile(paths[0])
+
+
+def test_files_of_others_stay(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    (run / "train/good/mine.png").write_bytes(b"mine")
+    fill(FakeEngine(), job, run)
+    assert contents(run) == before | {"train/good/mine.png": b"mine"}
+
+
+def test_every_png_of_a_run_is_a_sample_as_readers_of_the_layout_pair_them(job, run, tmp_path):
+    """anomalib takes every PNG below the root as (split, label, name), and pairs masks with defects in order."""
+    jobs = [job, replace(job, prompt="tile+crack", masks=labels(tmp_path / "cracks", 3), count=5)]
+    made = plans(FakeEngine().spec, jobs, notify=lambda notice: None)
+    follow_all(Alone(FakeEngine()), made, run, notify=lambda notice: None, progress=lambda share: None)
+    found = sorted(path.parts[-3:] for path in run.rglob("*.[pP][nN][gG]"))
+    assert all(len(path.relative_to(run).parts) == 3 for path in run.rglob("*.png"))
+    assert Counter(parts[:2] for parts in found) == {
+        ("train", "good"): 4,
+        ("test", "good"): 1,
+        ("test", "hole"): 10,
+        ("test", "crack"): 5,
+        ("ground_truth", "hole"): 10,
+        ("ground_truth", "crack"): 5,
+    }
+    masks = [parts for parts in found if parts[0] == "ground_truth"]
+    defects = [parts for parts in found if parts[0] == "test" and parts[1] != "good"]
+    for mask, defect in zip(masks, defects, strict=True):
+        assert mask[1:] == (defect[1], defect[2].replace(".png", "_mask.png"))
