@@ -4,7 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from fake_engine import FakeEngine, contents, labels, photographs, ten_pairs
+from fake_engine import FakeEngine, contents, labels, manifest, photographs, ten_pairs
 
 from stage_rt.errors import DatasetError, RunError
 from stage_rt.packs.merge import merge
@@ -22,10 +22,10 @@ def ignore(notice):
     """A notice that nobody reads."""
 
 
-def paint(job, folder, number, of, engine=None):
+def paint(job, folder, number, of, engine=None, **more):
     engine = engine or FakeEngine()
     plan = take(make_plan(engine.spec, job, ignore), number, of)
-    follow(Alone(engine), plan, Place.of(folder), notify=ignore, progress=silent)
+    follow(Alone(engine), plan, Place.of(folder), notify=ignore, progress=silent, **more)
     return folder
 
 
@@ -65,6 +65,29 @@ def test_failures_and_what_is_left_out_are_joined_too(job, tmp_path):
     summary = merge(parts, [tmp_path / "normals"], tmp_path / "run")["tile+hole"]
     assert (summary.pairs, summary.failed) == (8, [1, 6])
     assert without_lock(tmp_path / "run") == without_lock(tmp_path / "whole")
+
+
+def test_a_pair_that_was_rejected_in_its_part_is_joined_with_its_next_attempt(job, shards, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "whole")
+    asked = {"hole": {5: manifest(tmp_path / "whole")[5]["image_sha256"]}}
+    fill(FakeEngine(), job, tmp_path / "whole", rejected=asked)
+    paint(job, shards[1], 2, 2, rejected=asked)
+    merge(shards, [tmp_path / "normals"], tmp_path / "run")
+    assert without_lock(tmp_path / "run") == without_lock(tmp_path / "whole")
+
+
+def test_a_part_with_a_rejected_pair_that_waits_is_not_finished(job, shards, tmp_path):
+    class Stopped(FakeEngine):
+        def paint(self, *_, **__):
+            raise KeyboardInterrupt
+
+    asked = {"hole": {5: manifest(shards[1])[1]["image_sha256"]}}
+    with pytest.raises(KeyboardInterrupt):
+        paint(job, shards[1], 2, 2, Stopped(), rejected=asked)
+    message = r"`.*s2` is not finished \(3 of 4 samples\): run its `stage-rt synth` again"
+    refused(RunError, message, shards, tmp_path / "normals", tmp_path)
+    with pytest.raises(RunError, match=message):
+        pack(Request(shards, "mmseg"), tmp_path / "pack", silent)
 
 
 def test_several_types_are_joined_at_once(job, tmp_path):

@@ -1,10 +1,11 @@
 """The driver of many workers: every task is kept once, whoever dies meanwhile and in whatever order things happen."""
 
+import json
 import random
 from itertools import chain
 
 import pytest
-from fake_engine import FakeEngine, contents
+from fake_engine import FakeEngine, contents, manifest
 
 from stage_rt.errors import BackendError, EngineError, MaskError
 from stage_rt.progress import silent
@@ -12,6 +13,7 @@ from stage_rt.run.crew import LOSSES, Crew, Done, Failed, Lost, Noticed, Ready, 
 from stage_rt.run.fill import fill, follow
 from stage_rt.run.ledger import Place
 from stage_rt.run.plan import make_plan
+from stage_rt.run.watch import METRICS, Recorder
 from stage_rt.run.workers import begin
 
 
@@ -69,11 +71,11 @@ class Dice:
         self.alive.clear()
 
 
-def paint(job, folder, transport, size=2, notify=ignore, progress=silent):
+def paint(job, folder, transport, size=2, notify=ignore, progress=silent, **more):
     engine = FakeEngine()
     with Crew(engine.spec, transport, size, notify) as crew:
         plan = make_plan(engine.spec, job, ignore)
-        return follow(crew, plan, Place.of(folder), notify=ignore, progress=progress)
+        return follow(crew, plan, Place.of(folder), notify=ignore, progress=progress, **more)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
@@ -155,3 +157,23 @@ def test_a_finished_run_starts_no_worker(job, run):
     transport = Dice()
     paint(job, run, transport)
     assert transport.given == {}
+
+
+def test_rejected_pairs_get_the_image_that_one_process_gives_them(job, run, tmp_path):
+    asked = {}
+    for folder in (run, tmp_path / "whole"):
+        fill(FakeEngine(), job, folder)
+        asked = {"hole": {n: manifest(folder)[n]["image_sha256"] for n in (1, 5)}}
+    old = contents(run)
+    fill(FakeEngine(), job, tmp_path / "whole", rejected=asked)
+    assert paint(job, run, Dice(deaths=0.3), rejected=asked).written == 2
+    assert contents(run) == contents(tmp_path / "whole")
+    assert contents(run) != old
+
+
+def test_a_crew_is_watched_and_says_nothing_of_the_time_of_a_step(job, run):
+    recorder = Recorder()
+    paint(job, run, Dice(), watch=recorder)
+    recorder.end("done", "every sample is")
+    told = json.loads((run / METRICS).read_text())
+    assert (told["types"]["hole"]["pairs"], told["step_seconds"]) == (10, None)
