@@ -1,11 +1,13 @@
 """Pairs painted as a run paints them, from arrays: squares around defects, pieces, paint put into the photograph."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stage_rt.engine import Engine
 from stage_rt.progress import silent
@@ -51,4 +53,9 @@ def painted(
         strokes = paint(engine, batch, method, seed=seed, size=size, progress=silent)()
         calls += sum(stroke.attempts for stroke in strokes)
         results += finish(batch, strokes, model, method, composited=True)
-    return Painted(np.stack([np.asarray(result.image) for result in results]), results, calls)
+    return Painted(np.stack([_pixels(result) for result in results]), results, calls)
+
+
+def _pixels(result: Result) -> NDArray[np.uint8]:
+    assert result.image is not None
+    return np.asarray(Image.open(io.BytesIO(result.image)))
