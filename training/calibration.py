@@ -76,13 +76,15 @@ def calibrate(
     seed: int,
     device: Device,
     report: Report,
+    *,
+    reach: bool = False,
 ) -> tuple[dict[str, PromptDefaults], float]:
     """Paint defects of every prompt into good surface; the guidance that looks most real is chosen.
 
     For each guidance the distributions of figures over painted pairs are held against those over real ones
-    (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. Where
-    real defects go on beyond their labels and it looks more like them, the cells around are painted too, and how much
-    of that is kept is measured (`stage_rt.training.rim`).
+    (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. With
+    ``reach``, where real defects go on beyond their labels and it looks more like them, the cells around are painted
+    too, and how much of that is kept is measured (`stage_rt.training.rim`).
 
     Args:
         networks: the trained model.
@@ -100,7 +102,7 @@ def calibrate(
     examples = latents.examples
     numbers = range(1, len(examples.names))
     real = {n: _shown(examples, torch.nonzero(examples.prompt == n).flatten()) for n in numbers}
-    beyond = {n: rim.reaches_beyond(rim.mean_profile(real[n])) for n in numbers}
+    beyond = {n: reach and rim.reaches_beyond(rim.mean_profile(real[n])) for n in numbers}
     calls, done = trials.calls * sum(len(GUIDANCES) + beyond[n] for n in numbers), 0
     defaults, changes = {}, []
 

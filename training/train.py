@@ -40,6 +40,7 @@ def train(
     preset: PresetName = "tiny",
     view: ViewName = "region",
     turn: bool = True,
+    rim: bool = False,
     hold_out: float = 0.0,
     seed: int = 0,
     dtype: Literal["fp32", "fp16"] = "fp32",
@@ -57,6 +58,7 @@ def train(
         preset: size of the networks and length of the stages.
         view: train on crops around defects at their own scale, or on whole photographs.
         turn: crops may be turned by quarters; not where up and down matter.
+        rim: measure how defects fade out beyond their labels, for pairs that do (`stage_rt.training.rim`).
         hold_out: share of the labelled defects of every type that training does not see, from 0 to below 1; the
             model's provenance lists them.
         seed: seed of every random draw.
@@ -104,7 +106,7 @@ def train(
     adapters = _train_guidance(unet, contexts, latents, spec, sizes, seed, work, device, report)
     networks = calibration.Networks(unet, vae, adapters, contexts)
     defaults, round_trip = calibration.calibrate(
-        networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report
+        networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report, reach=rim
     )
     model = Model(
         unet=unet.cpu().eval(),

@@ -129,7 +129,7 @@ def synth(
     rim: Annotated[
         bool,
         typer.Option(
-            help="Let defects fade out a few pixels beyond their labels, as those of the model's training do; "
+            help="Let defects fade out a few pixels beyond their labels, where the model was trained with `--rim`; "
             "without, nothing changes there.",
         ),
     ] = True,

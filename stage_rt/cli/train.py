@@ -27,6 +27,12 @@ def train(
     turn: Annotated[
         bool, typer.Option(help="Turn crops by quarters; not where up and down matter on the part.")
     ] = True,
+    rim: Annotated[
+        bool,
+        typer.Option(
+            "--rim", help="Let painted defects fade out a few pixels beyond their labels, where real ones do."
+        ),
+    ] = False,
     hold_out: Annotated[
         float,
         typer.Option(
@@ -57,6 +63,7 @@ def train(
             preset=preset,
             view=view,
             turn=turn,
+            rim=rim,
             hold_out=hold_out,
             seed=seed,
             dtype=dtype,

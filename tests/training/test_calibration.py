@@ -108,10 +108,12 @@ def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkey
     monkeypatch.setattr(calibration, "_painted", painted)
     latents = type("Latents", (), {"examples": scene})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
-    defaults, _ = calibration.calibrate(None, latents, *arguments)
+    defaults, _ = calibration.calibrate(None, latents, *arguments, reach=True)
     if not kept:
         assert defaults["part+dent"].rim == ()
         return
+    unasked, _ = calibration.calibrate(None, latents, *arguments)
+    assert unasked["part+dent"].rim == ()
     first, *others = defaults["part+dent"].rim
     assert first == pytest.approx(0.5, abs=0.1)
     # What is left at the corners of a square.
