@@ -421,7 +421,9 @@ def test_a_list_of_rejected_pairs_is_painted_again(synth, here):
 
 
 def test_a_command_is_run_when_all_is_over(synth, here):
-    command = "env | grep ^STAGE_RT_ | sort > told; echo said; exit $CODE_OF_IT"
+    command = (
+        "env | grep -E '^STAGE_RT_(EXIT_CODE|METRICS|RUN|STATE)=' | sort > told; echo said; exit $CODE_OF_IT"
+    )
     code, out, _ = synth(flags=["--on-finish", command])
     assert (code, out.splitlines()[0]) == (0, "4 pairs in `run` (4 new)")
     told = [
