@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fake_engine import FakeEngine, contents, ten_pairs
@@ -26,10 +28,10 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
-def load(notify):
+def load(delay, notify):
     """In an actor."""
     notify(f"actor {os.getpid()}")
-    return FakeEngine(delay=0.02, batch=2)
+    return FakeEngine(delay=delay, batch=2)
 
 
 def actors():
@@ -45,6 +47,14 @@ def actors():
     return found
 
 
+def up(start):
+    """A node; one that does not come up in Ray's 30 seconds, as on a busy machine, is tried again."""
+    for _ in range(4):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
 def main(folder, what, times):
     from ray.cluster_utils import Cluster as Nodes
 
@@ -52,33 +62,35 @@ def main(folder, what, times):
     job = type(job)(**{**vars(job), "count": 24, "batch": 2})
     fill(FakeEngine(batch=2), job, folder / "whole")
     whole = contents(folder / "whole")
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
-    second = None if what == "late" else nodes.add_node(num_cpus=1)
+    nodes = up(lambda: Nodes(initialize_head=True, head_node_args={"num_cpus": 1}))
+    second = None if what == "late" else up(lambda: nodes.add_node(num_cpus=1))
+    # A node takes a while to come up, and is to have something to do then.
+    hands = partial(load, 0.02 if what == "kill" else 1.0)
     dice, losses, seen = random.Random(0), 0, set()
     for number in range(times):
         notices, engine, begun = [], FakeEngine(batch=2), threading.Event()
 
         def progress(share, begun=begun):
-            if share > 0:
+            if share > 0 and not begun.is_set():
                 begun.set()
+                # Here, as a node is started by the main thread alone.
+                if what == "node":
+                    nodes.remove_node(second)
+                if what == "late":
+                    up(lambda: nodes.add_node(num_cpus=1))
 
-        def disturb(begun=begun):
-            assert begun.wait(120)
+        def kill(begun=begun):
+            assert begun.wait(600)
             time.sleep(dice.random())
-            if what == "kill":
-                os.kill(dice.choice(actors()), signal.SIGKILL)
-            elif what == "node":
-                nodes.remove_node(second)
-            else:
-                nodes.add_node(num_cpus=1)
+            os.kill(dice.choice(actors()), signal.SIGKILL)
 
-        disturbing = threading.Thread(target=disturb)
-        disturbing.start()
+        killer = threading.Thread(target=kill if what == "kill" else begun.wait)
+        killer.start()
         run = folder / str(number)
-        with Crew(engine.spec, Cluster(load, nodes.address, gpu=False), 2, notices.append) as crew:
+        with Crew(engine.spec, Cluster(hands, nodes.address, gpu=False), 2, notices.append) as crew:
             plan = make_plan(engine.spec, job, notices.append)
             summary = follow(crew, plan, Place.of(run), notify=notices.append, progress=progress)
-        disturbing.join()
+        killer.join()
         assert summary.written == summary.pairs == 24, summary
         assert contents(run) == whole
         losses += sum("a worker ended" in notice for notice in notices)
