@@ -143,21 +143,23 @@ def _best(
     ``painted`` paints with a guidance, with the cells around labels or without. Defects that ``reach`` beyond their
     labels are tried both ways with the recipe's ``own`` guidance first.
     """
-    edge = rim.mean_profile(real)
+    edge, looks = rim.mean_profile(real), _looks(real, reach=reach)
 
     def fade(trial: Trial) -> tuple[float, ...]:
         return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.wide else ()
 
-    def away(trial: Trial) -> float:
-        return distance(_looks(trial.finished(fade(trial)), reach=reach), _looks(real, reach=reach))
+    def judged(weight: float, wide: bool) -> tuple[float, Trial]:
+        trial = painted(weight, wide)
+        shown = trial.finished(fade(trial)) if reach else trial.pairs
+        return distance(_looks(shown, reach=reach), looks), trial
 
-    both = [painted(own, wide) for wide in (False, True) if reach or not wide]
-    first = min(both, key=away)
-    tried = {weight: first if weight == own else painted(weight, first.wide) for weight in GUIDANCES}
-    weight = chosen({weight: away(trial) for weight, trial in tried.items()}, own)
-    best = tried[weight]
-    every = [*both, *(trial for trial in tried.values() if trial is not first)]
-    return _Best(weight, fade(best), best.figures), every
+    both = [judged(own, wide) for wide in (False, True) if reach or not wide]
+    first = min(both, key=lambda one: one[0])
+    others = {weight: judged(weight, first[1].wide) for weight in GUIDANCES if weight != own}
+    tried = {own: first, **others}
+    weight = chosen({weight: away for weight, (away, _) in tried.items()}, own)
+    best = tried[weight][1]
+    return _Best(weight, fade(best), best.figures), [trial for _, trial in (*both, *others.values())]
 
 
 def chosen(distances: dict[float, float], own: float) -> float:
