@@ -161,9 +161,10 @@ class Engine:
         _require("noise", noise, PhiloxNoise)
         steps, count = steps_of(sampler, recipe, steps), len(noise.seeds)
         _check("images", images, (count, model.image_channels, model.image_size, model.image_size))
-        told = masks if labels is None else labels
-        for name, array in (("masks", masks), ("labels", told)):
-            _check(name, array, (count, 1, model.latent_size, model.latent_size))
+        cells = (count, 1, model.latent_size, model.latent_size)
+        _check("masks", masks, cells)
+        if labels is not None:
+            _check("labels", labels, cells)
         clean_noise = noise.encode((count, model.latent_channels, model.latent_size, model.latent_size))
         latent = self.encode(images, clean_noise)
         usable, filled = finite(latent), masks.any(axis=(1, 2, 3))

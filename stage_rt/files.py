@@ -23,6 +23,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(path: str | Path) -> tuple[int, int, int] | None:
+    """A file's size, time in nanoseconds and inode, which tell whether it is as it was; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file in a folder by its POSIX path inside it, in order of the paths."""
     return {str(path): sha256(folder / path) for path in inside(folder)}

@@ -53,7 +53,7 @@ class FinishedRun:
         with path.open("rb") if path.is_file() else open(os.devnull, "rb") as lines:
             for number, line in enumerate(lines):
                 try:
-                    record = read_line(line.removesuffix(b"\n"), self.spec.prompt)
+                    record = read_line(line, self.spec.prompt)
                 except ValueError as damage:
                     if not line.endswith(b"\n"):
                         # Cut off by a crash.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stage_rt import __version__
-from stage_rt.files import recall, remember
+from stage_rt.files import identity, recall, remember
 
 Answer = TypeVar("Answer")
 
@@ -15,7 +15,7 @@ CHECKS_FILE = ".checks"
 SETTLED = 2.0
 """Seconds that a file has to be left alone for: one that changes within a tick of the clock looks unchanged."""
 
-Identity = list[int]
+Identity = tuple[int, int, int]
 
 
 class Checks:
@@ -39,14 +39,14 @@ class Checks:
         The answer is a value of JSON. What ``find`` raises is not remembered.
         """
         key = f"{question}\0{file.absolute()}"
-        identity = _identity(file)
+        before = identity(file)
         known = self._answers.get(key)
-        if identity is not None and known is not None and list(known[0]) == identity:
+        if before is not None and known is not None and tuple(known[0]) == before:
             return known[1]  # type: ignore[return-value]  # as it was found
         began = time.time()
         answer = find(file)
-        if identity is not None and identity == _identity(file) and identity[1] < (began - SETTLED) * 1e9:
-            self._answers[key] = (identity, answer)
+        if before is not None and before == identity(file) and before[1] < (began - SETTLED) * 1e9:
+            self._answers[key] = (before, answer)
             self._changed = True
         return answer
 
@@ -56,11 +56,3 @@ class Checks:
             kept = {"by": __version__, "answers": self._answers}
             remember(self._path, json.dumps(kept, separators=(",", ":")).encode())
             self._changed = False
-
-
-def _identity(file: Path) -> Identity | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns, found.st_ino]

@@ -1,5 +1,6 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run import report, thumbnails
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import Manifest, Place, open_run
+from stage_rt.run.ledger import Manifest, Place, open_run, records_of
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
@@ -138,16 +139,26 @@ def conclude(
     ``written`` is how many pairs are new.
     """
     manifest.tidy(indices)
-    records = [manifest.records[int(index)] for index in indices]
+    by_status: defaultdict[str, list[int]] = defaultdict(list)
+    weak: list[int] = []
+    fill: list[float] = []
+    refilled = 0
+    for record in records_of(place, spec.prompt):
+        by_status[record.status].append(record.index)
+        refilled += record.attempts is not None
+        if record.weak and record.status == "ok":
+            weak.append(record.index)
+        if record.fill is not None:
+            fill.append(record.fill)
     return Summary(
-        pairs=sum(record.status == "ok" for record in records),
+        pairs=len(by_status["ok"]),
         written=written,
-        failed=[record.index for record in records if record.status == "failed"],
-        left_out=[record.index for record in records if record.status == "left out"],
-        weak=[record.index for record in records if record.weak and record.status == "ok"],
-        refilled=sum(record.attempts is not None for record in records),
+        failed=by_status["failed"],
+        left_out=by_status["left out"],
+        weak=weak,
+        refilled=refilled,
         steps=steps_of(spec.sampler, spec.recipe, spec.steps),
-        fill=sorted(record.fill for record in records if record.fill is not None),
+        fill=sorted(fill),
         contact_sheet=place.data / report.CONTACT_SHEET,
         report=place.data / report.PAGE,
     )

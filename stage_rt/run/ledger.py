@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError, StageError
-from stage_rt.files import sha256, staged_for, write_atomic
+from stage_rt.files import identity, sha256, staged_for, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.index import INDEX_FILE, Index
@@ -154,7 +154,7 @@ class Manifest:
     def _seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> int:
         """A number that tells what was planned for a sample and the files there are of it; never 0."""
         told = repr(
-            (*planned.values(), *(_identity(f"{folder}/{path}") for path in pair_paths(self._prompt, index)))
+            (*planned.values(), *(identity(f"{folder}/{path}") for path in pair_paths(self._prompt, index)))
         )
         return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest()) or 1
 
@@ -190,14 +190,6 @@ class _Records(Mapping[int, PairRecord]):
             return read_line(file.readline(), self._prompt)
 
 
-def _identity(path: str) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
 def read_line(line: bytes, prompt: str) -> PairRecord:
     """The record of a line of ``manifest.jsonl`` of a run of ``prompt``.
 
@@ -211,6 +203,17 @@ def read_line(line: bytes, prompt: str) -> PairRecord:
     if record.image is not None and (record.image, record.mask) != pair_paths(prompt, record.index):
         raise ValueError("not the paths of this pair")
     return record
+
+
+def records_of(place: Place, prompt: str) -> Iterator[PairRecord]:
+    """The lines of a manifest that is tidy, one at a time.
+
+    Raises:
+        ValueError: a line is not as it was written.
+    """
+    with (place.ledger / MANIFEST_FILE).open("rb") as lines:
+        for line in lines:
+            yield read_line(line, prompt)
 
 
 @contextmanager

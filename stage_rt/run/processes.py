@@ -15,8 +15,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from stage_rt.errors import BackendError, StageError, first_line
-from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share
+from stage_rt.errors import BackendError
+from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share, fault
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
 
@@ -154,12 +154,8 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
                 number, task = given
                 finish = begin(engine, task, partial(_told, post, writer.check))
                 writer.start(partial(_hand_in, post, number, finish))
-    except StageError as error:
-        post.send(Failed(worker, error))
     except Exception as error:
-        post.send(
-            Failed(worker, StageError(f"a worker failed ({type(error).__name__}: {first_line(error)})"))
-        )
+        post.send(Failed(worker, fault(error)))
     # The exit handlers of inference libraries are not waited for.
     connection.close()
     os._exit(0)

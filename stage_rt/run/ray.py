@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 
 from stage_rt import extras
-from stage_rt.errors import DeviceError, StageError, first_line
+from stage_rt.errors import DeviceError, first_line
 from stage_rt.progress import silent
-from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready
+from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, fault
 from stage_rt.run.workers import Painter, Result, Task, begin
 
 LIBRARY = "ray"
@@ -89,17 +89,14 @@ class Cluster:
     def _answer(self, call: Any, worker: int, number: int | None) -> Iterator[Event]:
         try:
             answer, notices = self._ray.get(call)
-        except self._ray.exceptions.RayTaskError as fault:
-            error = fault.cause
-            if not isinstance(error, StageError):
-                error = StageError(f"a worker failed ({type(error).__name__}: {first_line(error)})")
-            yield Failed(worker, error)
+        except self._ray.exceptions.RayTaskError as failure:
+            yield Failed(worker, fault(failure.cause))
             return
-        except self._ray.exceptions.RayError as fault:
+        except self._ray.exceptions.RayError as loss:
             self._calls = {call: of for call, of in self._calls.items() if of[0] != worker}
             with suppress(self._ray.exceptions.RayError):
                 self._ray.kill(self._actors.pop(worker))
-            yield Lost(worker, type(fault).__name__)
+            yield Lost(worker, type(loss).__name__)
             return
         for notice in notices:
             yield Noticed(worker, notice)

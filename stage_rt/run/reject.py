@@ -111,7 +111,7 @@ def _images(path: Path, prompt: str, indices: Container[int]) -> dict[int, list[
     with path.open("rb") if path.is_file() else open(os.devnull, "rb") as lines:
         for line in lines:
             try:
-                record = read_line(line.removesuffix(b"\n"), prompt)
+                record = read_line(line, prompt)
             except ValueError:
                 # Told, or dropped, when the run is opened.
                 continue

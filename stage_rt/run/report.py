@@ -22,9 +22,9 @@ from stage_rt.images.inputs import read_image
 from stage_rt.images.regions import regions
 from stage_rt.run import thumbnails
 from stage_rt.run.contact_sheet import Group, contact_sheet, spread
-from stage_rt.run.ledger import Place, read_line
+from stage_rt.run.ledger import Place, records_of
 from stage_rt.run.writer import defect_type
-from stage_rt.spec import MANIFEST_FILE, PairRecord, RunSpec
+from stage_rt.spec import PairRecord, RunSpec
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -67,12 +67,6 @@ class Part:
         spec = self.spec
         said = f"{spec.engine} {spec.normals} {spec.masks} {spec.seed} {spec.prompt}"
         return hashlib.sha256(said.encode()).hexdigest()[:LISTED]
-
-    def records(self) -> Iterator[PairRecord]:
-        """The lines of its manifest, which is in order."""
-        with (self.place.ledger / MANIFEST_FILE).open("rb") as lines:
-            for line in lines:
-                yield read_line(line.removesuffix(b"\n"), self.spec.prompt)
 
 
 @dataclass
@@ -157,7 +151,8 @@ def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str])
     def rows() -> Iterator[bytes]:
         head = {"type": kind, "prompt": part.spec.prompt, "key": part.key, "strict": part.spec.strict}
         yield f"(window.stageRT ??= []).push(Object.assign({json.dumps(head)}, {{rows: [\n".encode()
-        for number, (record, photograph) in enumerate(zip(part.records(), part.photographs, strict=True)):
+        records = records_of(part.place, part.spec.prompt)
+        for number, (record, photograph) in enumerate(zip(records, part.photographs, strict=True)):
             tally.add(record)
             if record.status != "ok":
                 continue

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_engine import PROMPT, contents, labels, photographs
+from fake_engine import command, contents, labels, photographs
 
 TESTS = Path(__file__).parents[1] / "support"
 COUNT = 7
@@ -20,19 +20,8 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def command(inputs, run, delay):
-    return [
-        sys.executable,
-        str(TESTS / "fake_engine.py"),
-        str(delay),
-        str(inputs / "painting"),
-        *("synth", "engine", "--normals", str(inputs / "normals"), "--masks", str(inputs / "masks")),
-        *("--prompt", PROMPT, "--count", str(COUNT), "-o", str(run)),
-    ]
-
-
 def whole_run(inputs):
-    subprocess.run(command(inputs, inputs / "whole", 0), check=True, capture_output=True)
+    subprocess.run(command(inputs, inputs / "whole", COUNT), check=True, capture_output=True)
     return contents(inputs / "whole")
 
 
@@ -49,13 +38,13 @@ def test_killed_at_random_moments(inputs):
     dice = random.Random(0)
     for pairs in (0, 1, 3, 5):
         process = subprocess.Popen(
-            command(inputs, run, 0.01), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(inputs, run, COUNT, delay=0.01), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for_pairs(run, pairs)
         time.sleep(dice.random() * 0.15)
         process.kill()
         process.wait()
-    subprocess.run(command(inputs, run, 0), check=True, capture_output=True)
+    subprocess.run(command(inputs, run, COUNT), check=True, capture_output=True)
     assert contents(run) == whole
 
 

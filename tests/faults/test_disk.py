@@ -4,11 +4,10 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from fake_engine import PROMPT, FakeEngine, contents, labels, photographs
+from fake_engine import PROMPT, FakeEngine, command, contents, labels, photographs
 
 from stage_rt.errors import ExitCode, RunError, StageError
 from stage_rt.run.fill import fill
@@ -80,12 +79,8 @@ def test_a_folder_where_a_file_belongs_is_named(job, tmp_path, name):
 
 
 def test_a_real_limit_on_the_size_of_files(job, tmp_path):
-    arguments = [sys.executable, "fake_engine.py", "0", str(tmp_path / "painting"), "synth", "engine"]
-    arguments += ["--count", "4", "--prompt", PROMPT]
-    arguments += ["--normals", str(tmp_path / "normals"), "--masks", str(tmp_path / "masks")]
-    arguments += ["-o", str(tmp_path / "run")]
     limited = subprocess.run(
-        arguments,
+        command(tmp_path, tmp_path / "run", 4),
         cwd=TESTS,
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_engine import PROMPT, contents, labels, photographs
+from fake_engine import command, contents, labels, photographs
 
 TESTS = Path(__file__).parents[1] / "support"
 
@@ -20,16 +20,7 @@ def start(tmp_path):
     started = []
 
     def run(delay, name="run", *options):
-        arguments = [
-            sys.executable,
-            "fake_engine.py",
-            str(delay),
-            str(tmp_path / "painting"),
-            "synth",
-            "engine",
-        ]
-        arguments += ["--normals", str(tmp_path / "normals"), "--masks", str(tmp_path / "masks")]
-        arguments += ["--prompt", PROMPT, "--count", "8", "-o", str(tmp_path / name), *options]
+        arguments = command(tmp_path, tmp_path / name, 8, *options, delay=delay)
         process = subprocess.Popen(
             arguments, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

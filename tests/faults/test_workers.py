@@ -5,13 +5,12 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_engine import PROMPT, FakeEngine, contents, labels, photographs
+from fake_engine import PROMPT, FakeEngine, command, contents, labels, photographs
 
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
@@ -31,25 +30,7 @@ def start(job, tmp_path):
     started = []
 
     def run(delay, limit=None):
-        arguments = [
-            sys.executable,
-            "fake_engine.py",
-            str(delay),
-            str(tmp_path / "painting"),
-            "synth",
-            "engine",
-        ]
-        arguments += ["--normals", str(tmp_path / "normals"), "--masks", str(tmp_path / "masks")]
-        arguments += [
-            "--prompt",
-            PROMPT,
-            "--count",
-            str(COUNT),
-            "--workers",
-            "2",
-            "-o",
-            str(tmp_path / "run"),
-        ]
+        arguments = command(tmp_path, tmp_path / "run", COUNT, "--workers", "2", delay=delay)
         process = subprocess.Popen(
             arguments,
             cwd=TESTS,
@@ -90,6 +71,15 @@ def wait_until(true):
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def wait_for(process, seconds):
+    """Whether a process ended within a time."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def started(process):
@@ -179,15 +169,19 @@ def test_two_commands_do_not_fill_one_folder_and_a_full_disk_ends_one(start, tmp
 def test_killed_at_forty_random_moments(start, job, whole, tmp_path):
     dice, run = random.Random(0), tmp_path / "run"
     kills = {"the driver": 0, "a worker": 0}
-    for number in range(40):
+    while sum(kills.values()) < 40:
         if pairs_in(run) >= COUNT - 2:
             # Nearly all is done: another one, so that there is something to interrupt.
             fill(FakeEngine(batch=2), job, run)
             assert contents(run) == whole
-            run.rename(tmp_path / f"done{number}")
+            run.rename(tmp_path / f"done{len(list(tmp_path.iterdir()))}")
         process = start(0.03)
         wait_until(partial(started, process))
-        time.sleep(dice.random() * 4)
+        if wait_for(process, dice.random() * 4):
+            # Done before its moment came: nothing was killed.
+            assert process.returncode == 0
+            assert contents(run) == whole
+            continue
         victims = workers_of(process)
         who = "the driver" if dice.random() < 0.5 or not victims else "a worker"
         os.kill(process.pid if who == "the driver" else dice.choice(victims), signal.SIGKILL)

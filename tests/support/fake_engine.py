@@ -153,6 +153,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def command(inputs: Path, run: Path, count: int, *options: str, delay: float = 0) -> list[str]:
+    """`stage-rt synth` as this script, on the ``normals`` and ``masks`` in ``inputs``; the mark is beside them."""
+    return [
+        *(sys.executable, __file__, str(delay), str(inputs / "painting"), "synth", "engine"),
+        *("--normals", str(inputs / "normals"), "--masks", str(inputs / "masks"), "--prompt", PROMPT),
+        *("--count", str(count), "-o", str(run), *options),
+    ]
+
+
 def stand_in(engine: FakeEngine) -> ModuleType:
     """A `stage_rt.loading` that loads ``engine`` whatever the folder."""
     module = ModuleType("stage_rt.loading")
