@@ -39,6 +39,8 @@ LEVERS = {
     "masked, guidance 1": MASKED.guided(1),
     "masked (guidance 2)": MASKED,
     "masked, guidance 3": MASKED.guided(3),
+    "masked, guidance 1, prompt guidance 2": MASKED.guided(1).contrasted(2),
+    "masked, prompt guidance 2": MASKED.contrasted(2),
 }
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from stage_rt.engine import Engine
 
 from . import sources
@@ -39,10 +41,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the result: the figures of its segmenters, one a seed."""
+    """One row of the result: the figures of its segmenters, one a seed; ``fit`` is their mean IoU on the real pairs
+    that they learned, in the mean over seeds, or None of rows that learned none."""
 
     name: str
     figures: list[Figures]
+    fit: float | None
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,19 @@ def evaluate(
         [job for jobs in lists.values() for job in jobs],
         lambda share, name: progress(PAINTING + (1 - PAINTING) * share, name),
     )
-    rows = [Row(name, [trials.figures(job) for job in jobs]) for name, jobs in lists.items()]
+    rows = [
+        Row(name, [trials.figures(job) for job in jobs], _fit(trials, jobs, real))
+        for name, jobs in lists.items()
+    ]
     opinions = {name: [trials.opinion(job, pairs) for job in lists[REAL]] for name, pairs in painted.items()}
     progress(1.0, "report")
     return Outcome(rows, opinions, test)
+
+
+def _fit(trials: Trials, jobs: Sequence[Job], real: Pictures) -> float | None:
+    if not any(part is real for part in jobs[0].parts):
+        return None
+    return float(np.mean([trials.fit(job, real) for job in jobs]))
 
 
 def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[str, list[Job]]:

@@ -113,15 +113,26 @@ class Trials:
 
     def opinion(self, job: Job, source: Pictures) -> Opinion:
         """Of a segmenter that was trained, on pairs of a source."""
+        kept = self._asked(job, source, "", self._look)
+        distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
+        return Opinion(kept["iou"], distances)
+
+    def fit(self, job: Job, learned: Pictures) -> float:
+        """Mean IoU of a segmenter that was trained on pictures that it learned."""
+        return float(self._asked(job, learned, "-fit", self._fit)["miou"])
+
+    def _asked(
+        self, job: Job, pictures: Pictures, about: str, look: Callable[[nn.Module, Pictures], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What a segmenter that was trained says of pictures; kept, so that it is asked once."""
         trained = self._path(job)
-        path = trained.with_name(f"{trained.name}-{source.digest[:16]}.json")
+        path = trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
         if not path.exists():
             network: nn.Module = SEGMENTERS[self.lesson.segmenter](self._classes)
             network.load_state_dict(load(trained.with_suffix(".safetensors").read_bytes()))
-            write_atomic(path, json.dumps(self._look(self.device.place(network).eval(), source)).encode())
-        kept = json.loads(path.read_text())
-        distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
-        return Opinion(kept["iou"], distances)
+            write_atomic(path, json.dumps(look(self.device.place(network).eval(), pictures)).encode())
+        kept: dict[str, Any] = json.loads(path.read_text())
+        return kept
 
     @property
     def _at_once(self) -> int:
@@ -160,9 +171,17 @@ class Trials:
         kept = {"counts": counts.tolist(), "scores": scores}
         write_atomic(path.with_suffix(".json"), json.dumps(kept).encode())
 
+    def _iou(self, network: nn.Module, pictures: Pictures) -> NDArray[np.float64]:
+        said = metrics.confusion(
+            find(network, pictures, self.device).classes, pictures.classes, self._classes
+        )
+        return metrics.iou(said.sum(axis=0))
+
+    def _fit(self, network: nn.Module, learned: Pictures) -> dict[str, Any]:
+        return {"miou": float(np.nanmean(self._iou(network, learned)[1:]))}
+
     def _look(self, network: nn.Module, source: Pictures) -> dict[str, Any]:
-        said = metrics.confusion(find(network, source, self.device).classes, source.classes, self._classes)
-        each = metrics.iou(said.sum(axis=0))
+        each = self._iou(network, source)
         distance = {}
         for number, kind in enumerate(self.types, start=1):
             painted, real = (

@@ -13,7 +13,7 @@ from PIL import Image
 from stage_rt.errors import InputError, StageError
 from stage_rt.quality import evaluate, trials
 from stage_rt.quality.evaluate import Request, run
-from stage_rt.quality.learning import Lesson
+from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.sizes import SIZES, Size, side_of
 
 SOURCES = ["ours", "ours-shifted", "cutpaste"]
@@ -76,6 +76,9 @@ def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_pa
     ]
     assert [row["seeds"] for row in result["rows"]] == [2, 2, 2, 2, 2]
     assert set(result["rows"][0]["iou"]) == {"dent", "spot"}
+    *learned, alone = [row["miou_learned"] for row in result["rows"]]
+    assert all(0 <= value <= 100 for value in learned)
+    assert alone is None
     assert result["real_pairs"] == {"dent": 2, "spot": 2}
     assert result["test_pairs"] == {"dent": 4, "spot": 4}
     assert set(result["agreement"]) == set(SOURCES)
@@ -89,6 +92,19 @@ def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_pa
         assert opened(tmp_path / "r" / picture).width > 300
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(("knows", "percent"), [(True, 100), (False, 0)])
+def test_how_well_a_segmenter_fits_what_it_learned_is_told(
+    knows: bool, percent: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_network, pictures, _device) -> Found:
+        classes = pictures.classes * knows
+        return Found(classes, (classes > 0).astype(np.float16))
+
+    monkeypatch.setattr(trials, "find", answer)
+    result = evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    assert [row["miou_learned"] for row in result["rows"]] == [percent, percent]
 
 
 def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
