@@ -22,6 +22,7 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, E
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
+from .hoist import hoistable, hoisted_model
 from .networks import TOLERANCE, TORCH_DTYPES, networks, random_inputs
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
@@ -78,6 +79,8 @@ def build(
         ParityError: a compiled network disagrees with its source.
     """
     model = load_model(source)
+    if device is None and hoistable(model.unet):
+        model = hoisted_model(model)
     wanted = describe(model.spec, dtype, batch, device, _fingerprint(source, dtype))
     exists = (folder / ENGINE_FILE).is_file()
     if exists and up_to_date(folder, wanted):

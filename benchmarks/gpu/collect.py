@@ -12,6 +12,7 @@ from parts import CHECKS
 LABELS = {
     "loop": "stage-rt, device-resident loop",
     "loop tuned": "stage-rt, device-resident loop, max-autotune",
+    "loop plain": "stage-rt, device-resident loop, nothing taken out of the UNet",
     "compiled": "torch.compile max-autotune",
     "eager": "PyTorch eager, single state",
     "authors_eager": "PyTorch eager, authors' two states",
@@ -50,7 +51,8 @@ def slug(name: str) -> str:
 
 def series(result: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
     """Seconds a pair by batch, for every line of the plot."""
-    rows = [("loop tuned" if row["tuned"] else "loop", row) for row in result["loop"]]
+    ways = ("tuned", "plain")
+    rows = [(" ".join(["loop", *(way for way in ways if row[way])]), row) for row in result["loop"]]
     rows += [(row["peer"], row) for row in result["peer"]]
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, row in rows:

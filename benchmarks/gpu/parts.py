@@ -68,6 +68,8 @@ def _parts(mode: Mode, place: Place) -> Iterator[Part]:
         yield _loop(mode, place, dtype, batch, tuned=True)
     for batch in (8, 64):
         yield _loop(mode, place, dtype, batch)
+    for batch in first:
+        yield _loop(mode, place, dtype, batch, plain=True)
     for peer in ("eager", "compiled"):
         yield _peer(mode, place, peer, dtype, 1)
     for batch in first:
@@ -97,13 +99,15 @@ def _checks(place: Place) -> Iterator[Part]:
     yield Part("loop_checks", CHECK_SECONDS, [*pytest, str(ROOT / "tests/cuda/test_gpu.py")])
 
 
-def _loop(mode: Mode, place: Place, dtype: str, batch: int, *, tuned: bool = False) -> Part:
-    what: dict[str, Any] = {"dtype": dtype, "batch": batch, "tuned": tuned}
+def _loop(
+    mode: Mode, place: Place, dtype: str, batch: int, *, tuned: bool = False, plain: bool = False
+) -> Part:
+    what: dict[str, Any] = {"dtype": dtype, "batch": batch, "tuned": tuned, "plain": plain}
     seconds = TUNED_SECONDS if tuned else COMPILE_SECONDS
     part = _task(mode, place, "loop", LOOP_SECONDS, **what)
     return part._replace(
         before=_task(mode, place, "compile", seconds, **what),
-        made=engine(place.work, dtype, batch, tuned) / "engine.json",
+        made=engine(place.work, **what) / "engine.json",
     )
 
 
@@ -114,11 +118,11 @@ def _peer(mode: Mode, place: Place, peer: str, dtype: str, batch: int) -> Part:
 
 
 def _task(mode: Mode, place: Place, task: str, seconds: float, **arguments: Any) -> Part:
-    words = ["tuned" if value is True else str(value) for value in arguments.values() if value is not False]
+    words = [name if value is True else str(value) for name, value in arguments.items() if value is not False]
     call = json.dumps({"task": task, "mode": mode, "work": str(place.work), **arguments})
     return Part("_".join([task, *words]), seconds, [sys.executable, str(HERE / "tasks.py"), call])
 
 
-def engine(work: Path, dtype: str, batch: int, tuned: bool) -> Path:
-    """Folder of a compiled engine."""
-    return work / "engines" / f"{dtype}-b{batch}{'-tuned' if tuned else ''}"
+def engine(work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Path:
+    """Folder of a compiled engine; ``plain`` computes at every step what depends on prompt or timestep alone."""
+    return work / "engines" / f"{dtype}-b{batch}{'-tuned' if tuned else ''}{'-plain' if plain else ''}"

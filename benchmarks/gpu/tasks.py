@@ -75,16 +75,19 @@ def _event_seconds(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
 
 
-def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool) -> Row:
+def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Row:
     """The loop's networks compiled ahead of time; a folder a dtype, batch and way of compiling."""
+    from stage_rt.export.hoist import hoisted_model
     from stage_rt.export.inductor import describe, write
     from stage_rt.files import staged_folder
 
     start = time.monotonic()
     model = random_model(_size(mode), _device(mode), Recipe.authors())
+    if not plain:
+        model = hoisted_model(model)
     wanted = describe(model.spec, dtype, [batch], "cpu" if mode == "dry" else None, "0" * 64)
     graphs = [UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)]
-    folder = engine(work, dtype, batch, tuned)
+    folder = engine(work, dtype, batch, tuned, plain)
     with staged_folder(folder, replace=folder.exists()) as staged:
         write(model, wanted, staged, graphs=graphs, tuned=tuned)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -92,19 +95,20 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool) 
         "dtype": dtype,
         "batch": batch,
         "tuned": tuned,
+        "plain": plain,
         "seconds": time.monotonic() - start,
         "bytes": size,
         "memory_bytes": None if mode == "dry" else torch.cuda.max_memory_reserved(),
     }
 
 
-def loop(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool) -> Row:
+def loop(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Row:
     """The loop, and its networks alone, in the same process and in turn."""
     from stage_rt.cuda import device
     from stage_rt.cuda.loop import Loop
     from stage_rt.folders import read_engine
 
-    folder = engine(work, dtype, batch, tuned)
+    folder = engine(work, dtype, batch, tuned, plain)
     spec = _shortened(read_engine(folder), mode)
     notices: list[str] = []
     with device.active() as cuda, ExitStack() as opened:
@@ -122,6 +126,7 @@ def loop(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool) -> Row:
         "dtype": dtype,
         "batch": batch,
         "tuned": tuned,
+        "plain": plain,
         "engine": f"inductor, torch {torch.__version__}",
         **figures,
         "memory_bytes": memory,

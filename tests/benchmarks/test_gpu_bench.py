@@ -186,7 +186,7 @@ def test_checks_come_first_then_the_batches_with_targets(tmp_path):
     loops = [part for part in plan("full", place) if part.before]
     for part in loops:
         assert json.loads(part.command[-1]) == json.loads(part.before.command[-1]) | {"task": "loop"}
-    assert len({part.made for part in loops}) == len(loops) == 8
+    assert len({part.made for part in loops}) == len(loops) == 10
     assert "memcheck" not in [part.name for part in plan("full", place._replace(sanitizer=None))]
 
 

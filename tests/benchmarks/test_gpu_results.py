@@ -10,12 +10,27 @@ import pytest
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 KEY = {"source": "0123", "device": "Some GPU 80GB", "mode": "full"}
+LOOP = {"dtype": "fp16", "tuned": False, "plain": False}
 FINISHED = {
     "kernels": "pass",
     "machine": {"memory_bytes": 8e10, "matmul_tflops_fp16": 800},
     "compile_fp16_32": {"dtype": "fp16", "batch": 32, "seconds": 100},
-    "loop_fp16_32": {"dtype": "fp16", "batch": 32, "tuned": False, "seconds_a_pair": 0.5, "tflops": 400},
-    "loop_fp16_1": {"dtype": "fp16", "batch": 1, "tuned": False, "seconds_a_pair": 1, "tflops": 200},
+    "loop_fp16_32": {
+        "dtype": "fp16",
+        "batch": 32,
+        "tuned": False,
+        "plain": False,
+        "seconds_a_pair": 0.5,
+        "tflops": 400,
+    },
+    "loop_fp16_1": {
+        "dtype": "fp16",
+        "batch": 1,
+        "tuned": False,
+        "plain": False,
+        "seconds_a_pair": 1,
+        "tflops": 200,
+    },
     "peer_eager_fp16_32": {"peer": "eager", "dtype": "fp16", "batch": 32, "seconds_a_pair": 2},
 }
 FAILED = {"loop_checks": "AssertionError", "peer_compiled_fp16_32": "it took longer than 420 s"}

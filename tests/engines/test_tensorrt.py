@@ -276,9 +276,15 @@ def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monke
     monkeypatch.setitem(
         sys.modules, "tensorrt", sys.modules.get("tensorrt_rtx") or import_module("tensorrt_rtx")
     )
-    monkeypatch.setattr(
-        tensorrt_gpu, "_configure", lambda trt, config: target(config, trt.ComputeCapability.SM89)
-    )
+    tuned, levels = tensorrt_gpu._configure, []
+
+    def configure(trt, config):
+        tuned(trt, config)
+        levels.append(config.builder_optimization_level)
+        target(config, trt.ComputeCapability.SM89)
+
+    monkeypatch.setattr(tensorrt_gpu, "_configure", configure)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     builder = choose("tensorrt", "fp16", ["current"])
     assert (builder.library, builder.devices) == ("TensorRT", ["sm89"])
     paths = {"adapters/tile.aware": graphs("fp16") / "adapters/tile.aware.onnx"}
@@ -292,6 +298,13 @@ def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monke
         > 0
     )
     assert (tmp_path / "plan.engine").stat().st_size > 1000
+    assert levels == [5]
+    (timings,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    for damage in (None, b"", b"no timings", timings.read_bytes()[:-1]):
+        if damage is not None:
+            timings.write_bytes(damage)
+        builder.compile(paths["adapters/tile.aware"], tmp_path / "again", [4], lambda share: None)
+        assert sha256(tmp_path / "again.engine") == sha256(tmp_path / "plan.engine")
 
 
 def target(config, capability):
