@@ -108,6 +108,7 @@ def compile_graphs(
     """Compile a graphs folder, or a model folder, which is exported on the way; whether an engine was written."""
     from functools import partial
 
+    from stage_rt.backends.tensorrt import FLAVOURS
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
     from stage_rt.engines.build import is_current
@@ -130,7 +131,7 @@ def compile_graphs(
             return False
         check_replaceable(output, backend, force=force)
     with (
-        _exported(source, output, dtype, hoist=backend != "onnxruntime")
+        _exported(source, output, dtype, hoist=backend in FLAVOURS)
         if dtype and exported
         else nullcontext(source) as graphs,
         watched_share("building") as progress,

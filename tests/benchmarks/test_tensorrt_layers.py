@@ -136,10 +136,10 @@ def write_one_block(path):
     network = torch.nn.Module.to(Denoiser(unet), torch.float16).eval()
     inputs = {
         "sample": torch.randn(2, 4, 32, 32).half(),
-        "timestep": torch.tensor([1]),
+        "timestep": torch.tensor([1, 0]),
         "context": torch.randn(2, 77, 1280).half(),
     }
-    graph = convert(network, inputs, "eps", dynamic=frozenset({"sample", "context"}), opset=21)
+    graph = convert(network, inputs, "eps", opset=21)
     onnx_ir.save(graph, path)
 
 

@@ -54,5 +54,6 @@ def test_the_row_of_the_loop(tasks, tmp_path, batch):
     if batch == 1:
         assert row["same_bits_again"] is True
         assert row["max_abs_host_loop"] <= 1e-4
+        assert row["bare_ms_a_step_ten_a_graph"] > 0
     else:
         assert row["same_bits_again"] is None

@@ -40,8 +40,10 @@ def unet():
 
 @torch.no_grad()
 def estimate(unet, timestep, context):
+    """At one timestep, or at one a sample."""
     sample = torch.randn(len(context), 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    return unet(sample.to(unet.dtype), torch.tensor([timestep]), context.to(unet.dtype), return_dict=False)[0]
+    steps = torch.tensor(timestep).reshape(-1)
+    return unet(sample.to(unet.dtype), steps, context.to(unet.dtype), return_dict=False)[0]
 
 
 def test_estimates_are_the_same_and_the_unet_stays_as_it_was(unet):
@@ -50,7 +52,7 @@ def test_estimates_are_the_same_and_the_unet_stays_as_it_was(unet):
     freed, made = hoisted(unet, STEPS), projected(unet, context)
     # Six attentions to the context, keys and values each: one before, one in the middle and two after at 8 or 16.
     assert made.shape == (3, 5, 2 * (8 + 16 + 8 + 8))
-    for timestep in (0, 500, STEPS - 1):
+    for timestep in (0, STEPS - 1, [0, 500, STEPS - 1]):
         expected, found = estimate(unet, timestep, context), estimate(freed, timestep, made)
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
