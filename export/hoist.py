@@ -2,7 +2,7 @@
 
 The time embedding and its projection into every residual block become rows of a table, and the context is the keys
 and values of all cross-attention instead of the text they are made from. The estimate is the same to rounding; at
-full size a step does 2.7 % less arithmetic and reads 6.8 % fewer weights.
+full size a step does 2.7 % less arithmetic, reads 6.8 % fewer weights and launches fewer kernels (docs/gpu.md).
 """
 
 import copy
@@ -30,6 +30,23 @@ class _Columns(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[..., self.start : self.stop]
+
+
+class _Heads(nn.Module):
+    """Keys or values ``[B, tokens, heads * dim]`` of one attention, from a context that `projected` made.
+
+    They lie in columns ``start`` to ``stop`` of it, if each had its tokens for itself.
+    """
+
+    def __init__(self, start: int, stop: int, heads: int) -> None:
+        super().__init__()
+        self.start, self.stop, self.heads = start, stop, heads
+
+    def forward(self, context: Tensor) -> Tensor:
+        batch, tokens, _ = context.shape
+        own = context.flatten(1)[:, tokens * self.start : tokens * self.stop]
+        # What attention does next undoes this transposition, and a compiler drops both.
+        return own.reshape(batch, self.heads, tokens, -1).transpose(1, 2).flatten(2)
 
 
 class _Rows(nn.Module):
@@ -83,16 +100,28 @@ def hoisted(unet: UNet2DConditionModel, steps: int) -> UNet2DConditionModel:
     for attention in _attentions(freed):
         for name in ("to_k", "to_v"):
             stop = start + getattr(attention, name).out_features
-            setattr(attention, name, _Columns(start, stop))
+            setattr(attention, name, _Heads(start, stop, attention.heads))
             start = stop
     return freed
 
 
 @torch.no_grad()
 def projected(unet: UNet2DConditionModel, context: Tensor) -> Tensor:
-    """Keys and values of all cross-attention, float32 ``[..., tokens, width]``, of ``[..., tokens, dim]``."""
-    parts = [layer for each in _attentions(unet) for layer in (each.to_k, each.to_v)]
-    return torch.cat([_exactly(layer, context) for layer in parts], dim=-1)
+    """Keys and values of all cross-attention, float32 ``[..., tokens, width]``, of ``[..., tokens, dim]``.
+
+    They lie one after the other as attention reads them, ``[heads, tokens, dim]`` each: in any other order a compiler
+    copies every one of them at every step.
+    """
+    layers = [(each.heads, layer) for each in _attentions(unet) for layer in (each.to_k, each.to_v)]
+    parts = [_by_heads(_exactly(layer, context), heads) for heads, layer in layers]
+    return torch.cat(parts, dim=-1).reshape(*context.shape[:-1], -1)
+
+
+def _by_heads(made: Tensor, heads: int) -> Tensor:
+    """``[..., tokens, heads * dim]`` in the order of ``[..., heads, tokens, dim]``, the last three axes as one."""
+    *outer, tokens, width = made.shape
+    split = made.reshape(*outer, tokens, heads, width // heads)
+    return split.transpose(-3, -2).reshape(*outer, tokens * width)
 
 
 def hoisted_model(model: Model) -> Model:

@@ -68,11 +68,13 @@ installer=("$python" -m pip --python "$venv/bin/python" install --quiet --no-war
 from=()
 [[ -d $wheels ]] && from=(--no-index --find-links "$wheels")
 source=$(benchmarks/gpu/source.sh) || fail "the sources could not be read"
-if [[ -f $wheels/source && $(<"$wheels/source") = "$source" ]]; then
+if [[ -d $wheels ]]; then
+  [[ -f $wheels/source && $(<"$wheels/source") = "$source" ]] ||
+    fail "the wheels in $wheels are of other sources: make them again with carry.sh"
   own=$(find "$wheels/" -name 'stage_rt-*.whl')
 else
   say "building the kernels and stage-rt"
-  rm -rf "$work/own" && limited 200 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/own" . >&2
+  rm -rf "$work/own" && limited 200 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/own" . >&2
   own=$(find "$work/own/" -name 'stage_rt-*.whl')
 fi
 [[ -n $own ]] || fail "stage-rt could not be built"

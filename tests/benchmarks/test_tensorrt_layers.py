@@ -114,13 +114,14 @@ def test_profiles_dtypes_and_layers_are_those_of_the_graph(graphs, tmp_path):
     assert patterns["LayerNorm"] == dict.fromkeys(("there", "fused", "layers"), counts["LayerNormalization"])
 
 
-def write_one_block(path):
+def write_one_block(path, *, freed):
     """A UNet of one level, as wide as the full-size one at its top: heads of 40 on 32x32 cells."""
     import onnx_ir
     import torch
     from diffusers import UNet2DConditionModel
 
     from stage_rt.export.convert import convert
+    from stage_rt.export.hoist import hoisted, projected
     from stage_rt.export.networks import Denoiser
 
     torch.manual_seed(0)
@@ -133,22 +134,30 @@ def write_one_block(path):
         cross_attention_dim=1280,
         attention_head_dim=8,
     )
-    network = torch.nn.Module.to(Denoiser(unet), torch.float16).eval()
+    unet, context = torch.nn.Module.to(unet, torch.float16), torch.randn(2, 77, 1280).half()
     inputs = {
         "sample": torch.randn(2, 4, 32, 32).half(),
         "timestep": torch.tensor([1, 0]),
-        "context": torch.randn(2, 77, 1280).half(),
+        "context": projected(unet, context).half() if freed else context,
     }
-    graph = convert(network, inputs, "eps", opset=21)
-    onnx_ir.save(graph, path)
+    network = Denoiser(hoisted(unet, 1000) if freed else unet).eval()
+    onnx_ir.save(convert(network, inputs, "eps", opset=21), path)
 
 
-# Half a minute. Its quick twin above reads a small network, whose attention is too small to become one kernel.
+# A minute. Its quick twin above reads a small network, whose attention is too small to become one kernel.
 @pytest.mark.slow
 @needs_rtx
 def test_attention_and_normalisations_as_wide_as_the_real_ones_are_one_kernel_each(tmp_path):
-    write_one_block(tmp_path / "unet.onnx")
-    patterns = built(tmp_path / "unet.onnx", tmp_path, "8")["patterns"]
-    assert patterns["attention"]["there"] == 8
-    for name in ("attention", "GroupNorm + SiLU", "GroupNorm"):
-        assert patterns[name]["fused"] == patterns[name]["layers"] == patterns[name]["there"]
+    results = []
+    for name, freed in (("plain", False), ("freed", True)):
+        write_one_block(tmp_path / f"{name}.onnx", freed=freed)
+        results.append(built(tmp_path / f"{name}.onnx", tmp_path, "8"))
+    for result in results:
+        patterns = result["patterns"]
+        assert patterns["attention"]["there"] == 8
+        for name in ("attention", "GroupNorm + SiLU", "GroupNorm"):
+            assert patterns[name]["fused"] == patterns[name]["layers"] == patterns[name]["there"]
+    plain, freed = results
+    # Neither the products that make keys and values nor copies of these for the heads.
+    assert len(freed["layers"]) < len(plain["layers"])
+    assert freed["bytes"] < plain["bytes"]

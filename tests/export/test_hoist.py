@@ -58,6 +58,15 @@ def test_estimates_are_the_same_and_the_unet_stays_as_it_was(unet):
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
+def test_keys_and_values_lie_one_after_the_other_as_attention_reads_them(unet):
+    context = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(2))
+    first = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    made, size = projected(unet, context).flatten(1), 5 * 8
+    for n, layer in enumerate((first.to_k, first.to_v)):
+        heads = layer(context).reshape(3, 5, first.heads, -1).transpose(1, 2)
+        assert torch.equal(made[:, n * size : (n + 1) * size], heads.flatten(1))
+
+
 def test_it_shares_its_weights_and_has_none_left_for_time_or_context(unet):
     freed = hoisted(unet, STEPS)
     own = dict(unet.named_parameters())
