@@ -17,7 +17,7 @@ ON_SOFTCUDA := tests/cuda
 # Pinned for every environment that is built here, that of the build itself too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: demo test check lint softcuda bench audit constraints clean
+.PHONY: demo test check lint softcuda carried bench audit constraints clean
 
 demo: $(VENV)/.demo
 	$(BIN)/stage-rt demo --model models/demo -o build/demo
@@ -26,13 +26,18 @@ test: lint softcuda
 	$(PYTEST) -m "not slow" --ignore=$(ON_SOFTCUDA)
 	$(SOFTCUDA)/run env $(PYTEST) -m "not slow" $(ON_SOFTCUDA)
 
-check: lint softcuda
+check: lint softcuda carried
 	$(PYTEST) --ignore=$(ON_SOFTCUDA)
 	$(SOFTCUDA)/run env $(PYTEST) $(ON_SOFTCUDA)
 	$(MAKE) audit
 
 softcuda: $(VENV)/.dev
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python tests/support/softcuda/build.py $(SOFTCUDA)
+
+# What run.sh --dry installs into a bare Python of this version, with the PyCUDA that is built already.
+carried: softcuda
+	[ -e $(SOFTCUDA)/missing ] || { mkdir -p build/dry/wheels && cp $(SOFTCUDA)/wheels/*.whl build/dry/wheels && \
+	  PYTHON=$(BIN)/python WHEELS=build/dry/wheels benchmarks/gpu/carry.sh; }
 
 lint: $(VENV)/.dev $(TREE)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Configure = Callable[[Any, "trt.IBuilderConfig"], None]
-"""Sets what only one flavour has; called with its module."""
+"""Sets, or after a build keeps, what only one flavour has; called with its module."""
 
 _PLANNED = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -29,16 +29,23 @@ class TensorRTBuilder:
         backend: the flavour.
         gpus: memory in bytes of the largest GPU of each target.
         configure: sets what only that flavour has.
+        keep: called after every build.
 
     Raises:
         MissingExtraError: the flavour is not installed.
     """
 
-    def __init__(self, backend: BackendName, gpus: Mapping[str, int], configure: Configure) -> None:
+    def __init__(
+        self,
+        backend: BackendName,
+        gpus: Mapping[str, int],
+        configure: Configure,
+        keep: Configure = lambda trt, config: None,
+    ) -> None:
         self._trt = library(backend)
         self._journal, self._logger = journal(backend)
         self._gpus = gpus
-        self._configure = configure
+        self._configure, self._keep = configure, keep
         self.library = FLAVOURS[backend].name
         self.version: str = self._trt.__version__
         self.devices = list(gpus)
@@ -67,6 +74,7 @@ class TensorRTBuilder:
             raise watch.raised
         if plan is None:
             raise BackendError(f"{self.library} cannot compile `{graph}`: {self._journal.error()}")
+        self._keep(self._trt, config)
         destination.with_name(f"{destination.name}{SUFFIX}").write_bytes(memoryview(plan))
         planned = [int(found[1]) for _, line in self._journal.lines if (found := _PLANNED.search(line))]
         workspace = max(planned) if planned else memory.estimate({graph.stem: graph}, max(batch)).workspace

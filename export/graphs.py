@@ -28,8 +28,9 @@ from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Description, load_description
 from .convert import convert, release
 from .fold import FoldedAdapter
+from .hoist import hoistable, hoisted, hoisted_description, projected
 from .memory import collect
-from .networks import TORCH_DTYPES, check, load, output_name, random_inputs
+from .networks import TORCH_DTYPES, Denoiser, check, load, output_name, random_inputs
 from .parity import Parity, StoredReferences, compare, require
 
 OPSET = 21
@@ -43,6 +44,7 @@ def export(
     *,
     dtype: DType,
     opset: int = OPSET,
+    hoist: bool = False,
     say: Callable[[str], None] = lambda line: None,
     show: Callable[[Sequence[Parity]], None] = lambda parities: None,
 ) -> GraphsSpec:
@@ -53,6 +55,7 @@ def export(
         folder: destination, which must not hold anything yet.
         dtype: dtype of weights, inputs and outputs (timesteps are int64, contexts on disk float32).
         opset: version of the ONNX operators, 21 or later.
+        hoist: take out of the UNet what depends on its timestep or context alone, where it can be; for GPUs.
         say: told what is being done.
         show: handed the parity of every graph, also when one of them fails.
 
@@ -62,8 +65,8 @@ def export(
         ParityError: a graph disagrees with its network.
     """
     with staged_folder(folder) as staged:
-        spec = _write_graphs(model, staged, dtype, opset, say)
-        parities = compare(staged, StoredReferences(model, say), dtype)
+        spec = _write_graphs(model, staged, dtype, opset, hoist, say)
+        parities = compare(staged, StoredReferences(model, say, hoist=spec.hoisted), dtype)
         show(parities)
         require(parities)
         graphs = GraphsSpec(
@@ -74,21 +77,26 @@ def export(
 
 
 def _write_graphs(
-    source: Path, folder: Path, dtype: DType, opset: int, say: Callable[[str], None]
+    source: Path, folder: Path, dtype: DType, opset: int, hoist: bool, say: Callable[[str], None]
 ) -> ModelSpec:
     model = load_description(source)
-    contexts = {name: context.contiguous() for name, context in model.contexts.items()}
-    (folder / PROMPTS_FILE).write_bytes(save(contexts))
     for graph in model.spec.graphs:
         say(f"exporting {graph}")
-        _write(_graph(graph, source, model, dtype, opset), folder / f"{graph}.onnx")
+        network = _network(graph, source, TORCH_DTYPES[dtype])
+        check(network, graph, model)
+        if hoist and isinstance(network, Denoiser) and hoistable(network.unet):
+            contexts = {name: projected(network.unet, context) for name, context in model.contexts.items()}
+            network = Denoiser(hoisted(network.unet, model.spec.recipe.steps)).eval()
+            model = hoisted_description(model, contexts)
+        _write(_graph(graph, network, model, dtype, opset), folder / f"{graph}.onnx")
+        del network
         collect()
+    contexts = {name: context.contiguous() for name, context in model.contexts.items()}
+    (folder / PROMPTS_FILE).write_bytes(save(contexts))
     return model.spec
 
 
-def _graph(graph: str, source: Path, model: Description, dtype: DType, opset: int) -> ir.Model:
-    network = _network(graph, source, TORCH_DTYPES[dtype])
-    check(network, graph, model)
+def _graph(graph: str, network: nn.Module, model: Description, dtype: DType, opset: int) -> ir.Model:
     inputs = random_inputs(
         graph, model, batch=2, timesteps=[1, 0], generator=torch.Generator().manual_seed(0)
     )

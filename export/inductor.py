@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stage_rt.backends.inductor import CPU, LIBRARY, arranged, exact, open_package, package, release, weights
 from stage_rt.batches import autoencoder_bucket
@@ -21,10 +22,28 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, E
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
+from .hoist import hoistable, hoisted_model
 from .networks import TOLERANCE, TORCH_DTYPES, networks, random_inputs
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
-_OPTIONS = {"aot_inductor.package_constants_in_so": False}
+_OPTIONS: dict[str, bool | str] = {"aot_inductor.package_constants_in_so": False}
+
+_TUNED: dict[str, bool | str] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    # So that they are tuned as the matrix products they are, and take what comes after them along.
+    "conv_1x1_as_mm": True,
+    # The 3x3 ones are left to cuDNN: there are ninety of them at full size, each with dozens of ways to try.
+    "max_autotune_conv_backends": "ATEN",
+}
+"""On a GPU: kernels are chosen by trying them, when the engine is built and never again.
+
+cuDNN's own search (``cudnn.benchmark``) is left off: it would be made anew by every process, which may choose others,
+and a run that goes on would no longer have the bits of one that was not interrupted.
+"""
+
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""In this order whatever PyTorch prefers, so that an engine does not depend on what its release likes best."""
 
 
 def build(
@@ -60,6 +79,8 @@ def build(
         ParityError: a compiled network disagrees with its source.
     """
     model = load_model(source)
+    if device is None and hoistable(model.unet):
+        model = hoisted_model(model)
     wanted = describe(model.spec, dtype, batch, device, _fingerprint(source, dtype))
     exists = (folder / ENGINE_FILE).is_file()
     if exists and up_to_date(folder, wanted):
@@ -96,9 +117,18 @@ def write(
     folder: Path,
     *,
     graphs: Collection[str] | None = None,
+    tuned: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Fill ``folder`` with the engine ``wanted`` describes but for its files; ``graphs`` None means all of them.
+    """Fill ``folder`` with the engine ``wanted`` describes but for its files.
+
+    Args:
+        model: its networks.
+        wanted: the engine.
+        folder: where its files go.
+        graphs: which of the networks, None for all.
+        tuned: choose a GPU's kernels by trying them, which takes minutes; a CPU's never are.
+        say: told what is being done.
 
     Raises:
         BackendError: PyTorch cannot compile a network.
@@ -106,27 +136,32 @@ def write(
     """
     for graph, network in networks(model).items():
         if graphs is None or graph in graphs:
-            _compile(graph, network, model, wanted, folder, say)
+            _compile(graph, network, model, wanted, folder, tuned, say)
     contexts = {name: context.cpu().contiguous() for name, context in model.contexts.items()}
     (folder / PROMPTS_FILE).write_bytes(save(contexts))
     spec = wanted.model_copy(update={"files": digests(folder)})
     (folder / ENGINE_FILE).write_text(spec.sealed())
 
 
-def compile_network(network: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def compile_network(
+    network: nn.Module, inputs: Mapping[str, Tensor], path: Path, *, tuned: bool = False
+) -> dict[str, Tensor]:
     """Write one network for the shapes, dtypes and device of ``inputs``; returns the weights that it needs.
+
+    ``tuned`` chooses the kernels of a GPU by trying them.
 
     Raises:
         BackendError: PyTorch cannot compile it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), torch.no_grad():
+    options = _OPTIONS | (_TUNED if tuned else {})
+    with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(_ATTENTION, set_priority=True):
         # torch's own use of what it deprecates.
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(network, (), kwargs=dict(inputs))
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=_OPTIONS
+                program, package_path=str(path), inductor_configs=options
             )
         except Exception as error:  # The compiler's exceptions have no common base.
             raise BackendError(f"PyTorch cannot compile `{path.name}`: {first_line(error)}") from error
@@ -140,6 +175,7 @@ def _compile(
     model: Model,
     wanted: EngineSpec,
     folder: Path,
+    tuned: bool,
     say: Callable[[str], None],
 ) -> None:
     device = "cpu" if wanted.devices == [CPU] else "cuda"
@@ -162,7 +198,7 @@ def _compile(
         }
         path = folder / package(graph, size)
         with exact(torch):
-            needed = compile_network(network, inputs, path)
+            needed = compile_network(network, inputs, path, tuned=tuned and device == "cuda")
             _compare(network, inputs, path, needed, wanted.dtype)
     save_file({name: tensor.contiguous() for name, tensor in needed.items()}, folder / weights(graph))
     network.to("cpu")

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from stage_rt.names import DType
 from stage_rt.spec import UNET
 
 from ..training.folder import Description, Model, load_description
+from .hoist import projected
 from .memory import collect
-from .networks import TOLERANCE, load, networks, random_inputs
+from .networks import TOLERANCE, Denoiser, load, networks, random_inputs
 
 BATCHES = (1, 3)
 SEED = 0
@@ -56,19 +57,24 @@ def references(model: Model) -> dict[str, list[Case]]:
 class StoredReferences(Mapping[str, list[Case]]):
     """The `references` of a model folder; its networks are read one by one, as their cases are asked for.
 
-    At full size, the UNet in float32 is all that shall be in memory.
+    At full size, the UNet in float32 is all that shall be in memory. ``hoist``: the context of a case is what the
+    hoisted UNet takes, while the output is that of the UNet as it is.
 
     Raises:
         ModelError: the folder is incomplete or inconsistent.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._folder, self._say = folder, say
+    def __init__(self, folder: Path, say: Callable[[str], None], *, hoist: bool = False) -> None:
+        self._folder, self._say, self._hoist = folder, say, hoist
         self._description = load_description(folder)
 
     def __getitem__(self, graph: str) -> list[Case]:
         self._say(f"comparing {graph} with torch")
-        cases = _cases(graph, load(self._folder, graph, torch.float32), self._description)
+        network = load(self._folder, graph, torch.float32)
+        cases = _cases(graph, network, self._description)
+        if self._hoist and isinstance(network, Denoiser):
+            cases = [_hoisted(case, network) for case in cases]
+        del network
         collect()
         return cases
 
@@ -91,6 +97,11 @@ def _cases(graph: str, network: nn.Module, model: Description) -> list[Case]:
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
             cases.append(Case(arrays, network(**inputs).numpy()))
     return cases
+
+
+def _hoisted(case: Case, network: Denoiser) -> Case:
+    context = projected(network.unet, torch.from_numpy(case.inputs["context"]))
+    return replace(case, inputs={**case.inputs, "context": context.numpy()})
 
 
 def compare(folder: Path, cases: Mapping[str, Sequence[Case]], dtype: DType) -> list[Parity]:

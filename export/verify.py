@@ -36,6 +36,7 @@ from stage_rt.spec import (
 
 from ..training.folder import Model, load_model
 from ..training.folder import read_spec as read_model_spec
+from .hoist import hoisted_model
 from .networks import TOLERANCE, networks, random_inputs
 
 Float32 = NDArray[np.float32]
@@ -52,7 +53,7 @@ TIMESTEPS = 16
 """How many the graphs are compared at."""
 QUICK_CALLS, QUICK_TIMESTEPS = 50, 4
 """Network calls of the trajectory, and timesteps the graphs are compared at, where there is no time for all."""
-CONTEXTS = "contexts"
+CONTEXTS, PROJECTED = "contexts", "keys and values"
 SEED = 0
 
 
@@ -176,7 +177,10 @@ def verify(
         backend = open_backend(engine, spec)
         try:
             contexts = read_contexts(engine / PROMPTS_FILE, spec.model)
-            sides = _Sides(spec, backend, contexts, load_model(model), shortened(spec.model.recipe, quick))
+            loaded = load_model(model)
+            if spec.model.hoisted:
+                loaded = hoisted_model(loaded)
+            sides = _Sides(spec, backend, contexts, loaded, shortened(spec.model.recipe, quick))
             return sides.measure(prompt or prompts[0], spread(spec.model.recipe.steps, timesteps), progress)
         finally:
             backend.close()
@@ -239,8 +243,9 @@ class _Sides:
         return Report(self.engine.spec.dtype, prompt, points, trajectory, image)
 
     def prompts(self) -> Iterator[Point]:
+        name = PROJECTED if self.model.spec.hoisted else CONTEXTS
         for prompt, expected in self.model.contexts.items():
-            yield Point(CONTEXTS, 1, None, error_of(self.contexts[prompt], expected.numpy()))
+            yield Point(name, 1, None, error_of(self.contexts[prompt], expected.numpy()))
 
     def autoencoder(self) -> Iterator[Point]:
         for graph in (VAE_ENCODER, VAE_DECODER):
@@ -324,8 +329,9 @@ class _Sides:
 
 def _require_same_model(engine: Path, found: ModelSpec, model: Path) -> None:
     expected = read_model_spec(model)
-    for name in ModelSpec.model_fields:
-        if name != "provenance" and getattr(found, name) != getattr(expected, name):
+    free = {"provenance", "hoisted", *(["context_dim"] if found.hoisted else [])}
+    for name in (name for name in ModelSpec.model_fields if name not in free):
+        if getattr(found, name) != getattr(expected, name):
             raise EngineError(
                 f"`{engine}` is of another model than `{model}`, whose `{name}` differs: name the model it was "
                 "built from, or build it again with `stage-rt build`"

@@ -110,7 +110,8 @@ class ModelSpec(_Spec):
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
     the median over pictures of the training of what `stage_rt.images.labels.round_trip` says. ``surface`` names the
-    context of good surface, which `Recipe.prompt_guidance` needs.
+    context of good surface, which `Recipe.prompt_guidance` needs. ``hoisted``: contexts are the keys and values of
+    cross-attention, which the UNet then does not compute.
     """
 
     format: Literal[1] = 1
@@ -130,6 +131,7 @@ class ModelSpec(_Spec):
     )
     round_trip: float | None = Field(default=None, gt=0, exclude_if=lambda levels: levels is None)
     surface: PromptName | None = Field(default=None, exclude_if=lambda name: name is None)
+    hoisted: bool = Field(default=False, exclude_if=lambda hoisted: not hoisted)
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -152,8 +154,15 @@ class ModelSpec(_Spec):
         """Refuse a recipe that needs what the model has not.
 
         Raises:
-            InputError: the recipe weighs the prompt against good surface, and the model has no context of it.
+            InputError: the recipe weighs the prompt against good surface, and the model has no context of it; or it
+                has timesteps that a hoisted UNet has no row for.
         """
+        if self.hoisted and recipe.steps > self.recipe.steps:
+            raise InputError(
+                f"the engine's UNet knows the {self.recipe.steps} timesteps of its own recipe, and this one has "
+                f"{recipe.steps}",
+                "leave the option out, or build the engine from graphs made with `stage-rt export`",
+            )
         if recipe.prompt_guidance != 1 and self.surface is None:
             raise InputError(
                 "the model has no context of good surface, which `prompt_guidance` weighs the prompt against",

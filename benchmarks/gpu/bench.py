@@ -1,411 +1,212 @@
-"""Throughput of the device-resident loop beside PyTorch: ``python bench.py --out DIR [--quick]``; see ``run.sh``.
+"""Runs the parts of `parts.py` on a GPU, each in processes of its own and never two at once; see ``run.sh``.
 
-Every row is measured in a process of its own, so that one that fails or runs out of memory costs no other. What
-does not fit into ``--budget`` seconds is left out and listed as skipped; what matters most comes first. ``--device
-cpu`` runs the scripts' logic with tiny networks; it measures nothing, and its results say so.
+After every part the results lie in ``--out``: ``rows.jsonl`` (a line a part), ``gpu-<device>.json`` (all of them as
+one file) and ``log.txt`` (what the processes said). Parts that are in ``WORK/rows.jsonl``, of the same source on the
+same kind of GPU, are not done again, so the same command goes on where it was cut; on another machine once that file
+has been put there. A part that fails or takes too long is told of and costs no other.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from collect import collect, slug
+from parts import CHECKS, Mode, Part, Place, plan
 
-STEPS = 1000
-DTYPES = ("fp16", "bf16")
-BATCHES = {False: (32, 1, 8, 64), True: (32, 1)}
-"""Full run, and ``--quick``; the ones with targets first."""
-EAGER = ("eager_two_states", "eager_single_state")
-COMPILE_SECONDS, ROW_SECONDS, PEER_SECONDS = 300, 120, 240
-"""Longest a process of each kind may take."""
-COMPILED = "compiled.json"
-COMPILE_BYTES = 9e9
-"""GPU memory one compiling process may need."""
+ROWS, LOG = "rows.jsonl", "log.txt"
+LEAST_SECONDS = 10
+"""No part is begun with less time than this."""
+LOG_BYTES = 2**22
+"""What is kept of the log, its end."""
+
+Record = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of engines and results")
-    parser.add_argument(
-        "--quick", action="store_true", help="fp16 only, batches 1 and 32, a fifth of the steps"
-    )
-    parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--compile", action="store_true", help="compile the engines and measure nothing yet")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, required=True, help="folder of engines, caches and rows.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results")
+    parser.add_argument("--mode", choices=("full", "quick", "dry"), default="full")
+    parser.add_argument("--budget", type=float, required=True, help="seconds for everything")
+    parser.add_argument("--source", required=True, help="digest of what is measured, as source.sh prints it")
+    parser.add_argument("--driver", type=Path, required=True, help="step_driver.cu, compiled")
+    parser.add_argument("--sanitizer", type=Path, help="compute-sanitizer")
     options = parser.parse_args()
+    device = gpu()
+    if device is None:
+        sys.exit("no NVIDIA GPU answers here: run this where `nvidia-smi` shows one")
+    options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.task:
-        print(json.dumps(TASKS[(task := json.loads(options.task)).pop("task")](options, **task)))
-        return
-    if options.compile:
-        (options.out / COMPILED).write_text(json.dumps(compile_all(options)))
-        return
-    result = measure(options)
-    path = options.out / "bench.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
-    print(f"written to {path}")
+    bench = Bench(options.work, options.out, options.mode, device, options.source, options.budget)
+    place = Place(options.work, options.driver, options.sanitizer)
+    for part in plan(options.mode, place):
+        bench.do(part)
+    failed = bench.failed()
+    print(f"{len(bench.finished())} parts finished, {len(failed)} did not; results in {options.out}")
+    for name, reason in failed.items():
+        print(f"  {name}: {reason}")
+    sys.exit(any(name in CHECKS for name in failed))
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    bench = Bench(options)
-    result: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": options.quick,
-        "device": bench.run("machine", 120) or {},
-        "loop": [],
-        "peers": [],
-    }
-    if options.device == "cpu":
-        bench.skip("loop", "it needs a GPU")
-        for peer in (*EAGER, "compile_max_autotune"):
-            result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp32"], [2], peer=peer)
-        return result | {"skipped": bench.skipped}
-    compiled = options.out / COMPILED
-    result |= json.loads(compiled.read_text()) if compiled.is_file() else compile_all(options)
-    bench.skipped += result.pop("not_compiled")
-    batches = BATCHES[options.quick]
-    first, then = batches[:2], batches[2:]
-    result["loop"] += bench.rows("loop", ROW_SECONDS, ["fp16"], batches)
-    for peer in EAGER:
-        result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], first, peer=peer)
-    if not options.quick:
-        result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], first[:1], peer="compile_max_autotune")
-        result["loop"] += bench.rows("loop", ROW_SECONDS, ["bf16"], batches)
-        for peer in EAGER:
-            result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], then, peer=peer)
-        result["peers"] += bench.rows("peer", PEER_SECONDS, ["fp16"], first[1:], peer="compile_max_autotune")
-    for row in result["loop"]:
-        peak = result["device"].get(f"matmul_tflops_{row['dtype']}")
-        row["of_matmul_peak"] = row["tflops"] / peak if peak else None
-    return result | {"skipped": bench.skipped}
-
-
-def compile_all(options: argparse.Namespace) -> dict[str, Any]:
-    """Every engine at once, as far as the GPU's memory goes: compiling is the host's work, and nothing is timed."""
-    bench = Bench(options)
-    dtypes = DTYPES[: 1 if options.quick else 2]
-    wanted = [(dtype, batch) for dtype in dtypes for batch in BATCHES[options.quick]]
-    memory = (bench.run("memory", 60) or {}).get("bytes", 0)
-    workers = int(min(len(wanted), max(1, memory // COMPILE_BYTES)))
-    # Each process would start a helper for every core.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    with ThreadPoolExecutor(workers) as pool:
-        running = [
-            pool.submit(bench.run, "compile", COMPILE_SECONDS, dtype=dtype, batch=batch)
-            for dtype, batch in wanted
-        ]
-    return {"compile": [row for each in running if (row := each.result())], "not_compiled": bench.skipped}
+def gpu() -> str | None:
+    """The name of the first GPU, asked of the driver without a context on it; None where there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    asked = [
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetName(name, len(name), device),
+    ]
+    return name.value.decode() if all(ask() == 0 for ask in asked) else None
 
 
 class Bench:
-    """Starts the processes and keeps the time; ``skipped`` lists what was left out, and why."""
+    """The records of a benchmark, and the time that is left to it.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._end = time.monotonic() + options.budget
-        self.skipped: list[str] = []
+    A record is ``part`` (its name), ``source``, ``device``, ``mode``, ``seconds``, and either ``row`` or ``failed``.
+    """
 
-    def rows(self, task: str, seconds: float, dtypes: Any, batches: Any, **more: Any) -> list[Row]:
-        pairs = [(dtype, batch) for dtype in dtypes for batch in batches]
-        found = [self.run(task, seconds, dtype=dtype, batch=batch, **more) for dtype, batch in pairs]
-        return [row for row in found if row]
+    def __init__(self, work: Path, out: Path, mode: Mode, device: str, source: str, budget: float) -> None:
+        self._work, self._out = work, out
+        self._key = {"source": source, "device": device, "mode": mode}
+        self._end = time.monotonic() + budget
+        self._records = [record for record in read(work / ROWS) if self._key.items() <= record.items()]
+        self.publish()
 
-    def run(self, task: str, seconds: float, **arguments: Any) -> Row | None:
-        """The last line a task prints, which is its row; None when it was left out or failed."""
-        name = " ".join(map(str, (task, *arguments.values())))
+    def finished(self) -> dict[str, Any]:
+        """The rows by the names of their parts."""
+        return {record["part"]: record["row"] for record in self._records if "row" in record}
+
+    def failed(self) -> dict[str, str]:
+        """Why a part has no row, by its name."""
+        last = {record["part"]: record["failed"] for record in self._records if "failed" in record}
+        return {name: reason for name, reason in last.items() if name not in self.finished()}
+
+    def do(self, part: Part) -> bool:
+        """Do a part that has no row yet; whether it has one now."""
+        if part.name in self.finished():
+            say(f"{part.name}: there already")
+            return True
+        if part.before and part.made and not part.made.exists():
+            # The row of an earlier machine, whose files are not here.
+            self._records = [record for record in self._records if record["part"] != part.before.name]
+            if not self.do(part.before):
+                return self._keep(part, 0, failed=f"there is no {part.before.name}")
         left = self._end - time.monotonic()
-        if left < 15:
-            return self.skip(name, "no time was left")
-        options = self._options
-        command = [sys.executable, __file__, "--out", str(options.out), "--device", options.device]
-        command += ["--quick"] * options.quick + ["--task", json.dumps({"task": task, **arguments})]
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        if left < LEAST_SECONDS:
+            return self._keep(part, 0, failed="no time was left")
+        say(f"{part.name} ...")
+        begun = time.monotonic()
+        code, printed = run(part.command, min(part.seconds, left), self._work / "logs" / f"{part.name}.log")
+        seconds = time.monotonic() - begun
+        self._log(part.name)
+        if code is None:
+            return self._keep(part, seconds, failed=f"it took longer than {min(part.seconds, left):.0f} s")
+        if code:
+            return self._keep(part, seconds, failed=last_line(self._work / "logs" / f"{part.name}.log"))
+        row = "pass" if part.name in CHECKS else json.loads(printed.strip().splitlines()[-1])
+        return self._keep(part, seconds, row=row)
+
+    def publish(self) -> None:
+        """Leave all results in the folder for them, whole files each."""
+        if (self._work / ROWS).exists():
+            replace(self._out / ROWS, (self._work / ROWS).read_bytes())
+        kernels = self._work / "kernels.json"
+        checked = json.loads(kernels.read_text()) if kernels.is_file() else []
+        result = collect(self._key, self.finished(), self.failed(), checked)
+        name = "dry" if self._key["mode"] == "dry" else f"gpu-{slug(self._key['device'])}"
+        replace(self._out / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+
+    def _keep(self, part: Part, seconds: float, **outcome: Any) -> bool:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"part": part.name, **self._key, "date": date, "seconds": round(seconds, 1), **outcome}
+        self._records.append(record)
+        with (self._work / ROWS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        say(f"  {json.dumps(outcome)}")
+        self.publish()
+        return "row" in outcome
+
+    def _log(self, name: str) -> None:
+        whole = (self._work / LOG).read_bytes() if (self._work / LOG).exists() else b""
+        whole += f"\n=== {name}\n".encode() + (self._work / "logs" / f"{name}.log").read_bytes()
+        for folder in (self._work, self._out):
+            replace(folder / LOG, whole[-LOG_BYTES:])
+
+
+def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]:
+    """The exit code of a process and what it printed; None where it had to be ended. Nothing of it is left running.
+
+    ``log`` gets what it says beside that. Both go to files: what it leaves behind would hold a pipe open.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    printed = log.with_suffix(".out")
+    with log.open("w") as said, printed.open("w") as out:
+        # A compiler leaves helpers, which would share the GPU with the next part.
+        process = subprocess.Popen(command, stdout=out, stderr=said, start_new_session=True)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=min(seconds, left))
+            code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return self.skip(name, f"it took longer than {min(seconds, left):.0f} s")
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["it gave no reason"]
-            (options.out / f"{name.replace(' ', '-')}.log").write_text(done.stderr)
-            return self.skip(name, lines[-1])
-        row: Row = json.loads(done.stdout.strip().splitlines()[-1])
-        print(f"  {json.dumps(row)}", file=sys.stderr, flush=True)
-        return row
-
-    def skip(self, name: str, reason: str) -> None:
-        self.skipped.append(f"{name}: {reason}")
-        print(f"  skipped {name}: {reason}", file=sys.stderr, flush=True)
+            code = None
+        finally:
+            end(process)
+    with log.open("a") as said:
+        said.write(printed.read_text())
+    return code, printed.read_text()
 
 
-def memory(options: argparse.Namespace) -> Row:
-    """Bytes of memory the GPU has."""
-    import torch
-
-    return {"bytes": torch.cuda.get_device_properties(0).total_memory}
-
-
-def machine(options: argparse.Namespace) -> Row:
-    """What is measured on, and the ceilings it sets: a large matrix product and a large copy."""
-    import torch
-
-    row: Row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu_cores": os.cpu_count()}
-    if options.device == "cpu":
-        return row | {"name": "no GPU: nothing here is a measurement"}
-    row |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        row["driver_and_clocks"] = told.strip()
-    row["memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
-    for name in DTYPES:
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
-        a, b = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
-        row[f"matmul_tflops_{name}"] = 2 * 8192**3 / device_seconds(lambda a=a, b=b: a @ b, 20) / 1e12
-    big = torch.empty(2**32, dtype=torch.uint8, device="cuda")
-    half = 2**31
-    row["copy_tb_s"] = 2 * half / device_seconds(lambda: big[:half].copy_(big[half:]), 20) / 1e12
-    return row
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started in its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def device_seconds(run: Callable[[], object], rounds: int) -> float:
-    """Median seconds of one call, by the device's clock."""
-    import torch
-
-    for _ in range(3):
-        run()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        run()
-        mark.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
+def read(path: Path) -> list[Record]:
+    """The records of a file; the last line may have been cut."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            say(f"a line of {path} was cut and is left out")
+    return found
 
 
-def compile_engine(options: argparse.Namespace, dtype: str, batch: int) -> Row:
-    """The loop's networks compiled ahead of time; a folder a dtype and batch."""
-    from model import ADAPTER, random_model
-
-    from stage_rt.export.inductor import describe, write
-    from stage_rt.recipe import Branch, Recipe
-    from stage_rt.spec import UNET, adapter_graph
-
-    start = time.monotonic()
-    recipe = Recipe.authors()
-    model = random_model(_size(options), options.device, recipe)
-    wanted = describe(model.spec, dtype, [batch], "cpu" if options.device == "cpu" else None, "0" * 64)
-    folder = _engine(options, dtype, batch)
-    folder.mkdir(parents=True)
-    write(model, wanted, folder, graphs=[UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)])
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"dtype": dtype, "batch": batch, "seconds": time.monotonic() - start, "bytes": size}
+def replace(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written."""
+    staged = path.with_name(f".{path.name}")
+    staged.write_bytes(content)
+    shutil.move(staged, path)
 
 
-def loop(options: argparse.Namespace, dtype: str, batch: int) -> Row:
-    """The loop, and its networks alone, in the same process and in turn."""
-    import numpy as np
-    import torch
-    from model import ADAPTER, GFLOP, PROMPT
-    from safetensors.numpy import load_file
-
-    from stage_rt.backends.inductor import InductorBackend
-    from stage_rt.cuda import device, graphs
-    from stage_rt.cuda.loop import Loop
-    from stage_rt.folders import read_engine
-    from stage_rt.recipe import Branch
-    from stage_rt.spec import PROMPTS_FILE
-
-    folder = _engine(options, dtype, batch)
-    spec = _shortened(read_engine(folder), options)
-    context = load_file(folder / PROMPTS_FILE)[PROMPT]
-    free = torch.cuda.mem_get_info()[0]
-    notices: list[str] = []
-    stream = device.Stream()
-    running = Loop(
-        InductorBackend(folder, spec), spec.model, spec.model.recipe, ADAPTER, batch, stream, notices.append
-    )
-    memory = free - torch.cuda.mem_get_info()[0]
-    clean, mask, noise = _inputs(spec.model, batch)
-    engine_stream = torch.cuda.ExternalStream(stream.handle)
-
-    def networks_alone() -> float:
-        """Seconds a step of UNet and adapter, recorded as one graph and replayed: the bare engine."""
-        with device.active():
-            graph = graphs.capture(stream.handle, lambda: running.enqueue_networks(Branch.AWARE))
-            with torch.cuda.stream(engine_stream):
-                seconds = device_seconds(graph.launch, 30)
-            graph.close()
-        return seconds
-
-    def whole() -> float:
-        start = time.perf_counter()
-        sampled = running.run(clean, mask, context, noise)
-        taken = time.perf_counter() - start
-        assert sampled.finite.all(), "a sample is not finite"
-        return taken / spec.model.recipe.steps
-
-    small = batch <= 8
-    bare, looped = [networks_alone()], []
-    for _ in range(3 if small else 1):
-        looped.append(whole())
-        bare.append(networks_alone())
-    step, alone = statistics.median(looped), statistics.median(bare)
-    latents = [running.run(clean, mask, context, noise).latent for _ in range(2 if small else 0)]
-    row = {
-        "dtype": dtype,
-        "batch": batch,
-        "engine": f"inductor, torch {torch.__version__}",
-        "steps": spec.model.recipe.steps,
-        "bare_ms_a_step": 1e3 * alone,
-        "loop_ms_a_step": 1e3 * step,
-        "loop_over_bare": step / alone,
-        "seconds_a_pair": step * STEPS / batch,
-        "pairs_an_hour": 3600 * batch / (step * STEPS),
-        "tflops": GFLOP["full"] * batch / step / 1e3,
-        "memory_bytes": memory,
-        "replayed": not notices,
-        "notices": notices,
-        "same_bits_again": bool(np.array_equal(*latents)) if small else None,
-    }
-    return row | (_parity(running, folder, spec, context) if batch == 1 else {})
+def last_line(path: Path) -> str:
+    """The last line of a log that says anything."""
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    return lines[-1] if lines else "it gave no reason"
 
 
-def _parity(running: Any, folder: Path, spec: Any, context: Any) -> Row:
-    """The loop against the CPU's sampler over the same networks, called from the host one by one."""
-    import numpy as np
-    from model import ADAPTER
+def say(text: str) -> None:
+    print(f"bench.py: {text}", file=sys.stderr, flush=True)
 
-    from stage_rt.backends.inductor import InductorBackend
-    from stage_rt.sampler import sample
-    from stage_rt.spec import UNET, adapter_graph
-
-    backend = InductorBackend(folder, spec)
-    clean, mask, noise = _inputs(spec.model, 1)
-
-    def denoise(x: Any, i: int, handed: Any, branch: Any) -> Any:
-        eps = backend.run(UNET, sample=x, timestep=np.array([i]), context=context[None])
-        return backend.run(adapter_graph(ADAPTER, branch), eps=eps, mask=handed)
-
-    expected = sample(denoise, clean, mask, recipe=spec.model.recipe, noise=noise)
-    found = running.run(clean, mask, context, noise).latent
-    return {"max_abs_host_loop": float(np.abs(found - expected).max())}
-
-
-def peer(options: argparse.Namespace, dtype: str, batch: int, peer: str) -> Row:
-    """A peer's steps, timed by the host's clock around a whole stretch; both branches in the recipe's shares."""
-    import torch
-    from model import random_model
-    from peers import PEERS, denoiser
-
-    from stage_rt.recipe import Recipe
-
-    loop, compiled = PEERS[peer]
-    on_gpu = options.device == "cuda"
-    # Fewer steps with the recipe's own share of only steps; a step costs the same wherever it is.
-    warm, timed = (10, 40) if on_gpu else (2, 4)
-    recipe = Recipe(
-        name="short", steps=warm + timed, ema_stop=2, only_intervals=((1, 2), (warm, warm + timed // 5))
-    )
-    model = random_model(_size(options), options.device, recipe)
-    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    denoise = denoiser(model, batch, options.device, kinds[dtype], compiled if on_gpu else None)
-    clean, mask, _ = _inputs(model.spec, batch)
-    tensors = [torch.from_numpy(array).to(options.device) for array in (clean, mask)]
-    finish = torch.cuda.synchronize if on_gpu else lambda: None
-    if compiled:
-        # Compiles and records both branches before anything is timed.
-        for _ in loop(denoise, *tensors, recipe):
-            pass
-    steps = loop(denoise, *tensors, recipe)
-    for _ in range(warm):
-        next(steps)
-    finish()
-    start = time.perf_counter()
-    for _ in range(timed):
-        next(steps)
-    finish()
-    step = (time.perf_counter() - start) / timed
-    return {
-        "peer": peer,
-        "dtype": dtype,
-        "batch": batch,
-        "ms_a_step": 1e3 * step,
-        "seconds_a_pair": step * STEPS / batch,
-        "pairs_an_hour": 3600 * batch / (step * STEPS),
-        "memory_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-    }
-
-
-def _inputs(model: Any, batch: int) -> tuple[Any, Any, Any]:
-    import numpy as np
-
-    from stage_rt.noise import PhiloxNoise
-
-    noise = PhiloxNoise([5] * batch, range(batch))
-    clean = noise.encode((batch, model.latent_channels, model.latent_size, model.latent_size))
-    mask = np.zeros((batch, 1, model.latent_size, model.latent_size), np.float32)
-    quarter = model.latent_size // 4
-    mask[:, :, quarter : 2 * quarter, quarter : 3 * quarter] = 1
-    return clean, mask, noise
-
-
-def _shortened(spec: Any, options: argparse.Namespace) -> Any:
-    """For ``--quick`` the authors' recipe in a fifth of the steps, with the only branch at the same shares."""
-    if not options.quick:
-        return spec
-    from stage_rt.recipe import Recipe
-
-    recipe = Recipe(name="fifth", steps=STEPS // 5, ema_stop=40, only_intervals=((140, 160), (60, 80)))
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"recipe": recipe})})
-
-
-def _size(options: argparse.Namespace) -> str:
-    return "full" if options.device == "cuda" else "tiny"
-
-
-def _engine(options: argparse.Namespace, dtype: str, batch: int) -> Path:
-    return Path(options.out, "engines", f"{dtype}-b{batch}")
-
-
-def show(result: dict[str, Any]) -> None:
-    """A table for people."""
-    print(result["device"].get("name", "unknown device"))
-    for row in result["loop"]:
-        print(
-            f"loop {row['dtype']} batch {row['batch']:3}: {row['loop_ms_a_step']:8.3f} ms a step, "
-            f"{row['loop_over_bare']:.3f} x bare, {row['seconds_a_pair']:.3f} s a pair, {row['tflops']:.0f} TFLOP/s"
-        )
-    for row in result["peers"]:
-        print(
-            f"{row['peer']:22} {row['dtype']} batch {row['batch']:3}: {row['ms_a_step']:8.3f} ms a step, "
-            f"{row['seconds_a_pair']:.3f} s a pair"
-        )
-    for line in result["skipped"]:
-        print(f"skipped {line}")
-
-
-TASKS: dict[str, Callable[..., Row]] = {
-    "memory": memory,
-    "machine": machine,
-    "compile": compile_engine,
-    "loop": loop,
-    "peer": peer,
-}
 
 if __name__ == "__main__":
     main()

@@ -1,38 +1,36 @@
 #!/usr/bin/env bash
-# Fetches what run.sh needs for a machine that reaches no package index: benchmarks/gpu/carry.sh [PYTHON_VERSION]
-# PYTHON_VERSION is that of the other machine, as 3.12 (default: this one's). Carry build/gpu/wheels there, at the same
-# place in a checkout; it is about 20 MB. CUDA, its compiler and PyTorch have to be there already.
+# Fetches and builds what run.sh needs for a machine that reaches no package index:
+#
+#   benchmarks/gpu/carry.sh [THERE]      PYTHON=python3.12 is a Python of the version that is there
+#
+# THERE is a file of what `python3 -m pip list --format=freeze` prints there; what it has is not carried. PyTorch, CUDA,
+# its compiler and a C++ compiler have to be there already. Carry build/gpu/wheels (WHEELS=...) to the same place there:
+# 90 MB, or 15 where NumPy, SciPy and their like are there. Here it needs nvcc, and a package index for those wheels.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-python3}
-version=${1:-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')}
-wheels=build/gpu/wheels
+wheels=${WHEELS:-build/gpu/wheels}
+tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 mkdir -p "$wheels"
+# PyCUDA takes minutes to compile, so a wheel of it is kept.
+find "$wheels" -name '*.whl' ! -name "pycuda-*-$tag-*" -delete
 
-platforms=()
-for n in 17 24 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
+if [[ -z $(find "$wheels" -name "pycuda-*-$tag-*") ]]; then
+  echo "carry.sh: building PyCUDA for $tag" >&2
+  "$python" tests/support/softcuda/build.py "build/softcuda-$tag" --wheels "$wheels"
+fi
+echo "carry.sh: building stage-rt" >&2
+"$python" -m pip wheel --quiet --no-deps --wheel-dir "$wheels" .
+benchmarks/gpu/source.sh >"$wheels/source"
 
-fetch() {
-  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-    --implementation cp --python-version "$version" --platform manylinux2014_x86_64 "${platforms[@]}" -d "$wheels" "$@"
-}
-
-# pydantic asks for one exact pydantic-core.
-fetch pydantic
-wheel=$(find "$wheels" -name 'pydantic-[0-9]*.whl' | sort -V | tail -n 1)
-core=$("$python" - "$wheel" <<'PYTHON'
-import re, sys, zipfile
-with zipfile.ZipFile(sys.argv[1]) as wheel:
-    name = next(name for name in wheel.namelist() if name.endswith("METADATA"))
-    print(re.search(r"Requires-Dist: pydantic[-_]core==([\w.]+)", wheel.read(name).decode())[1])
-PYTHON
-)
-for package in "pydantic-core==$core" annotated-types typing-inspection typing-extensions typer rich jinja2 safetensors \
-  diffusers huggingface-hub importlib-metadata zipp regex requests pytools platformdirs mako siphash24 cuda-bindings \
-  cuda-pathfinder scikit-build-core packaging pathspec pytest pluggy iniconfig matplotlib; do
-  fetch "$package" || echo "carry.sh: no wheel of $package for Python $version, left out" >&2
-done
-"$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary=:all: \
-  -d "$wheels" pycuda
-du -sh "$wheels"
+echo "carry.sh: fetching the rest" >&2
+platforms=(--platform linux_x86_64 --platform manylinux2014_x86_64)
+for n in 17 24 26 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
+"$python" -m pip download --quiet --only-binary=:all: "${platforms[@]}" --find-links "$wheels" --dest "$wheels" \
+  --requirement benchmarks/gpu/needs.txt --requirement tests/support/softcuda/requirements.txt "$wheels"/stage_rt-*.whl
+if [[ -n ${1:-} ]]; then
+  "$python" benchmarks/gpu/missing.py "$wheels" "$1" | xargs --no-run-if-empty rm
+fi
+du -sh "$wheels" >&2

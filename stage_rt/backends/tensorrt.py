@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt import batches
-from stage_rt.backends import rtx
+from stage_rt.backends import kept, rtx
 from stage_rt.cuda import device
 from stage_rt.errors import (
     BackendError,
@@ -175,7 +175,7 @@ class TensorRTBackend:
 
     def _compiled(self, graph: str) -> rtx.Kernels:
         plan = self._spec.files[f"{graph}{SUFFIX}"]
-        file = rtx.cache_file(plan, self._spec.library_version)
+        file = kept.place(self._spec.backend, self._spec.library_version, plan)
         return rtx.Kernels(self._trt, self._engines[graph], file)
 
     def _load(self, path: Path) -> "trt.ICudaEngine":

@@ -108,6 +108,7 @@ def compile_graphs(
     """Compile a graphs folder, or a model folder, which is exported on the way; whether an engine was written."""
     from functools import partial
 
+    from stage_rt.backends.tensorrt import FLAVOURS
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
     from stage_rt.engines.build import is_current
@@ -130,7 +131,9 @@ def compile_graphs(
             return False
         check_replaceable(output, backend, force=force)
     with (
-        _exported(source, output, dtype) if dtype and exported else nullcontext(source) as graphs,
+        _exported(source, output, dtype, hoist=backend in FLAVOURS)
+        if dtype and exported
+        else nullcontext(source) as graphs,
         watched_share("building") as progress,
     ):
         return run(
@@ -154,12 +157,12 @@ def _origin(source: Path, dtype: DType) -> str:
 
 
 @contextmanager
-def _exported(source: Path, output: Path, dtype: DType) -> Iterator[Path]:
-    """The graphs of a model, in a folder beside ``output`` for as long as it takes."""
+def _exported(source: Path, output: Path, dtype: DType, *, hoist: bool) -> Iterator[Path]:
+    """The graphs of a model, in a folder beside ``output`` for as long as it takes; hoisted for GPUs."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         with console.messages().status("reading the model") as status:
             with console.extra("export"):
                 from stage_rt.export.graphs import export
-            export(source, Path(folder), dtype=dtype, say=status.update)
+            export(source, Path(folder), dtype=dtype, hoist=hoist, say=status.update)
         yield Path(folder)

@@ -135,7 +135,7 @@ def test_a_package_is_compiled_and_compared_without_tf32(monkeypatch, tmp_path):
 
     seen = []
 
-    def looking(*arguments):
+    def looking(*arguments, **options):
         seen.append(torch.backends.cudnn.allow_tf32)
         return {}
 
@@ -143,7 +143,7 @@ def test_a_package_is_compiled_and_compared_without_tf32(monkeypatch, tmp_path):
         monkeypatch.setattr(builder, name, looking)
     monkeypatch.setattr(builder, "random_inputs", lambda *arguments, **options: {})
     before = torch.backends.cudnn.allow_tf32
-    builder._compile(UNET, torch.nn.Linear(1, 1), None, described(), tmp_path, print)
+    builder._compile(UNET, torch.nn.Linear(1, 1), None, described(), tmp_path, True, print)
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32 is before is True
 

@@ -270,6 +270,25 @@ def test_two_graphs_are_recorded_and_the_load_replays_each_once(make, machine):
     assert (machine.counts.graphs, machine.counts.executables) == (0, 3)
 
 
+def test_a_step_is_three_kernels_around_its_networks_and_one_launch_of_the_host(make, machine):
+    slots = make(spec(SHORT), 2)._slots
+    with device.active():
+        before = machine.calls
+        slots._step.enqueue(Kind.AWARE)
+        run = machine.log(before)
+        before = machine.calls
+        slots._launches[Kind.AWARE]()
+        replayed = machine.log(before)
+    # A network of a mock is one function of the host.
+    assert [call for call in run if call.startswith("cuLaunch")] == [
+        "cuLaunchKernel stage_gather_fp32",
+        *["cuLaunchHostFunc"] * 2,
+        "cuLaunchKernel stage_step_fp32",
+        "cuLaunchKernel stage_advance",
+    ]
+    assert replayed == ["cuGraphLaunch"]
+
+
 def test_a_loop_that_does_not_fit_leaves_nothing_behind(make, machine):
     machine.memory = 20_000
     with pytest.raises(DeviceMemoryError, match="the memory of Soft H100 is full"):

@@ -20,8 +20,8 @@ PAGES = [
     *(ROOT / "docs").glob("*.md"),
 ]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
-# Of other programs: pip, pytest, git.
-FOREIGN = {"--force-reinstall", "--no-deps", "--strict", "--upgrade"}
+# Of other programs: pip, pytest, git, benchmarks/gpu/run.sh.
+FOREIGN = {"--dry", "--force-reinstall", "--no-deps", "--quick", "--strict", "--upgrade"}
 
 
 def blocks(text: str) -> Iterator[str]:

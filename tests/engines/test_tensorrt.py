@@ -271,14 +271,22 @@ def test_a_full_disk_leaves_the_engine_that_was_there(graphs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
+# TensorRT-RTX, which stands in, has no timings to keep and says so; TensorRT has.
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
 def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monkeypatch):
     """It needs a GPU to build: here TensorRT-RTX stands in, told the target that TensorRT would find."""
     monkeypatch.setitem(
         sys.modules, "tensorrt", sys.modules.get("tensorrt_rtx") or import_module("tensorrt_rtx")
     )
-    monkeypatch.setattr(
-        tensorrt_gpu, "_configure", lambda trt, config: target(config, trt.ComputeCapability.SM89)
-    )
+    tuned, levels = tensorrt_gpu._configure, []
+
+    def configure(trt, config):
+        tuned(trt, config)
+        levels.append(config.builder_optimization_level)
+        target(config, trt.ComputeCapability.SM89)
+
+    monkeypatch.setattr(tensorrt_gpu, "_configure", configure)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     builder = choose("tensorrt", "fp16", ["current"])
     assert (builder.library, builder.devices) == ("TensorRT", ["sm89"])
     paths = {"adapters/tile.aware": graphs("fp16") / "adapters/tile.aware.onnx"}
@@ -292,6 +300,13 @@ def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monke
         > 0
     )
     assert (tmp_path / "plan.engine").stat().st_size > 1000
+    assert levels == [5]
+    (timings,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    for damage in (None, b"", b"no timings", timings.read_bytes()[:-1]):
+        if damage is not None:
+            timings.write_bytes(damage)
+        builder.compile(paths["adapters/tile.aware"], tmp_path / "again", [4], lambda share: None)
+        assert sha256(tmp_path / "again.engine") == sha256(tmp_path / "plan.engine")
 
 
 def target(config, capability):

@@ -20,6 +20,7 @@ from stage_rt.export.graphs import export
 from stage_rt.export.networks import networks
 from stage_rt.export.parity import Parity
 from stage_rt.folders import verify
+from stage_rt.training.folder import load_description
 
 DTYPES = ["fp32", "fp16", "bf16"]
 ELEMENTS = {
@@ -169,8 +170,12 @@ def test_no_weight_is_still_there_when_the_next_network_is_read(model_folder, tm
 
 
 def test_a_graph_that_disagrees_is_shown_and_leaves_nothing_behind(model_folder, tmp_path, monkeypatch):
+    def written(source, folder, *_):
+        (folder / "unet.onnx").touch()
+        return load_description(source).spec
+
     wrong = Parity("unet", 1.0, 0.5, 1e-4)
-    monkeypatch.setattr(module, "_write_graphs", lambda source, folder, *_: (folder / "unet.onnx").touch())
+    monkeypatch.setattr(module, "_write_graphs", written)
     monkeypatch.setattr(module, "compare", lambda *_: [wrong])
     shown = []
     with pytest.raises(ParityError, match="unet"):

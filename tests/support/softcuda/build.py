@@ -2,8 +2,10 @@
 
 ``FOLDER/run COMMAND...`` then runs a command with softcuda in the place of the driver. Where it cannot be built
 ``FOLDER/missing`` says why, the command runs without it, and the tests that need it skip with that reason.
+``--wheels WHEELS`` leaves a wheel of PyCUDA for this Python in that folder instead, for any machine with a GPU.
 """
 
+import argparse
 import hashlib
 import os
 import re
@@ -88,12 +90,9 @@ def pip(*arguments: object) -> None:
         raise Missing(f"PyCUDA cannot be built here: `pip {arguments[0]}` failed")
 
 
-def build_pycuda(folder: Path, cuda: Path) -> None:
-    """PyCUDA as a wheel, which is kept, and installed beside what it imports into ``FOLDER/site``."""
-    site, wheels, work = folder / "site", folder / "wheels", folder / "pycuda"
-    made_of = site / "made_of"
-    if made_of.is_file() and made_of.read_text() == digest(REQUIREMENTS) + sys.version:
-        return
+def build_wheel(folder: Path, wheels: Path, cuda: Path) -> None:
+    """PyCUDA as a wheel. It is linked against softcuda, of which it keeps no more than the driver's own name."""
+    work = folder / "pycuda"
     version = re.search(r"^pycuda==.*$", REQUIREMENTS.read_text(), re.MULTILINE)
     assert version is not None
     shutil.rmtree(work, ignore_errors=True)
@@ -109,6 +108,15 @@ def build_pycuda(folder: Path, cuda: Path) -> None:
     ]
     subprocess.run([sys.executable, "configure.py", *options], cwd=source, check=True)
     pip("wheel", "--no-deps", "--wheel-dir", wheels, source)
+
+
+def build_site(folder: Path, cuda: Path) -> None:
+    """That wheel, which is kept, installed beside what it imports into ``FOLDER/site``."""
+    site, wheels = folder / "site", folder / "wheels"
+    made_of = site / "made_of"
+    if made_of.is_file() and made_of.read_text() == digest(REQUIREMENTS) + sys.version:
+        return
+    build_wheel(folder, wheels, cuda)
     shutil.rmtree(site, ignore_errors=True)
     pip("install", "--no-deps", "--find-links", wheels, "--target", site, "--requirement", REQUIREMENTS)
     made_of.write_text(digest(REQUIREMENTS) + sys.version)
@@ -122,7 +130,7 @@ def main(folder: Path) -> None:
     try:
         cuda = toolkit()
         build_library(folder, cuda)
-        build_pycuda(folder, cuda)
+        build_site(folder, cuda)
     except Missing as reason:
         missing.write_text(f"{reason}\n")
         print(f"the tests of the GPU's loop will be skipped: {reason}", file=sys.stderr)
@@ -130,5 +138,24 @@ def main(folder: Path) -> None:
     run.chmod(0o755)
 
 
+def wheel(folder: Path, wheels: Path) -> None:
+    """The wheel alone; ends the process where it cannot be built."""
+    try:
+        cuda = toolkit()
+        build_library(folder, cuda)
+        build_wheel(folder, wheels, cuda)
+    except Missing as reason:
+        sys.exit(str(reason))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder to build in")
+    parser.add_argument("--wheels", type=Path, help="folder for a wheel of PyCUDA")
+    options = parser.parse_args()
+    if options.wheels:
+        wheel(options.folder, options.wheels)
+    else:
+        main(options.folder)

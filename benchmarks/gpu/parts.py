@@ -1,0 +1,128 @@
+"""What is done on a GPU, part by part: the checks of the kernels first, then rows, those with targets first."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+Mode = Literal["full", "quick", "dry"]
+
+CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90, 60, 240, 120, 120
+TUNED_SECONDS = 420
+"""The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
+
+CHECKS = ("kernels", "memcheck", "racecheck", "loop_checks")
+"""Parts that pass or fail; every other gives a row of figures."""
+
+
+class Part(NamedTuple):
+    """A process: its name, the longest it may take in seconds, and its command.
+
+    ``before`` makes the file ``made`` that this part reads, and is left out where that is there already.
+    """
+
+    name: str
+    seconds: float
+    command: list[str]
+    before: "Part | None" = None
+    made: Path | None = None
+
+
+class Place(NamedTuple):
+    """Where things are: the folder that is worked in, the compiled ``step_driver``, and compute-sanitizer or None."""
+
+    work: Path
+    driver: Path
+    sanitizer: Path | None
+
+
+def plan(mode: Mode, place: Place) -> Iterator[Part]:
+    """The parts of a mode, in order. ``dry`` does one of each kind with tiny networks and measures nothing."""
+    for part in _parts(mode, place):
+        yield part if mode != "dry" else _patient(part)
+
+
+def _patient(part: Part) -> Part:
+    """Nobody pays for a dry run by the minute, and its machine may have other things to do."""
+    before = part.before and _patient(part.before)
+    return part._replace(seconds=20 * part.seconds, before=before)
+
+
+def _parts(mode: Mode, place: Place) -> Iterator[Part]:
+    yield from _checks(place)
+    yield _task(mode, place, "machine", MACHINE_SECONDS)
+    dtype, first = ("fp32", (1,)) if mode == "dry" else ("fp16", (32, 1))
+    for batch in first:
+        yield _loop(mode, place, dtype, batch)
+    for batch in first:
+        yield _peer(mode, place, "authors_eager", dtype, batch)
+    for peer in ("eager", "compiled"):
+        yield _peer(mode, place, peer, dtype, first[0])
+    if mode != "full":
+        return
+    for batch in first:
+        yield _loop(mode, place, dtype, batch, tuned=True)
+    for batch in (8, 64):
+        yield _loop(mode, place, dtype, batch)
+    for batch in first:
+        yield _loop(mode, place, dtype, batch, plain=True)
+    for peer in ("eager", "compiled"):
+        yield _peer(mode, place, peer, dtype, 1)
+    for batch in first:
+        yield _loop(mode, place, "bf16", batch)
+
+
+def _checks(place: Place) -> Iterator[Part]:
+    command = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
+    yield Part("kernels", CHECK_SECONDS, [*command, "--json", str(place.work / "kernels.json")])
+    if place.sanitizer:
+        for tool in ("memcheck", "racecheck"):
+            under = ["--under", str(place.sanitizer), "--tool", tool, "--error-exitcode", "9"]
+            yield Part(tool, CHECK_SECONDS, [*command, *under])
+    pytest = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "-m",
+        "gpu",
+    ]
+    yield Part("loop_checks", CHECK_SECONDS, [*pytest, str(ROOT / "tests/cuda/test_gpu.py")])
+
+
+def _loop(
+    mode: Mode, place: Place, dtype: str, batch: int, *, tuned: bool = False, plain: bool = False
+) -> Part:
+    what: dict[str, Any] = {"dtype": dtype, "batch": batch, "tuned": tuned, "plain": plain}
+    seconds = TUNED_SECONDS if tuned else COMPILE_SECONDS
+    part = _task(mode, place, "loop", LOOP_SECONDS, **what)
+    return part._replace(
+        before=_task(mode, place, "compile", seconds, **what),
+        made=engine(place.work, **what) / "engine.json",
+    )
+
+
+def _peer(mode: Mode, place: Place, peer: str, dtype: str, batch: int) -> Part:
+    # PyTorch compiles this one before its first step.
+    seconds = TUNED_SECONDS if peer == "compiled" else PEER_SECONDS
+    return _task(mode, place, "peer", seconds, peer=peer, dtype=dtype, batch=batch)
+
+
+def _task(mode: Mode, place: Place, task: str, seconds: float, **arguments: Any) -> Part:
+    words = [name if value is True else str(value) for name, value in arguments.items() if value is not False]
+    call = json.dumps({"task": task, "mode": mode, "work": str(place.work), **arguments})
+    return Part("_".join([task, *words]), seconds, [sys.executable, str(HERE / "tasks.py"), call])
+
+
+def engine(work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Path:
+    """Folder of a compiled engine; ``plain`` computes at every step what depends on prompt or timestep alone."""
+    return work / "engines" / f"{dtype}-b{batch}{'-tuned' if tuned else ''}{'-plain' if plain else ''}"

@@ -1,0 +1,239 @@
+"""How `benchmarks/gpu/bench.py` does its parts: in order, in time, to the end of each, and never twice."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
+DEVICE, SOURCE = "Some GPU", "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(GPU))
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """``begin()`` is a benchmark in the same folders, as the command begun again makes it."""
+    import bench
+
+    (tmp_path / "work").mkdir()
+    (tmp_path / "out").mkdir()
+
+    def begun(*, budget=60, source=SOURCE, device=DEVICE):
+        return bench.Bench(tmp_path / "work", tmp_path / "out", "full", device, source, budget)
+
+    return begun
+
+
+def part(name, code, seconds=20, **more):
+    from parts import Part
+
+    return Part(name, seconds, [sys.executable, "-c", code], **more)
+
+
+def gives(value):
+    return f"print('talk'); print('{{\"value\": {value}}}')"
+
+
+FAILS = "import sys; sys.exit('the GPU fell off\\nits bus')"
+
+
+def rows(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+
+
+def test_results_lie_outside_after_every_part(begin, tmp_path):
+    bench, result = begin(), tmp_path / "out" / "gpu-some-gpu.json"
+    for n in range(3):
+        assert bench.do(part(f"loop_{n}", 'print(\'{"dtype": "fp16", "tflops": 1}\')'))
+        assert [row["part"] for row in rows(tmp_path)] == [f"loop_{k}" for k in range(n + 1)]
+        assert len(json.loads(result.read_text())["loop"]) == n + 1
+    found = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in found) == ["gpu-some-gpu.json", "log.txt", "rows.jsonl"]
+    assert "=== loop_2" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_a_part_that_fails_costs_no_other(begin, tmp_path):
+    bench = begin()
+    assert not bench.do(part("a", FAILS))
+    assert bench.do(part("b", gives(2)))
+    assert bench.failed() == {"a": "its bus"}
+    assert bench.finished() == {"b": {"value": 2}}
+    assert "the GPU fell off" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_a_part_that_takes_too_long_is_ended_with_all_it_started(begin, tmp_path):
+    pids = tmp_path / "pids"
+    code = (
+        "import subprocess, sys, time, os\n"
+        "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{helper.pid}}')\n"
+        "time.sleep(600)"
+    )
+    bench, start = begin(), time.monotonic()
+    assert not bench.do(part("slow", code, seconds=3))
+    assert time.monotonic() - start < 30
+    assert bench.failed() == {"slow": "it took longer than 3 s"}
+    assert pids.is_file()
+    started, end = pids.read_text().split(), time.monotonic() + 10
+    while any(alive(pid) for pid in started):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody waits for stays in the table, dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_helpers_that_live_on_neither_hold_a_part_up_nor_share_the_gpu_with_the_next(begin):
+    code = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n" + gives(1)
+    )
+    bench, start = begin(), time.monotonic()
+    assert bench.do(part("forks", code))
+    assert time.monotonic() - start < 15
+
+
+def test_the_same_command_goes_on_where_it_was_cut(begin, tmp_path):
+    first = begin()
+    first.do(part("a", gives(1)))
+    first.do(part("b", FAILS))
+    with (tmp_path / "work" / "rows.jsonl").open("a") as file:
+        file.write('{"part": "c", "source": "01')
+    again = begin()
+    assert again.do(part("a", FAILS))
+    assert again.do(part("b", gives(2)))
+    assert again.finished() == {"a": {"value": 1}, "b": {"value": 2}}
+    assert again.failed() == {}
+
+
+def test_it_goes_on_after_a_kill_in_the_middle_of_a_part(begin, tmp_path):
+    begin()
+    code = (
+        f"import sys; sys.path.insert(0, {str(GPU)!r})\n"
+        "from pathlib import Path\nimport bench, parts\n"
+        f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), 'full',"
+        f" {DEVICE!r}, {SOURCE!r}, 60)\n"
+        f"at.do(parts.Part('a', 20, [sys.executable, '-c', {gives(1)!r}]))\n"
+        "at.do(parts.Part('b', 20, [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while "b ..." not in process.stderr.readline():
+        pass
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert begin().finished() == {"a": {"value": 1}}
+
+
+@pytest.mark.parametrize("other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}])
+def test_rows_of_another_source_or_gpu_do_not_count(begin, other):
+    begin().do(part("a", gives(1)))
+    bench = begin(**other)
+    assert bench.finished() == {}
+    assert bench.do(part("a", gives(2)))
+    assert begin().finished() == {"a": {"value": 1}}
+
+
+def test_an_engine_that_is_not_on_this_machine_is_compiled_again(begin, tmp_path):
+    made = tmp_path / "engine.json"
+    compiles = part("compile", f"open({str(made)!r}, 'w').close(); " + gives(1))
+    reads = {"code": f"open({str(made)!r}); " + gives(2), "before": compiles, "made": made}
+    assert begin().do(part("loop", **reads))
+    made.unlink()
+    # Its row is here, so there is no need of the engine; another row needs it.
+    assert begin().do(part("loop", **reads))
+    assert not made.exists()
+    assert begin().do(part("other", **reads))
+    assert made.exists()
+
+
+def test_what_cannot_be_compiled_is_not_run(begin):
+    bench = begin()
+    assert not bench.do(part("loop", gives(1), before=part("compile", FAILS), made=Path("nowhere")))
+    assert bench.failed() == {"compile": "its bus", "loop": "there is no compile"}
+
+
+def test_no_part_is_begun_without_time(begin):
+    bench = begin(budget=5)
+    assert not bench.do(part("a", gives(1)))
+    assert bench.failed() == {"a": "no time was left"}
+
+
+def test_checks_come_first_then_the_batches_with_targets(tmp_path):
+    from parts import CHECKS, Place, plan
+
+    place = Place(tmp_path, tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
+    names = [part.name for part in plan("full", place)]
+    assert names[:5] == [*CHECKS, "machine"]
+    assert names[5:8] == ["loop_fp16_32", "loop_fp16_1", "peer_authors_eager_fp16_32"]
+    assert len(set(names)) == len(names)
+    quick = [part.name for part in plan("quick", place)]
+    assert quick == names[: len(quick)]
+    loops = [part for part in plan("full", place) if part.before]
+    for part in loops:
+        assert json.loads(part.command[-1]) == json.loads(part.before.command[-1]) | {"task": "loop"}
+    assert len({part.made for part in loops}) == len(loops) == 10
+    assert "memcheck" not in [part.name for part in plan("full", place._replace(sanitizer=None))]
+
+
+def wheel(folder, name, version, *requires):
+    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {each}" for each in requires)]
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n")
+    return path
+
+
+def test_what_is_there_is_not_carried(tmp_path):
+    kept = [
+        wheel(tmp_path, "stage-rt", "0.1.0", "numpy>=1.26", "pydantic>=2.12", 'torch; extra == "export"'),
+        wheel(tmp_path, "pydantic", "2.14", "pydantic-core==2.50", "typing-extensions>=4"),
+        wheel(tmp_path, "pydantic-core", "2.50"),
+        wheel(tmp_path, "diffusers", "0.42", "pillow"),
+        wheel(tmp_path, "pycuda", "2026.1", "pytools>=2011.2"),
+        *(
+            wheel(tmp_path, name, "9999")
+            for name in ("pytools", "mako", "platformdirs", "siphash24", "pytest")
+        ),
+    ]
+    there = {
+        "numpy": "2.5",
+        "typing_extensions": "4.9",
+        "Pillow": "12.0",
+        "cuda-bindings": "13.1",
+        "pytest": "7.0",
+    }
+    left = [
+        wheel(tmp_path, name, "9999") for name in ("numpy", "typing-extensions", "pillow", "cuda-bindings")
+    ]
+    (tmp_path / "there.txt").write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+    command = [sys.executable, str(GPU / "missing.py"), str(tmp_path), str(tmp_path / "there.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) == {str(path) for path in left}
+    assert set(tmp_path.glob("*.whl")) - set(left) == set(kept)
+
+
+@pytest.mark.parametrize("script", ["run.sh", "carry.sh", "source.sh"])
+def test_the_scripts_parse_and_are_programs(script):
+    subprocess.run(["bash", "-n", str(GPU / script)], check=True)
+    assert os.access(GPU / script, os.X_OK)
+
+
+def test_an_unknown_option_is_told():
+    done = subprocess.run(["bash", str(GPU / "run.sh"), "--fast"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: benchmarks/gpu/run.sh [--quick|--dry]\n")
