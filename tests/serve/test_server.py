@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from closed_engine import SlowBackend, closed_engine, engine_folder
-from fake_engine import contents, labels, manifest, opened, photographs
+from fake_engine import contents, manifest, opened
 from PIL import Image
 
 from stage_rt.errors import BackendError, InputError, MaskError, PromptError
@@ -24,14 +24,6 @@ from stage_rt.serve.server import QUEUE, Server, Settings
 from stage_rt.serve.shelf import BusyError, Shelf
 
 PROMPT = "tile+crack"
-
-
-@pytest.fixture
-def here(tmp_path):
-    engine_folder(tmp_path / "tiles")
-    photographs(tmp_path / "normals", 3)
-    labels(tmp_path / "masks" / "crack", 4)
-    return tmp_path
 
 
 @pytest.fixture
