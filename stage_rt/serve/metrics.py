@@ -1,6 +1,7 @@
 """Figures of a server for Prometheus; the registry is the server's own."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,31 +16,24 @@ class Figures:
     """Counts what it is told."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
+        self._registry = own = CollectorRegistry()
         self._steps = Histogram(
-            "stage_rt_step_seconds", "Time of a step of a lane.", ["engine"], buckets=_STEP, **own
+            "stage_rt_step_seconds", "Time of a step of a lane.", ["engine"], buckets=_STEP, registry=own
         )
-        self._occupied = Counter(
-            "stage_rt_slots_occupied", "Slots that had a sample, summed over steps.", ["engine"], **own
-        )
-        self._slots = Counter("stage_rt_slots", "Slots there were, summed over steps.", ["engine"], **own)
-        self._pairs = Counter(
-            "stage_rt_pairs",
-            "Pairs that are over, by engine, type and how.",
-            ["engine", "prompt", "state"],
-            **own,
-        )
-        self._seconds = Histogram(
-            "stage_rt_pair_seconds", "Time from a pair's order to its end.", ["engine"], buckets=_PAIR, **own
-        )
-        self._refused = Counter(
-            "stage_rt_refusals", "Requests that were refused, by status.", ["status"], **own
-        )
-        self._waiting = Gauge("stage_rt_pairs_waiting", "Pairs that wait or are painted.", **own)
-        self._samples = Gauge(
-            "stage_rt_samples", "Samples that wait or are painted, by class.", ["class"], **own
-        )
+        told = "Slots that had a sample, summed over steps."
+        self._occupied = Counter("stage_rt_slots_occupied", told, ["engine"], registry=own)
+        told = "Slots there were, summed over steps."
+        self._slots = Counter("stage_rt_slots", told, ["engine"], registry=own)
+        told = "Pairs that are over, by engine, prompt and how."
+        self._pairs = Counter("stage_rt_pairs", told, ["engine", "prompt", "state"], registry=own)
+        told = "Time from a pair's order to its end."
+        self._seconds = Histogram("stage_rt_pair_seconds", told, ["engine"], buckets=_PAIR, registry=own)
+        told = "Requests that were refused, by status."
+        self._refused = Counter("stage_rt_refusals", told, ["status"], registry=own)
+        told = "Pairs that wait or are painted."
+        self._waiting = Gauge("stage_rt_pairs_waiting", told, registry=own)
+        told = "Samples that wait or are painted, by class."
+        self._samples = Gauge("stage_rt_samples", told, ["class"], registry=own)
 
     def step(self, lane: Lane, seconds: float, samples: int, size: int) -> None:
         """See `stage_rt.serve.driver.Observer`."""
@@ -61,8 +55,12 @@ class Figures:
         """Where the gauges are read when somebody asks."""
         self._waiting.set_function(waiting)
         for one in Priority:
-            self._samples.labels(one.name.lower()).set_function(lambda one=one: depth()[one])
+            self._samples.labels(one.name.lower()).set_function(partial(_count, depth, one))
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
+
+
+def _count(depth: Callable[[], dict[Priority, int]], one: Priority) -> int:
+    return depth()[one]
