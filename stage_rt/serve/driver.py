@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol, TypeVar
@@ -15,13 +16,13 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.errors import StageError
+from stage_rt.errors import DeviceMemoryError, StageError
 from stage_rt.estimator import Condition
 from stage_rt.executor import Executor
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
 from stage_rt.serve.scheduling import Lane, Priority, Scheduler, Ticket, Turn
-from stage_rt.slots import IDLE, Slots
+from stage_rt.slots import IDLE, Counters, Slots
 
 Float32 = NDArray[np.float32]
 Answer = TypeVar("Answer")
@@ -181,6 +182,11 @@ class Driver:
 
         self.call(close)
 
+    @property
+    def alive(self) -> bool:
+        """Whether somebody drives."""
+        return self._thread.is_alive()
+
     def depth(self) -> dict[Priority, int]:
         """How many samples wait or are painted, by class; a glance from any thread."""
         return {one: self._scheduler.count(one) for one in Priority}
@@ -195,6 +201,17 @@ class Driver:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._drive()
+        finally:
+            self._closing = True
+            for lane in list(self._rooms):
+                self._shut(lane, ClosedError("the server is going down"))
+            with suppress(Empty):
+                while True:
+                    self._asked.get_nowait()()
+
+    def _drive(self) -> None:
         while not self._closing:
             self._answer()
             for ticket in self._scheduler.expire(self._clock()):
@@ -203,13 +220,6 @@ class Driver:
             turn = None if self._closing else self._scheduler.turn()
             if turn is not None:
                 self._step(turn)
-        for lane in list(self._rooms):
-            self._shut(lane, ClosedError("the server is going down"))
-        while True:
-            try:
-                self._asked.get_nowait()()
-            except Empty:
-                return
 
     def _answer(self) -> None:
         """Do what was asked for; with nothing to step, wait until something is."""
@@ -230,14 +240,17 @@ class Driver:
             for ticket in turn.step:
                 counters[ticket.slot or 0] = room.guests[ticket.number].counter
             after = room.slots.step(counters)
+            self._observe(turn.lane, self._clock() - began, len(turn.step), room.slots.size)
+            self._tell(room, turn, after)
         except BaseException as error:
-            # All slots are empty now. Those that were put aside need not know.
+            # Nobody knows what is in the slots now. Those that were put aside need not know.
             for number, guest in list(room.guests.items()):
                 if guest.ticket is not None and guest.ticket.slot is not None:
                     self._scheduler.cancel(number)
                     room.guests.pop(number).tell(error)
-            return
-        self._observe(turn.lane, self._clock() - began, len(turn.step), room.slots.size)
+
+    def _tell(self, room: _Room, turn: Turn, after: Counters) -> None:
+        """What a step came to."""
         done = {ticket.number for ticket in self._scheduler.stepped(turn)}
         for ticket in turn.step:
             guest, slot = room.guests[ticket.number], ticket.slot or 0
@@ -274,9 +287,21 @@ class Driver:
 
     def _room(self, lane: Lane, opened: Callable[[], Slots]) -> None:
         if lane not in self._rooms:
-            slots = opened()
+            slots = self._fitted(opened)
             self._rooms[lane] = _Room(slots)
             self._scheduler.open(lane, slots.size)
+
+    def _fitted(self, opened: Callable[[], Slots]) -> Slots:
+        """Slots, in place of lanes that nobody is in where the device's memory is full."""
+        try:
+            return opened()
+        except DeviceMemoryError:
+            idle = [lane for lane, room in self._rooms.items() if not room.guests]
+            if not idle:
+                raise
+            for lane in idle:
+                self._shut(lane, ClosedError("nobody is in it"))
+        return opened()
 
     def _shut(self, lane: Lane, error: BaseException) -> None:
         self._scheduler.close(lane)

@@ -124,8 +124,9 @@ def _watched(app: FastAPI, server: Server, figures: Figures) -> None:
 
     @app.get("/readyz", summary="Whether engines are warm and orders are accepted.")
     async def readyz() -> Response:
-        state = "ready" if server.ready else "draining" if server.draining else "warming up"
-        return JSONResponse({"state": state}, 200 if server.ready else 503)
+        ready = server.ready and server.driver.alive
+        state = "ready" if ready else "draining" if server.draining else "warming up"
+        return JSONResponse({"state": state}, 200 if ready else 503)
 
     @app.get("/metrics", summary="Figures for Prometheus.")
     async def metrics() -> Response:

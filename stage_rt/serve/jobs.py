@@ -208,7 +208,10 @@ class Jobs:
     def _set(self, night: Night, state: State, error: str | None = None, *, kept: bool = True) -> None:
         night.order = night.order.model_copy(update={"state": state, "error": error})
         if kept:
-            self._write(night)
+            try:
+                self._write(night)
+            except OSError as error:
+                self._tell(f"that job {night.order.id} is {state} could not be written ({error.strerror})")
         night.version += 1
 
     @staticmethod

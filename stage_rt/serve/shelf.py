@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stage_rt.engine import Engine
-from stage_rt.errors import InputError, PromptError, StageError
+from stage_rt.errors import DeviceMemoryError, InputError, PromptError, StageError
 from stage_rt.folders import read_engine
 from stage_rt.loading import load
 from stage_rt.machine import cores
@@ -125,7 +125,9 @@ class Shelf:
         for book in self.books.values():
             room = self._budget - sum(self.books[name].bytes for name in self._loaded)
             if book.bytes <= room:
-                self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
+                # Lanes that do not fit beside one another take turns.
+                with suppress(DeviceMemoryError):
+                    self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
 
     def close(self) -> None:
         """Give the memory of all engines back."""

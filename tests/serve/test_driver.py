@@ -8,7 +8,7 @@ import pytest
 from closed_engine import closed_engine
 from mock_networks import HostBackend
 
-from stage_rt.errors import BackendError, EngineError, InputError
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.serve.driver import ClosedError, Driver, LateError, slot_count
 from stage_rt.serve.executor import CancelledError, SharedExecutor, Terms, Wish
@@ -129,6 +129,29 @@ def test_a_library_that_fails_is_told_to_those_in_the_slots_and_the_next_is_pain
     with pytest.raises(BackendError, match="the library failed"):
         paint(engine, 1)
     np.testing.assert_array_equal(paint(engine, 1), paint(closed_engine(), 1))
+
+
+def test_lanes_that_do_not_fit_beside_one_another_take_turns(driver):
+    engine, opened = closed_engine(), []
+
+    class Tight(type(engine.executor)):
+        def slots(self, adapter, size):
+            if opened and not opened[-1].gone:
+                raise DeviceMemoryError("the device's memory is full")
+            made = super().slots(adapter, size)
+            made.gone = False
+            made.close = lambda: setattr(made, "gone", True)
+            opened.append(made)
+            return made
+
+    backend = HostBackend()
+    tight = engine.over(Tight(engine.spec.model, backend))
+    shared = over(driver, tight, NOW)
+    for prompt in ("tile+crack", "tile+chip", "tile+crack"):
+        np.testing.assert_array_equal(
+            paint(shared, 1, prompt=prompt), paint(closed_engine(), 1, prompt=prompt)
+        )
+    assert [one.gone for one in opened] == [True, True, False]
 
 
 def test_what_is_not_finite_is_marked(driver):

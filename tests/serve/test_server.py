@@ -99,7 +99,7 @@ def test_a_pair_has_the_bytes_of_the_first_one_of_a_run_of_its_seed(here, serve)
     assert pair.result.label == (here / "run/ground_truth/crack/000000_mask.png").read_bytes()
     assert pair.result.figures.fill == pytest.approx(manifest(here / "run")[0]["fill"], abs=1e-4)
     preview = Image.open(io.BytesIO(pair.preview))
-    assert preview.size == (40, 30)
+    assert preview.size == (160, 120)
     assert server.pair(pair.id) is pair
 
 
@@ -274,12 +274,12 @@ def test_shelves_that_cannot_be_are_refused(tmp_path):
 def test_what_is_sent_is_checked_as_files_are(here):
     content = (here / "masks/crack/000_mask.png").read_bytes()
     np.testing.assert_array_equal(
-        opened_label(content, (40, 30)), read_mask(here / "masks/crack/000_mask.png").label
+        opened_label(content, (160, 120)), read_mask(here / "masks/crack/000_mask.png").label
     )
     with pytest.raises(InputError, match="`image` is not a PNG, JPEG, BMP or TIFF image: convert it to one"):
         opened_image(b"GIF89a")
-    with pytest.raises(MaskError, match="`mask` is 40x30 but its photograph is 40x99"):
-        opened_label(content, (40, 99))
+    with pytest.raises(MaskError, match="`mask` is 160x120 but its photograph is 160x99"):
+        opened_label(content, (160, 99))
     buffer = io.BytesIO()
     Image.new("1", (5000, 4000)).save(buffer, "PNG")
     with pytest.raises(InputError, match="has 5000x4000 pixels and at most 16 million"):
