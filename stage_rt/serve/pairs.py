@@ -70,6 +70,12 @@ class Pair:
     version: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it came to."""
+        files = (self.result.image, self.result.label, self.result.thumbnail) if self.result else ()
+        return sum(len(file) for file in (self.preview, *files) if file)
+
     def change(self, **fields: object) -> None:
         """Set some fields, then let it be seen."""
         for name, value in fields.items():

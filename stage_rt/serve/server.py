@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stage_rt.errors import InputError, StageError, first_line
@@ -27,8 +27,8 @@ QUEUE = 32
 """Pairs that wait or are painted at most; whoever comes then is told when to come again."""
 HANDS = 8
 """Pairs that are prepared, painted or finished at once."""
-REMEMBERED = 256
-"""Pairs that are over and can still be fetched."""
+REMEMBERED, REMEMBERED_BYTES = 256, 512 * 2**20
+"""Pairs that are over and can still be fetched, and what their files may take together."""
 SECONDS = 600.0
 """Within which a pair is painted or given up."""
 PACE = 16
@@ -114,7 +114,6 @@ class Server:
             pair = Pair(secrets.token_hex(8), request)
             self._pairs[pair.id] = pair
             self._open += 1
-            self._forget()
             self._pool.submit(self._paint, pair, time.monotonic())
         return pair
 
@@ -185,6 +184,11 @@ class Server:
             with self._lock:
                 self._open -= 1
                 self._ends.append(time.monotonic())
+                # What was sent is not needed any more, and may be large.
+                pair.request = replace(
+                    request, photo=request.photo[:0].copy(), label=request.label[:0].copy()
+                )
+                self._forget()
             self._over(pair, time.monotonic() - began)
 
     def _seconds(self) -> int:
@@ -194,8 +198,12 @@ class Server:
         return max(math.ceil((self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)), 1)
 
     def _forget(self) -> None:
-        over = [name for name, pair in self._pairs.items() if pair.ended.is_set()]
-        for name in over[: max(len(over) - REMEMBERED, 0)]:
+        over = [(name, pair.size) for name, pair in self._pairs.items() if pair.ended.is_set()]
+        kept = sum(size for _, size in over)
+        for number, (name, size) in enumerate(over):
+            if len(over) - number <= REMEMBERED and kept <= REMEMBERED_BYTES:
+                break
+            kept -= size
             del self._pairs[name]
 
 

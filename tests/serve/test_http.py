@@ -338,12 +338,11 @@ def test_many_connections_and_half_sent_bodies_leave_the_server_alone(site, http
     assert http.get("/readyz").status_code == 200
 
 
-def test_two_servers_do_not_share_a_folder(open_site, site, tmp_path):
+def test_two_servers_do_not_share_a_folder_nor_is_one_open_to_all(site, tmp_path):
     from subprocess import run
 
-    first = open_site()
     again = run(
-        [*first.process.args[:5], "--data", first.here / "data", "--port", "0"],
+        [*site.process.args[:5], "--data", site.here / "data", "--port", "0"],
         capture_output=True,
         text=True,
         check=False,
@@ -351,7 +350,7 @@ def test_two_servers_do_not_share_a_folder(open_site, site, tmp_path):
     assert again.returncode == 1
     assert "is being filled by another process" in again.stderr
     open_to_all = run(
-        [*first.process.args[:5], "--data", tmp_path / "other", "--host", "0.0.0.0"],
+        [*site.process.args[:5], "--data", tmp_path / "other", "--host", "0.0.0.0"],
         capture_output=True,
         text=True,
         check=False,

@@ -119,6 +119,20 @@ def test_the_queue_ends_and_says_when_to_come_again(here, serve):
     assert server.order(request(here)).ended.wait(30)
 
 
+def test_what_is_over_is_forgotten_by_number_and_size(here, serve, monkeypatch):
+    server, seen = serve(), []
+    for remembered, size, left in ((3, 10**9, [4, 5, 6]), (256, 200_000, [10, 11]), (256, 1, [])):
+        monkeypatch.setattr("stage_rt.serve.server.REMEMBERED", remembered)
+        monkeypatch.setattr("stage_rt.serve.server.REMEMBERED_BYTES", size)
+        for _ in range(7 if remembered == 3 else 5):
+            seen.append(server.order(request(here, len(seen), steps=10)))
+            assert seen[-1].ended.wait(30)
+            wait_until(lambda: not server.waiting)
+        assert seen[-1].request.photo.size == 0
+        assert 67_000 < seen[-1].size < 100_000
+        assert [n for n, pair in enumerate(seen) if server.pair(pair.id)] == left
+
+
 def test_a_pair_that_fails_says_why_and_the_next_is_painted(here, serve):
     class Failing(SlowBackend):
         broken = False
