@@ -28,6 +28,9 @@ class World:
         self.limit[ticket.number] = self.ticks + self.scheduler.bound(ticket, LONGEST)
         return ticket
 
+    def over(self, number):
+        return number in self.done or number in self.gone
+
     def tick(self):
         turn = self.scheduler.turn()
         if turn is None:
@@ -39,13 +42,13 @@ class World:
             assert slots[slot] == ticket.number
             slots[slot] = None
         for slot, ticket in turn.into:
-            assert slots[slot] is None or slots[slot] in self.done | self.gone
+            assert slots[slot] is None or self.over(slots[slot])
             assert ticket.number not in slots
             slots[slot] = ticket.number
         assert 0 < len(turn.step) <= len(slots)
         for ticket in turn.step:
             assert slots[ticket.slot] == ticket.number
-            assert ticket.number not in self.done | self.gone
+            assert not self.over(ticket.number)
             self.steps[ticket.number] += 1
         for ticket in self.scheduler.stepped(turn):
             assert self.steps[ticket.number] == self.asked[ticket.number]
@@ -65,7 +68,6 @@ def simulate(count, seed):
     """``count`` samples that come by chance, some of which are cancelled or late; returns the world afterwards."""
     chance = random.Random(seed)
     world = World({lane: chance.choice([1, 2, 3, 8]) for lane in range(chance.choice([1, 2, 3]))})
-    # Old ones are forgotten by the test as the scheduler does, or a million of them would not fit.
     added = 0
     while added < count:
         if len(world.scheduler) < 40 and chance.random() < 0.7:
