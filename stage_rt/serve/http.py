@@ -1,14 +1,13 @@
 """The server over HTTP: the API under ``/v1``, the page, and what a machine watches it by."""
 
 import asyncio
-import json
 import logging
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from fastapi import FastAPI, Header, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -26,7 +26,7 @@ from stage_rt.errors import InputError, StageError, printable
 from stage_rt.images.inputs import read_image
 from stage_rt.run.thumbnails import SIDE
 from stage_rt.run.writer import png, png_of
-from stage_rt.serve import api
+from stage_rt.serve import api, news
 from stage_rt.serve.driver import ClosedError, LateError
 from stage_rt.serve.guard import COOKIE, Guard, cookie, fault, same
 from stage_rt.serve.jobs import Night
@@ -36,10 +36,6 @@ from stage_rt.serve.server import Server
 from stage_rt.serve.shelf import BusyError
 
 PAGE = Path(__file__).parent / "page"
-LOOK = 0.05
-"""Seconds between two looks at what somebody waits for."""
-BEAT = 15.0
-"""Seconds after which a stream without news says that it is there."""
 DRAIN = 60.0
 """Seconds that pairs in hand are given when the server is told to end."""
 _TYPES = {
@@ -144,14 +140,10 @@ def _given(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/photographs/{name}", summary="A photograph as PNG.", response_class=_Png)
     def photograph(name: Name) -> Response:
-        from PIL import Image
-
         return _Png(png(Image.fromarray(read_image(_known(name, server)))), headers=_kept())
 
     @app.get("/v1/photographs/{name}/thumbnail", summary="A small one.", response_class=_Png)
     def thumbnail(name: Name) -> Response:
-        from PIL import Image
-
         picture = Image.fromarray(read_image(_known(name, server)))
         picture.thumbnail((2 * SIDE, 2 * SIDE))
         return _Png(png(picture), headers=_kept())
@@ -183,7 +175,7 @@ def _pairs(app: FastAPI, server: Server) -> None:
         while not pair.ended.is_set():
             if await request.is_disconnected():
                 server.cancel(pair)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(news.LOOK)
         if pair.error is not None:
             raise pair.error
         if pair.result is not None and pair.result.image is not None and "image/png" in accept:
@@ -207,7 +199,7 @@ def _pairs(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/pairs/{name}/events", summary="How it goes, as server-sent events.", response_class=_Events)
     async def events(name: Name) -> Response:
-        return _Events(_news_of_pair(known(name)))
+        return _Events(news.of_pair(known(name)))
 
     @app.post("/v1/pairs/{name}/verdict", summary="Keep it or not.")
     def verdict(name: Name, said: api.Verdict) -> api.PairState:
@@ -245,7 +237,7 @@ def _jobs(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/jobs/{name}/events", summary="How it goes, as server-sent events.", response_class=_Events)
     async def events(name: Name) -> Response:
-        return _Events(_news_of_job(known(name), server))
+        return _Events(news.of_job(known(name), server))
 
     @app.delete("/v1/jobs/{name}", summary="Paint no more of it.", status_code=202)
     def cancel(name: Name) -> api.JobState:
@@ -301,48 +293,6 @@ class _Events(StreamingResponse):
         super().__init__(content, status_code, {"cache-control": "no-store", "x-accel-buffering": "no"})
 
 
-async def _news_of_pair(pair: Pair) -> AsyncIterator[str]:
-    shown: bytes | None = None
-
-    def state() -> dict[str, Any]:
-        nonlocal shown
-        told = api.PairState.of(pair).model_dump()
-        if pair.preview is not shown and pair.preview is not None:
-            shown = pair.preview
-            told["preview"] = _data_url(pair.preview)
-        return told
-
-    async for text in _news(lambda: pair.version, state, pair.ended.is_set):
-        yield text
-
-
-async def _news_of_job(night: Night, server: Server) -> AsyncIterator[str]:
-    def over() -> bool:
-        return server.draining or night.order.state in ("done", "failed", "cancelled")
-
-    async for text in _news(lambda: night.version, lambda: api.JobState.of(night).model_dump(), over):
-        yield text
-
-
-async def _news(
-    version: Callable[[], int], state: Callable[[], dict[str, Any]], over: Callable[[], bool]
-) -> AsyncIterator[str]:
-    seen, quiet = -1, 0.0
-    while True:
-        # In this order, so that what was changed last is told.
-        last, now = over(), version()
-        if now != seen:
-            seen, quiet = now, 0.0
-            yield f"data: {json.dumps(state())}\n\n"
-        if last:
-            return
-        if quiet >= BEAT:
-            quiet = 0.0
-            yield ": here\n\n"
-        await asyncio.sleep(LOOK)
-        quiet += LOOK
-
-
 def _state(pair: Pair, status: int) -> JSONResponse:
     headers = {"location": f"/v1/pairs/{pair.id}"}
     return JSONResponse(api.PairState.of(pair).model_dump(), status, headers)
@@ -363,12 +313,6 @@ def _known(name: str, server: Server) -> Path:
 
 def _kept() -> dict[str, str]:
     return {"cache-control": "private, max-age=3600"}
-
-
-def _data_url(jpeg: bytes) -> str:
-    import base64
-
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _listed(folder: Path, path: str) -> Path | None:
