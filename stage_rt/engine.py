@@ -43,6 +43,15 @@ class Engine:
         self._process = os.getpid()
         self._closed = False
 
+    @property
+    def executor(self) -> Executor:
+        """What runs the networks."""
+        return self._executor
+
+    def over(self, executor: Executor) -> "Engine":
+        """This engine on another executor of the same networks, as one that shares them out."""
+        return Engine(self.spec, executor, self._contexts)
+
     def synthesize(
         self,
         images: NDArray[np.uint8],

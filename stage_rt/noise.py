@@ -18,7 +18,16 @@ from stage_rt import kernels
 from stage_rt.errors import InputError
 from stage_rt.kernels.reference import Draw
 
-__all__ = ["ATTEMPT_BITS", "REGION_BITS", "Draw", "NoiseSource", "PhiloxNoise", "reseeded", "stream"]
+__all__ = [
+    "ATTEMPT_BITS",
+    "REGION_BITS",
+    "Draw",
+    "NoiseSource",
+    "PhiloxNoise",
+    "region_of",
+    "reseeded",
+    "stream",
+]
 
 Shape = tuple[int, ...]
 
@@ -44,6 +53,11 @@ def stream(sample: int, region: int = 0, attempt: int = 0) -> int:
             raise InputError(f"`{name}` must be from 0 to {(1 << bits) - 1}, not {value}")
         number |= value << shift
     return number
+
+
+def region_of(number: int) -> int:
+    """The region of the `stream` of that number."""
+    return number >> 20 & (1 << REGION_BITS) - 1
 
 
 def reseeded(seed: int, times: int) -> int:

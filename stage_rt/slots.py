@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stage_rt import kernels
 from stage_rt.errors import InputError
 from stage_rt.estimator import Condition, Estimator
+from stage_rt.kernels.reference import clean_estimate
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe, StepCoefficients
@@ -92,6 +93,16 @@ class Slots(Protocol):
 
     def take(self, slot: int) -> Sampled:
         """The state of a slot's sample, a batch of one; waits for it. It stays where it is.
+
+        Raises:
+            InputError: the slot is empty.
+        """
+
+    def foreseen(self, slot: int) -> Float32 | None:
+        """What the last step of a slot's sample took its end to be: the estimate of ``x0``, ``[1, C, h, w]``.
+
+        It is on the way to the result from the first steps on and costs no network, so a preview is decoded from it.
+        None before a sample's first step in this slot, and on a device, which keeps no estimate.
 
         Raises:
             InputError: the slot is empty.
@@ -197,6 +208,7 @@ class HostSlots:
         self._surfaces = np.zeros_like(self._contexts)
         self._seeds, self._samples = np.zeros(size, np.uint64), np.zeros(size, np.uint32)
         self._finite = np.ones(size, np.bool_)
+        self._foreseen, self._moved = np.zeros_like(self._state), np.zeros(size, np.bool_)
 
     def put(
         self,
@@ -220,7 +232,7 @@ class HostSlots:
         if condition.surface is not None:
             self._surfaces[slot] = condition.surface
         self._seeds[slot], self._samples[slot] = noise.seeds[0], noise.samples[0]
-        self._finite[slot] = True
+        self._finite[slot], self._moved[slot] = True, False
         return len(recipe.coefficients) - 1
 
     def step(self, counters: Sequence[int] | Counters, steps: int = 1) -> Counters:
@@ -240,6 +252,11 @@ class HostSlots:
         self._tables.taken(slot)
         part = slice(slot, slot + 1)
         return Sampled(self._state[part].copy(), self._finite[part].copy())
+
+    def foreseen(self, slot: int) -> Float32 | None:
+        """See `Slots`."""
+        self._tables.taken(slot)
+        return self._foreseen[slot : slot + 1].copy() if self._moved[slot] else None
 
     def close(self) -> None:
         """See `Slots`; the networks are the executor's."""
@@ -265,6 +282,12 @@ class HostSlots:
         following, finite = kernels.fused_step(
             self._state, estimate, self._clean, self._mask, rows, self._seeds, self._samples
         )
+        for slot in np.flatnonzero(running).tolist():
+            part = slice(slot, slot + 1)
+            self._foreseen[part] = clean_estimate(
+                self._state[part], estimate[part], self._clean[part], self._mask[part], rows[slot]
+            )
+        self._moved |= running
         self._state[running] = following[running]
         self._finite[running] &= finite[running]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from coming_and_going import LEVELS, served, visitor
-from mock_networks import CHANNELS, SIDE, HostBackend, spec, unet
+from mock_networks import CHANNELS, SIDE, HostBackend, denoiser, spec, unet
 
 import stage_rt
 from stage_rt.errors import BackendError, EngineError, InputError
@@ -219,3 +219,25 @@ def test_the_closed_forms_know_a_timestep_a_sample():
     both = unet(x, np.array([3, 30]), text)
     for n, i in enumerate((3, 30)):
         np.testing.assert_array_equal(both[n], unet(x[n : n + 1], np.int64(i), text[:1])[0])
+
+
+def test_what_is_foreseen_is_the_estimate_of_the_step_and_in_the_end_the_result():
+    slots, guests = opened(2), [visitor(n, recipes=(LEVELS,)) for n in range(2)]
+    counters = [each.enter(slots, n) for n, each in enumerate(guests)]
+    assert slots.foreseen(0) is None
+    slots.step([counters[0], IDLE])
+    assert slots.foreseen(1) is None
+    first = slots.foreseen(0)
+    row, start = LEVELS.coefficients[39], guests[0].noise.initial(first.shape)
+    denoise = denoiser("a", guests[0].condition.context, guidance=LEVELS.guidance)
+    soft = guests[0].mask + np.float32(row.mix) * (1 - guests[0].mask)
+    eps = denoise(start, row.timestep, soft, LEVELS.branch(row.timestep))
+    expected = start * np.float32(row.sqrt_recip_abar) - eps * np.float32(row.sqrt_recipm1_abar)
+    np.testing.assert_allclose(first, soft * expected + (1 - soft) * guests[0].clean, atol=2e-4)
+    slots.step([counters[0] - 1, IDLE], 39)
+    last = slots.foreseen(0) - slots.take(0).latent
+    np.testing.assert_allclose(last * guests[0].mask, 0, atol=1e-5)
+    guests[1].enter(slots, 0)
+    assert slots.foreseen(0) is None
+    with pytest.raises(InputError, match="there is no slot 2"):
+        slots.foreseen(2)

@@ -11,6 +11,7 @@ import typer
 from stage_rt import __version__
 from stage_rt.cli import console
 from stage_rt.cli.build import build
+from stage_rt.cli.client import client
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
 from stage_rt.cli.evaluate import evaluate
@@ -19,6 +20,7 @@ from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
 from stage_rt.cli.merge import merge
 from stage_rt.cli.pack import pack
+from stage_rt.cli.serve import serve
 from stage_rt.cli.synth import synth
 from stage_rt.cli.train import train
 from stage_rt.cli.verify import verify
@@ -31,7 +33,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, inspect, verify, synth, merge, pack, evaluate, doctor, demo):
+for _command in (
+    train,
+    export,
+    build,
+    inspect,
+    verify,
+    synth,
+    serve,
+    client,
+    merge,
+    pack,
+    evaluate,
+    doctor,
+    demo,
+):
     app.command()(_command)
 app.add_typer(import_)
 

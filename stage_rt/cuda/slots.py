@@ -126,6 +126,11 @@ class DeviceSlots:
         self._tables.taken(slot)
         return self.taken(slice(slot, slot + 1))
 
+    def foreseen(self, slot: int) -> Float32 | None:
+        """See `stage_rt.slots.Slots`: the kernel's estimate stays in registers."""
+        self._tables.taken(slot)
+        return None
+
     def taken(self, part: slice) -> Sampled:
         """The states of some slots; waits for them."""
         with device.active():

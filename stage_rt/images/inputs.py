@@ -79,8 +79,27 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: the file is missing, no image, damaged, too large or of a refused kind.
     """
-    with _whole(path, ImageError, _content(path, ImageError)) as image:
-        return np.asarray(_photograph(image, path)).copy()
+    return image_of(_content(path, ImageError), path)
+
+
+def image_of(content: bytes, name: Path) -> NDArray[np.uint8]:
+    """`read_image` of what a file would hold; ``name`` is what errors call it and is never opened.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _whole(name, ImageError, content) as image:
+        return np.asarray(_photograph(image, name)).copy()
+
+
+def header_of(content: bytes, name: Path, error: type[InputError] = ImageError) -> Header:
+    """`read_header` of what a file would hold, named as in `image_of`.
+
+    Raises:
+        ImageError (or ``error``): as `read_header`.
+    """
+    with _opened(name, error, content) as image:
+        return _header(image)
 
 
 def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
@@ -89,10 +108,19 @@ def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
     Raises:
         MaskError: the file cannot be read as an image.
     """
-    with _whole(path, MaskError, _content(path, MaskError)) as image:
+    return grey_of(_content(path, MaskError), path)
+
+
+def grey_of(content: bytes, name: Path) -> tuple[NDArray[np.integer], int]:
+    """`read_grey` of what a file would hold, named as in `image_of`.
+
+    Raises:
+        MaskError: as `read_grey`.
+    """
+    with _whole(name, MaskError, content) as image:
         orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
-        flat = image if sixteen_bit else _opaque(image, path, MaskError).convert("L")
+        flat = image if sixteen_bit else _opaque(image, name, MaskError).convert("L")
         return np.asarray(_upright(flat, orientation)), 65535 if sixteen_bit else 255
 
 

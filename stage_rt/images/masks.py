@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import MaskError
-from stage_rt.images.inputs import read_grey
+from stage_rt.images.inputs import grey_of, read_grey
 
 ALIKE = 0.1
 """Share of a mask's brightest value within which values are the same."""
@@ -51,7 +51,19 @@ def read_mask(path: Path, reading: Reading = AS_IT_IS) -> Mask:
         MaskError: the file cannot be read as an image, no pixel is labelled, or it shows classes of which none was
             chosen.
     """
-    values, white = read_grey(path)
+    return _label(*read_grey(path), path, reading)
+
+
+def mask_of(content: bytes, name: Path) -> Mask:
+    """`read_mask` of what a file would hold; ``name`` is what errors call it and is never opened.
+
+    Raises:
+        MaskError: as `read_mask`.
+    """
+    return _label(*grey_of(content, name), name, AS_IT_IS)
+
+
+def _label(values: NDArray[np.integer], white: int, path: Path, reading: Reading) -> Mask:
     grey = values.astype(np.int32)
     if reading.value is not None:
         return Mask(

@@ -106,6 +106,24 @@ def select(aware: NDArray[Float], only: NDArray[Float], in_only: NDArray[np.bool
     return np.where(in_only[:, None, None, None], only, aware)
 
 
+def clean_estimate(
+    x: NDArray[Float],
+    eps: NDArray[Float],
+    clean: NDArray[Float],
+    mask: NDArray[Float],
+    c: StepCoefficients,
+) -> NDArray[Float]:
+    """The ``x0`` that a transition takes for the end of the loop, mixed with the clean latent (Eq. 2 and 6).
+
+    Arguments as `step`; returns ``[B, C, h, w]``.
+    """
+    a, b, mix, free = map(x.dtype.type, (c.sqrt_recip_abar, c.sqrt_recipm1_abar, c.mix, c.free))
+    with np.errstate(invalid="ignore", over="ignore"):
+        mixing = mask + max(mix, free) * (1 - mask)
+        x0: NDArray[Float] = mixing * (x * a - eps * b) + (1 - mixing) * clean
+    return x0
+
+
 def step(
     x: NDArray[Float],
     eps: NDArray[Float],
@@ -122,12 +140,10 @@ def step(
     [B, C, h, w] in the dtype of ``x`` (float32 or float64). Non-finite inputs go through without a warning.
     """
     # NumPy float64 scalars would lift float32 arrays to float64.
-    a, b, posterior_x0, posterior_xt, sigma, mix, blend, signal, noise = map(x.dtype.type, c[:9])
+    posterior_x0, posterior_xt, sigma, _, blend, signal, noise = map(x.dtype.type, c[2:9])
     # A broken sample is reported by its finite flag, not by one warning a step.
     with np.errstate(invalid="ignore", over="ignore"):
-        estimate = x * a - eps * b
-        mixing = mask + max(mix, x.dtype.type(c.free)) * (1 - mask)
-        x0 = mixing * estimate + (1 - mixing) * clean
+        x0 = clean_estimate(x, eps, clean, mask, c)
         y = posterior_x0 * x0 + posterior_xt * x + sigma * posterior_noise
         blending = mask + blend * (1 - mask)
         background = signal * clean + noise * background_noise

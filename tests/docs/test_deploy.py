@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from stage_rt.cli import app
 from stage_rt.errors import ExitCode
@@ -25,6 +26,23 @@ def test_the_service_calls_the_command_with_options_it_has():
     typer.main.get_command(app).commands[name].make_context(name, arguments)
 
 
+def test_the_server_is_called_with_options_it_has():
+    unit = (DEPLOY / "stage-rt-serve.service").read_text()
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["serve"]
+    lines = [
+        re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1].split()[1:],
+        compose["command"].split(),
+    ]
+    for name, *arguments in lines:
+        assert typer.main.get_command(app).commands[name].make_context(name, arguments).params["data"]
+    assert f"SuccessExitStatus={128 + 15}\n" in unit
+    # What systemd lets be written is what the server writes.
+    assert "ReadWritePaths=/srv/stage/data\n" in unit
+    build = compose["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+    assert f" AS {build['target']}\n" in (DEPLOY / "Dockerfile").read_text()
+
+
 def test_a_stop_is_no_failure_of_the_service():
     line = re.search(
         r"^SuccessExitStatus=(.*)$", (DEPLOY / "stage-rt-night.service").read_text(), re.MULTILINE
@@ -37,11 +55,12 @@ def test_systemd_accepts_the_units(tmp_path):
     program = tmp_path / "stage-rt"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    for unit in ("stage-rt-night.service", "stage-rt-night.timer"):
+    units = ("stage-rt-night.service", "stage-rt-night.timer", "stage-rt-serve.service")
+    for unit in units:
         text = (DEPLOY / unit).read_text().replace("/opt/stage-rt/bin/stage-rt", str(program))
         (tmp_path / unit).write_text(text.replace("User=stage", "User=root"))
     verified = subprocess.run(
-        ["systemd-analyze", "verify", tmp_path / "stage-rt-night.timer", tmp_path / "stage-rt-night.service"],
+        ["systemd-analyze", "verify", *(tmp_path / unit for unit in units)],
         capture_output=True,
         text=True,
         check=False,
@@ -56,7 +75,7 @@ def test_the_image_has_what_it_copies_and_installs_extras_that_are_there():
     assert set(re.findall(r"--from=([\w-]+)", text) + re.findall(r"mount=from=([\w-]+)", text)) <= set(stages)
     extras = {name for names in re.findall(r'\[([\w,]+)\]"', text) for name in names.split(",")}
     declared = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert extras == {"cpu", "gpu", "pack", "rtx"} <= set(declared)
+    assert extras == {"cpu", "gpu", "pack", "rtx", "serve"} <= set(declared)
     # What is left out of the context is nothing that a wheel is built from.
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     packages = re.findall(r'^"stage_rt\S*" = "(\S+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

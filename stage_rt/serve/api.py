@@ -1,0 +1,330 @@
+"""What goes over HTTP: bodies that are asked for and given, and what they become."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from stage_rt.errors import InputError
+from stage_rt.images.inputs import fit_mask, read_header, read_image
+from stage_rt.images.masks import read_mask
+from stage_rt.images.objects import find_object
+from stage_rt.run.job import resolve
+from stage_rt.run.supply import Dice, placed
+from stage_rt.run.writer import defect_type
+from stage_rt.samplers import SAMPLERS
+from stage_rt.serve.jobs import Night, Order
+from stage_rt.serve.pairs import Pair, Request, asked, opened_image, opened_label
+from stage_rt.serve.server import Server
+from stage_rt.serve.shelf import Book
+
+MOST_MASKS = 64
+MOST_PAIRS = 100_000
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Steps = Annotated[
+    int | None, Field(ge=1, le=1000, description="Network calls a pair takes; the model's own if null.")
+]
+File = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PairOrder(_Body):
+    """A pair to be painted now: a picture, or a photograph of the gallery by its name, and a mask."""
+
+    engine: str | None = Field(None, description="Its name; may be left out where one engine is served.")
+    prompt: str
+    image: File | None = Field(None, description="PNG, JPEG, BMP or TIFF.")
+    photograph: str | None = Field(None, description="A name from `/v1/photographs`, in place of `image`.")
+    mask: File = Field(description="A picture of the same size, white where the defect shall be.")
+    seed: Seed = 0
+    steps: Steps = None
+    min_fill: float | None = Field(
+        None, ge=0, le=1, description="A region painted less is painted again; the prompt's own if null."
+    )
+    retries: int = Field(5, ge=0, le=15)
+    wait: bool = Field(True, description="Answer when it is painted; otherwise at once, with its id.")
+
+
+class JobOrder(_Body):
+    """A run of pairs of one type, painted when nobody waits for anything."""
+
+    engine: str | None = None
+    prompt: str
+    masks: list[File] = Field(min_length=1, max_length=MOST_MASKS)
+    photographs: list[str] | None = Field(
+        None, description="Names of the gallery; all if null.", max_length=100_000
+    )
+    count: int = Field(ge=1, le=MOST_PAIRS)
+    seed: Seed = 0
+    steps: Steps = None
+    vary: bool = Field(
+        True, description="Move, turn, scale and join the masks instead of taking them as they are."
+    )
+
+
+class MaskOrder(_Body):
+    """A mask like the real ones, for a photograph of the gallery."""
+
+    photograph: str
+    type: str = Field(description="Of defects, one of those under `masks` of `/v1/engines`.")
+    seed: Seed = 0
+
+
+class Verdict(_Body):
+    """What a person says of a pair."""
+
+    verdict: Literal["accepted", "rejected"]
+
+
+class Token(_Body):
+    """The server's token."""
+
+    token: str
+
+
+class Fault(BaseModel):
+    """What is wrong, and what to do about it."""
+
+    problem: str
+    remedy: str | None = None
+
+
+class Refusal(BaseModel):
+    """Every answer that is none."""
+
+    error: Fault
+
+
+class PairState(BaseModel):
+    """A pair; figures are there once it is done. ``image`` and ``mask`` are paths of this server."""
+
+    id: str
+    state: Literal["waiting", "painting", "done", "failed", "cancelled"]
+    share: float
+    engine: str
+    prompt: str
+    seed: int
+    steps: int
+    photograph: str | None = None
+    fill: float | None = None
+    leak: float | None = None
+    contrast: float | None = None
+    attempts: int | None = None
+    weak: bool | None = None
+    image: str | None = None
+    mask: str | None = None
+    verdict: Literal["accepted", "rejected"] | None = None
+    error: Fault | None = None
+
+    @classmethod
+    def of(cls, pair: Pair) -> "PairState":
+        """How a pair stands."""
+        request, result, error = pair.request, pair.result, pair.error
+        figures: dict[str, Any] = {}
+        if result and result.figures:
+            figures = {name: round(getattr(result.figures, name), 4) for name in ("fill", "leak", "contrast")}
+            figures |= {"attempts": result.attempts, "weak": result.weakest < request.method.min_fill}
+            figures |= {name: f"/v1/pairs/{pair.id}/{name}.png" for name in ("image", "mask")}
+        return cls(
+            id=pair.id,
+            state=pair.state,
+            share=pair.share,
+            engine=request.engine,
+            prompt=request.prompt,
+            seed=request.seed,
+            steps=request.method.steps,
+            photograph=request.source,
+            verdict=pair.verdict,
+            error=Fault(problem=error.problem, remedy=error.remedy) if error else None,
+            **figures,
+        )
+
+
+class JobState(BaseModel):
+    """A job; ``report`` is the page of its run once that is there."""
+
+    id: str
+    state: Literal["waiting", "painting", "done", "failed", "cancelled"]
+    share: float
+    engine: str
+    prompt: str
+    count: int
+    seed: int
+    steps: int | None
+    done: int
+    failed: int
+    left_out: int
+    weak: int
+    report: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, night: Night) -> "JobState":
+        """How a job stands."""
+        order, counts = night.order, night.counts
+        page = f"/v1/jobs/{order.id}/files/report/index.html"
+        return cls(
+            **order.model_dump(
+                include={"id", "state", "engine", "prompt", "count", "seed", "steps", "error"}
+            ),
+            share=night.share,
+            done=order.count if order.state == "done" else counts.done,
+            failed=counts.failed,
+            left_out=counts.left_out,
+            weak=counts.weak,
+            report=page if (night.run / "report" / "index.html").is_file() else None,
+        )
+
+
+class PromptState(BaseModel):
+    """What an engine can paint."""
+
+    name: str
+    type: str
+    min_fill: float | None
+
+
+class EngineState(BaseModel):
+    """An engine; ``masks`` are the types that masks like the real ones can be had of."""
+
+    name: str
+    prompts: list[PromptState]
+    image_size: int
+    steps: tuple[int, int]
+    own_steps: int
+    slots: int
+    loaded: bool
+    masks: list[str]
+
+    @classmethod
+    def of(cls, book: Book, server: Server) -> "EngineState":
+        """How an engine stands."""
+        model, stage = book.spec.model, SAMPLERS["stage"]
+        prompts = [
+            PromptState(
+                name=name,
+                type=defect_type(name),
+                min_fill=model.defaults[name].min_fill if name in model.defaults else None,
+            )
+            for name in sorted(model.prompts)
+        ]
+        return cls(
+            name=book.name,
+            prompts=prompts,
+            image_size=model.image_size,
+            steps=stage.range(model.recipe),
+            own_steps=stage.steps(model.recipe),
+            slots=book.slots,
+            loaded=book.name in server.shelf.loaded,
+            masks=sorted({one.type for one in prompts} & set(server.masks)),
+        )
+
+
+class PhotographState(BaseModel):
+    """A photograph of the gallery."""
+
+    name: str
+    width: int
+    height: int
+
+
+def gallery(photographs: Mapping[str, Path]) -> list[PhotographState]:
+    """All photographs with their sizes.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    headers = {name: read_header(path) for name, path in photographs.items()}
+    return [PhotographState(name=name, width=one.width, height=one.height) for name, one in headers.items()]
+
+
+def request_of(order: PairOrder, server: Server) -> Request:
+    """A pair's order, checked and decoded.
+
+    Raises:
+        InputError, PromptError, ImageError, MaskError: it cannot be painted.
+    """
+    book = server.shelf.book(_engine(order.engine, server), order.prompt)
+    job = asked(order.prompt, order.seed, order.steps, order.min_fill, order.retries)
+    method = resolve(job, book.spec.model)
+    if (order.image is None) == (order.photograph is None):
+        raise InputError("give either `image` or `photograph`")
+    content = (
+        _decoded("image", order.image)
+        if order.image is not None
+        else photograph(order.photograph or "", server).read_bytes()
+    )
+    photo, grey = opened_image(content)
+    label = opened_label(_decoded("mask", order.mask), (photo.shape[1], photo.shape[0]))
+    return Request(book.name, order.prompt, photo, label, grey, order.seed, method, order.photograph)
+
+
+def order_of(order: JobOrder, server: Server) -> tuple[Order, list[bytes]]:
+    """A job's order, whose method and masks were checked, and the masks.
+
+    Raises:
+        InputError, PromptError, MaskError: it cannot be painted.
+    """
+    book = server.shelf.book(_engine(order.engine, server), order.prompt)
+    resolve(asked(order.prompt, order.seed, order.steps, None, 5), book.spec.model)
+    names = list(server.photographs) if order.photographs is None else order.photographs
+    if not names:
+        raise InputError("there are no photographs to paint into", "start the server with `--normals`")
+    sizes = {(one.width, one.height) for one in (read_header(photograph(name, server)) for name in names)}
+    masks = [_decoded("masks", mask) for mask in order.masks]
+    for mask in masks:
+        for size in sizes:
+            opened_label(mask, size)
+    fields = order.model_dump(include={"prompt", "count", "seed", "steps", "vary"})
+    return Order(id="", engine=book.name, photographs=names, **fields), masks
+
+
+def like_the_real(order: MaskOrder, server: Server) -> NDArray[np.bool_]:
+    """A label bool ``[H, W]`` made from a real mask for a photograph, as `stage_rt.run.supply` makes those of a run.
+
+    Raises:
+        InputError, MaskError: there is no such photograph or no mask of that type.
+    """
+    paths = server.masks.get(order.type)
+    if paths is None:
+        raise InputError(f"there are no masks of type {order.type!r}", "start the server with `--masks`")
+    photo = read_image(photograph(order.photograph, server))
+    dice = Dice(order.seed, 0)
+    path = paths[min(int(dice() * len(paths)), len(paths) - 1)]
+    label = fit_mask(read_mask(path).label, (photo.shape[1], photo.shape[0]), path)
+    return placed(label, find_object(photo), dice)
+
+
+def photograph(name: str, server: Server) -> Path:
+    """The file of a photograph; a name is looked up and never made a path.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = server.photographs.get(name)
+    if path is None:
+        raise InputError(f"there is no photograph {name!r} in the gallery")
+    return path
+
+
+def _engine(name: str | None, server: Server) -> str:
+    if name is not None:
+        return name
+    if len(server.shelf.books) > 1:
+        raise InputError("several engines are served", f"name one of {', '.join(server.shelf.books)}")
+    return next(iter(server.shelf.books))
+
+
+def _decoded(field: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"`{field}` is not base64") from None

@@ -1,0 +1,137 @@
+"""A server's API for programs in Python; what ``stage-rt client`` calls."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stage_rt.errors import InputError, StageError
+from stage_rt.files import write_atomic
+from stage_rt.run.writer import defect_type
+
+TRIES = 20
+"""Times that a busy server is asked again."""
+
+
+class ServerError(StageError):
+    """The server did not answer, or something of its broke."""
+
+
+class Client:
+    """A server at ``url``; ``token`` is what it asks for, if it does. Close it, or use it in a ``with`` block."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        # A pair may take minutes; a server that is gone is told by the connection.
+        timeout = httpx.Timeout(30.0, read=900.0)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def engines(self) -> list[dict[str, Any]]:
+        """What can be painted: `stage_rt.serve.api.EngineState` of every engine."""
+        found: list[dict[str, Any]] = self._ask("GET", "/v1/engines").json()
+        return found
+
+    def pair(
+        self, image: bytes, mask: bytes, prompt: str, **options: Any
+    ) -> tuple[dict[str, Any], bytes, bytes]:
+        """Paint a pair; its state, its image and its label, both PNG files.
+
+        ``options`` are the fields of `stage_rt.serve.api.PairOrder`. A busy server is asked again when it says.
+
+        Raises:
+            InputError: the server refuses it.
+            ServerError: it cannot be reached or failed.
+        """
+        order = {"prompt": prompt, "image": _text(image), "mask": _text(mask), **options}
+        state = self._ask("POST", "/v1/pairs", order).json()
+        return state, *(self._ask("GET", state[name]).content for name in ("image", "mask"))
+
+    def order(self, masks: list[bytes], prompt: str, count: int, **options: Any) -> dict[str, Any]:
+        """Order a run over the server's photographs; its state. ``options`` are the fields of `JobOrder`."""
+        order = {"prompt": prompt, "count": count, "masks": [_text(mask) for mask in masks], **options}
+        state: dict[str, Any] = self._ask("POST", "/v1/jobs", order).json()
+        return state
+
+    def follow(self, job: str) -> Iterator[dict[str, Any]]:
+        """The states of a job until it is over; a connection that breaks is made again."""
+        over = False
+        while not over:
+            try:
+                with self._http.stream("GET", f"/v1/jobs/{job}/events") as answer:
+                    if answer.is_error:
+                        answer.read()
+                        _check(answer)
+                    for line in answer.iter_lines():
+                        if line.startswith("data: "):
+                            state = json.loads(line.removeprefix("data: "))
+                            over = state["state"] not in ("waiting", "painting")
+                            yield state
+            except httpx.TransportError:
+                time.sleep(1.0)
+
+    def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
+        for _ in range(TRIES):
+            try:
+                answer = self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                raise ServerError(
+                    f"`{self._http.base_url}` cannot be reached ({error})", "see that the server runs"
+                ) from None
+            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                break
+            time.sleep(float(answer.headers.get("retry-after", 1)))
+        _check(answer)
+        return answer
+
+
+def paint_file(
+    client: Client, image: Path, mask: Path, output: Path, prompt: str, **options: Any
+) -> dict[str, Any]:
+    """Paint a pair of files and write it in the MVTec layout under ``output``, by the name of its image; its state.
+
+    Raises:
+        InputError, ServerError: as `Client.pair`, or a file cannot be read.
+    """
+    try:
+        contents = image.read_bytes(), mask.read_bytes()
+    except OSError as error:
+        raise InputError(f"`{error.filename}` cannot be read ({error.strerror})", "check the path") from None
+    state, painted, label = client.pair(*contents, prompt, **options)
+    kind = defect_type(prompt)
+    paths = (
+        output / "test" / kind / f"{image.stem}.png",
+        output / "ground_truth" / kind / f"{image.stem}_mask.png",
+    )
+    write_atomic(paths[1], label)
+    write_atomic(paths[0], painted)
+    return state | {"image": str(paths[0]), "mask": str(paths[1])}
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_error:
+        return
+    try:
+        fault = answer.json()["error"]
+        problem, remedy = str(fault["problem"]), fault["remedy"]
+    except (ValueError, KeyError, TypeError):
+        problem, remedy = f"the server answered {answer.status_code}", None
+    kind = InputError if answer.is_client_error else ServerError
+    raise kind(problem, remedy)
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()

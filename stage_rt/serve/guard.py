@@ -1,0 +1,153 @@
+"""What every request passes before it is looked at: an id, who may ask, and how large and how slow it may be."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from stage_rt.errors import printable
+
+MOST_BYTES = 64 * 2**20
+"""Of a body."""
+SLOWEST = 20.0
+"""Seconds between two parts of a body."""
+COOKIE = "stage-rt"
+OPEN = ("/healthz", "/readyz", "/", "/favicon.ico", "/v1/session")
+"""What is answered without a token, beside the page's own files."""
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"x-frame-options": b"SAMEORIGIN",
+}
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class _Refused(BaseException):
+    """An answer; no `Exception`, so that no handler inside takes it for a body that cannot be read."""
+
+    def __init__(self, status: int, problem: str, remedy: str | None = None) -> None:
+        super().__init__(problem)
+        self.status, self.problem, self.remedy = status, problem, remedy
+
+
+class Guard:
+    """An ASGI application in front of another.
+
+    Args:
+        app: the other.
+        token: what a client has to show, as ``Authorization: Bearer`` or as the cookie of `cookie`; None on loopback.
+        log: gets a line a request, with its id.
+        refused: is told the status of what is refused here.
+    """
+
+    def __init__(
+        self, app: App, token: str | None, log: logging.Logger, refused: Callable[[int], None]
+    ) -> None:
+        self._app, self._token, self._log, self._refused = app, token, log, refused
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in reversed(scope["headers"])}
+        name = headers.get(b"x-request-id", b"").decode("latin-1")
+        name = name if _ID.fullmatch(name) else secrets.token_hex(8)
+        began, status = time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {**_HEADERS, b"x-request-id": name.encode()}
+                message["headers"] = [*message.get("headers", []), *own.items()]
+            await send(message)
+
+        try:
+            self._check(scope, headers)
+            await self._app(scope, self._bounded(headers, receive), sending)
+        except _Refused as refusal:
+            self._refused(refusal.status)
+            if not status:
+                await _answer(refusal, sending)
+        finally:
+            path = printable(scope["path"])[:200]
+            seconds = time.monotonic() - began
+            self._log.info("%s %s %s %d %.3f s", name, scope["method"], path, status, seconds)
+
+    def _check(self, scope: Message, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._token is None and host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
+            # A page of another site whose name was made to lead here would have that name.
+            raise _Refused(421, "this server is asked under another name", "ask for `localhost`")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1").partition("://")[2] != host:
+            raise _Refused(403, "a page of another site may not ask this server")
+        if self._token is None or scope["path"] in OPEN or scope["path"].startswith("/page/"):
+            return
+        shown = headers.get(b"authorization", b"").decode("latin-1").partition("Bearer ")[2]
+        cookies = headers.get(b"cookie", b"").decode("latin-1")
+        kept = re.search(rf"(?:^|;\s*){COOKIE}=([0-9a-f]+)", cookies)
+        if not (same(shown, self._token) or (kept and same(kept[1], cookie(self._token)))):
+            raise _Refused(401, "this server asks for its token", "send `Authorization: Bearer TOKEN`")
+
+    @staticmethod
+    def _bounded(headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > MOST_BYTES:
+            raise _Refused(413, f"the body is larger than {MOST_BYTES // 2**20} MiB")
+        total, complete = 0, False
+
+        async def bounded() -> Message:
+            nonlocal total, complete
+            if complete:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), SLOWEST)
+            except TimeoutError:
+                raise _Refused(408, f"nothing of the body came for {SLOWEST:.0f} s") from None
+            total += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if total > MOST_BYTES:
+                raise _Refused(413, f"the body is larger than {MOST_BYTES // 2**20} MiB")
+            return message
+
+        return bounded
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two secrets are equal, in a time that does not tell."""
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def cookie(token: str) -> str:
+    """What a browser keeps of a token."""
+    return hashlib.sha256(b"stage-rt " + token.encode()).hexdigest()
+
+
+def fault(problem: str, remedy: str | None = None) -> dict[str, Any]:
+    """The body of every answer that is none."""
+    return {"error": {"problem": problem, "remedy": remedy}}
+
+
+async def _answer(refusal: _Refused, send: Send) -> None:
+    body = json.dumps(fault(refusal.problem, refusal.remedy)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,385 @@
+"""The server over HTTP: the API under ``/v1``, the page, and what a machine watches it by."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import FastAPI, Header, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from stage_rt import __version__
+from stage_rt.errors import InputError, StageError, printable
+from stage_rt.images.inputs import read_image
+from stage_rt.run.thumbnails import SIDE
+from stage_rt.run.writer import png, png_of
+from stage_rt.serve import api, news
+from stage_rt.serve.driver import ClosedError, LateError
+from stage_rt.serve.guard import COOKIE, Guard, cookie, fault, same
+from stage_rt.serve.jobs import Night
+from stage_rt.serve.metrics import Figures
+from stage_rt.serve.pairs import Pair
+from stage_rt.serve.server import Server
+from stage_rt.serve.shelf import BusyError
+
+PAGE = Path(__file__).parent / "page"
+DRAIN = 60.0
+"""Seconds that pairs in hand are given when the server is told to end."""
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".json": "application/json",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".log": "text/plain; charset=utf-8",
+}
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+)
+Name = Annotated[str, InPath(max_length=255)]
+"""Of a pair, a job or a photograph."""
+
+
+class NotFoundError(InputError):
+    """There is no such thing, or not any more."""
+
+
+def application(server: Server, token: str | None, figures: Figures, log: logging.Logger) -> Guard:
+    """The ASGI application of a server."""
+    app = FastAPI(
+        title="stage-rt",
+        version=__version__,
+        summary="Paints realistic defects into photographs, exactly inside a mask.",
+        docs_url=None,
+        redoc_url=None,
+        responses={422: {"model": api.Refusal}},
+    )
+    _faults(app, figures, log)
+    _watched(app, server, figures)
+    _given(app, server)
+    _pairs(app, server)
+    _jobs(app, server)
+    _page(app, token)
+    return Guard(app, token, log, figures.refused)
+
+
+def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
+    def told(status: int, problem: str, remedy: str | None = None, **headers: str) -> JSONResponse:
+        figures.refused(status)
+        return JSONResponse(fault(problem, remedy), status, headers)
+
+    @app.exception_handler(StageError)
+    async def _stage(request: Request, error: StageError) -> JSONResponse:
+        if isinstance(error, BusyError):
+            answer = told(429, error.problem, error.remedy)
+            answer.headers["retry-after"] = str(error.seconds)
+            return answer
+        kinds = ((NotFoundError, 404), (InputError, 422), (LateError, 504), (ClosedError, 503))
+        status = next((status for kind, status in kinds if isinstance(error, kind)), 500)
+        return told(status, error.problem, error.remedy)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = printable(".".join(str(part) for part in first["loc"]))[:100]
+        return told(422, f"`{where}` is not valid ({printable(first['msg'])[:200]})")
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return told(error.status_code, str(error.detail), **dict(error.headers or {}))
+
+    @app.exception_handler(OSError)
+    async def _disk(request: Request, error: OSError) -> JSONResponse:
+        log.error("the disk failed: %s", error)
+        return told(507, f"the server's disk failed ({error.strerror})", "see its log")
+
+
+def _watched(app: FastAPI, server: Server, figures: Figures) -> None:
+    figures.look(lambda: server.waiting, server.driver.depth)
+
+    @app.get("/healthz", summary="Whether the process lives.")
+    async def healthz() -> dict[str, str]:
+        return {"state": "alive"}
+
+    @app.get("/readyz", summary="Whether engines are warm and orders are accepted.")
+    async def readyz() -> Response:
+        ready = server.ready and server.driver.alive
+        state = "ready" if ready else "draining" if server.draining else "warming up"
+        return JSONResponse({"state": state}, 200 if ready else 503)
+
+    @app.get("/metrics", summary="Figures for Prometheus.")
+    async def metrics() -> Response:
+        return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _given(app: FastAPI, server: Server) -> None:
+    @app.get("/v1/engines", summary="What can be painted.")
+    async def engines() -> list[api.EngineState]:
+        return [api.EngineState.of(book, server) for book in server.shelf.books.values()]
+
+    @app.get("/v1/photographs", summary="The gallery of good photographs.")
+    def photographs() -> list[api.PhotographState]:
+        return api.gallery(server.photographs)
+
+    @app.get("/v1/photographs/{name}", summary="A photograph as PNG.", response_class=_Png)
+    def photograph(name: Name) -> Response:
+        return _Png(png(Image.fromarray(read_image(_known(name, server)))), headers=_kept())
+
+    @app.get("/v1/photographs/{name}/thumbnail", summary="A small one.", response_class=_Png)
+    def thumbnail(name: Name) -> Response:
+        picture = Image.fromarray(read_image(_known(name, server)))
+        picture.thumbnail((2 * SIDE, 2 * SIDE))
+        return _Png(png(picture), headers=_kept())
+
+    @app.post("/v1/masks", summary="A mask like the real ones, as PNG.", response_class=_Png)
+    def mask(order: api.MaskOrder) -> Response:
+        return _Png(png_of(api.like_the_real(order, server)))
+
+
+def _pairs(app: FastAPI, server: Server) -> None:
+    def known(name: str) -> Pair:
+        pair = server.pair(name)
+        if pair is None:
+            raise NotFoundError(f"there is no pair {name!r}", "it may be over for long: order it again")
+        return pair
+
+    @app.post(
+        "/v1/pairs",
+        summary="Paint a pair.",
+        response_model=api.PairState,
+        responses={202: {"model": api.PairState}, 429: {"model": api.Refusal}, 503: {"model": api.Refusal}},
+    )
+    async def paint(
+        order: api.PairOrder, request: Request, accept: Annotated[str, Header(max_length=1000)] = ""
+    ) -> Response:
+        pair = server.order(await run_in_threadpool(api.request_of, order, server))
+        if not order.wait:
+            return _state(pair, 202)
+        while not pair.ended.is_set():
+            if await request.is_disconnected():
+                server.cancel(pair)
+            await asyncio.sleep(news.LOOK)
+        if pair.error is not None:
+            raise pair.error
+        if pair.result is not None and pair.result.image is not None and "image/png" in accept:
+            state = api.PairState.of(pair).model_dump(include={"id", "fill", "leak", "attempts"})
+            return _Png(
+                pair.result.image, headers={f"stage-{name}": str(value) for name, value in state.items()}
+            )
+        return _state(pair, 200)
+
+    @app.get("/v1/pairs/{name}", summary="How a pair stands.")
+    async def pair(name: Name) -> api.PairState:
+        return api.PairState.of(known(name))
+
+    @app.get("/v1/pairs/{name}/image.png", summary="The picture.", response_class=_Png)
+    async def image(name: Name) -> Response:
+        return _Png(_done(known(name)).image, headers=_kept())
+
+    @app.get("/v1/pairs/{name}/mask.png", summary="The label.", response_class=_Png)
+    async def label(name: Name) -> Response:
+        return _Png(_done(known(name)).label, headers=_kept())
+
+    @app.get("/v1/pairs/{name}/events", summary="How it goes, as server-sent events.", response_class=_Events)
+    async def events(name: Name) -> Response:
+        return _Events(news.of_pair(known(name)))
+
+    @app.post("/v1/pairs/{name}/verdict", summary="Keep it or not.")
+    def verdict(name: Name, said: api.Verdict) -> api.PairState:
+        found = known(name)
+        server.judge(found, accepted=said.verdict == "accepted")
+        return api.PairState.of(found)
+
+    @app.delete("/v1/pairs/{name}", summary="Stop painting it.", status_code=202)
+    async def cancel(name: Name) -> api.PairState:
+        found = known(name)
+        server.cancel(found)
+        return api.PairState.of(found)
+
+
+def _jobs(app: FastAPI, server: Server) -> None:
+    def known(name: str) -> Night:
+        night = server.jobs.jobs.get(name)
+        if night is None:
+            raise NotFoundError(f"there is no job {name!r}")
+        return night
+
+    @app.post("/v1/jobs", summary="Order a run.", status_code=202, responses={503: {"model": api.Refusal}})
+    def order(order: api.JobOrder) -> api.JobState:
+        if server.draining:
+            raise ClosedError("the server is going down: try again when it is back")
+        return api.JobState.of(server.jobs.add(*api.order_of(order, server)))
+
+    @app.get("/v1/jobs", summary="All jobs, the latest first.")
+    def jobs() -> list[api.JobState]:
+        return [api.JobState.of(night) for _, night in sorted(server.jobs.jobs.items(), reverse=True)]
+
+    @app.get("/v1/jobs/{name}", summary="How a job stands.")
+    def job(name: Name) -> api.JobState:
+        return api.JobState.of(known(name))
+
+    @app.get("/v1/jobs/{name}/events", summary="How it goes, as server-sent events.", response_class=_Events)
+    async def events(name: Name) -> Response:
+        return _Events(news.of_job(known(name), server))
+
+    @app.delete("/v1/jobs/{name}", summary="Paint no more of it.", status_code=202)
+    def cancel(name: Name) -> api.JobState:
+        known(name)
+        server.jobs.cancel(name)
+        return api.JobState.of(known(name))
+
+    @app.get("/v1/jobs/{name}/files/{path:path}", summary="A file of its run, as its report's page.")
+    def files(name: Name, path: Annotated[str, InPath(max_length=1000)]) -> Response:
+        found = _listed(known(name).run, path)
+        if found is None or found.suffix not in _TYPES:
+            raise NotFoundError("there is no such file in the run")
+        return Response(found.read_bytes(), media_type=_TYPES[found.suffix])
+
+
+def _page(app: FastAPI, token: str | None) -> None:
+    files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in _TYPES}
+    policy = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return Response(files["index.html"], media_type=_TYPES[".html"], headers=policy)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        # Browsers ask for it on pages that name none, as the report's.
+        return Response(status_code=204)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        if name not in files:
+            raise NotFoundError("there is no such file")
+        return Response(files[name], media_type=_TYPES[Path(name).suffix], headers=policy)
+
+    @app.post("/v1/session", summary="Show the token once; a browser keeps a cookie.", status_code=204)
+    async def session(shown: api.Token) -> Response:
+        if token is not None and not same(shown.token, token):
+            raise HTTPException(401, "this is not the server's token")
+        answer = Response(status_code=204)
+        if token is not None:
+            answer.set_cookie(COOKIE, cookie(token), httponly=True, samesite="strict")
+        return answer
+
+
+class _Png(Response):
+    media_type = "image/png"
+
+
+class _Events(StreamingResponse):
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncIterator[str], status_code: int = 200) -> None:
+        super().__init__(content, status_code, {"cache-control": "no-store", "x-accel-buffering": "no"})
+
+
+def _state(pair: Pair, status: int) -> JSONResponse:
+    headers = {"location": f"/v1/pairs/{pair.id}"}
+    return JSONResponse(api.PairState.of(pair).model_dump(), status, headers)
+
+
+def _done(pair: Pair) -> Any:
+    if pair.result is None:
+        raise NotFoundError("the pair is not painted yet", "wait for it")
+    return pair.result
+
+
+def _known(name: str, server: Server) -> Path:
+    try:
+        return api.photograph(name, server)
+    except InputError as error:
+        raise NotFoundError(error.problem) from None
+
+
+def _kept() -> dict[str, str]:
+    return {"cache-control": "private, max-age=3600"}
+
+
+def _listed(folder: Path, path: str) -> Path | None:
+    """The file of a path, found step by step among what a folder lists: no name of a client's becomes a path."""
+    for name in path.split("/"):
+        if not folder.is_dir():
+            return None
+        with os.scandir(folder) as entries:
+            found = next((one for one in entries if one.name == name and not one.is_symlink()), None)
+        if found is None or name.startswith("."):
+            return None
+        folder = Path(found.path)
+    return folder if folder.is_file() else None
+
+
+class _Draining(uvicorn.Server):
+    """Ends when the server was drained; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server, self._told = server, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`."""
+        if self._told:
+            os._exit(128 + sig)
+        self._told = True
+
+        def drain() -> None:
+            self._server.drain(DRAIN)
+            super(_Draining, self).handle_exit(signal.Signals(sig), frame)
+
+        threading.Thread(target=drain, name="stage-rt-drain", daemon=True).start()
+
+
+def run(
+    server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
+) -> None:
+    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside."""
+    config = uvicorn.Config(
+        application(server, token, figures, log),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+    )
+    running = _Draining(config, server)
+
+    def start() -> None:
+        try:
+            server.start()
+            log.info("ready")
+        except ClosedError:
+            pass
+        except BaseException as error:
+            log.error("the engines cannot be used: %s", printable(str(error)))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
+    running.run(sockets=[sock])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can ask under an address."""
+    return host == "localhost" or bool(re.fullmatch(r"127(\.\d{1,3}){3}|::1", host))

@@ -1,0 +1,264 @@
+"""Night jobs: each is a run on disk from the moment it is accepted, so that neither a crash nor a reboot loses it.
+
+A job's folder holds ``job.json``, the ``masks`` that were sent and ``run``, which is a run as any other. The file is
+synced before the job is accepted; jobs are painted one after the other in the order in which they came, by
+`stage_rt.run.fill.fill`, which goes on where it was cut off.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stage_rt.errors import InputError, StageError, first_line
+from stage_rt.files import write_atomic
+from stage_rt.progress import Progress
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.run.metrics import Counts
+from stage_rt.run.watch import Recorder, Watch
+from stage_rt.serve.driver import ClosedError
+from stage_rt.serve.executor import CancelledError, Terms, Wish
+from stage_rt.serve.scheduling import Priority
+from stage_rt.serve.shelf import BusyError, Shelf
+from stage_rt.spec import PairRecord
+
+JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
+WAIT = 5.0
+"""Seconds until a job whose engine found no memory is tried again."""
+_ID = re.compile(r"[0-9]{14}-[0-9]{6}")
+
+State = Literal["waiting", "painting", "done", "failed", "cancelled"]
+
+
+class Order(BaseModel):
+    """What ``job.json`` holds: a run of one type, over photographs by their names.
+
+    ``vary`` makes every label from the masks (`stage_rt.run.supply`) instead of taking one as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    engine: str
+    prompt: str
+    photographs: list[str]
+    count: int
+    seed: int
+    steps: int | None = None
+    vary: bool = True
+    state: State = "waiting"
+    error: str | None = None
+
+
+@dataclass
+class Night:
+    """A job and how far it is; ``version`` grows with every change."""
+
+    order: Order
+    folder: Path
+    share: float = 0.0
+    counts: Counts = field(default_factory=lambda: Counts(0))
+    wish: Wish = field(default_factory=Wish)
+    version: int = 0
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder / RUN
+
+
+class Jobs:
+    """All jobs of a folder, and the thread that paints them.
+
+    Args:
+        folder: of jobs, made if it is missing; what is unfinished in it is gone on with.
+        shelf: the engines.
+        photographs: the gallery, by name.
+        tell: is told in a sentence what cannot be told to anybody else.
+    """
+
+    def __init__(
+        self, folder: Path, shelf: Shelf, photographs: Mapping[str, Path], tell: Callable[[str], None]
+    ) -> None:
+        self._folder, self._shelf, self._photographs, self._tell = folder, shelf, photographs, tell
+        folder.mkdir(parents=True, exist_ok=True)
+        self._changed, self._stopping = threading.Condition(), False
+        self.jobs: dict[str, Night] = {}
+        for path in sorted(folder.iterdir()):
+            if _ID.fullmatch(path.name) and (order := self._read(path)) is not None:
+                self.jobs[order.id] = _remembered(Night(order, path))
+        self._thread = threading.Thread(target=self._work, name="stage-rt-night", daemon=True)
+
+    def start(self) -> None:
+        """Begin to paint what waits."""
+        self._thread.start()
+
+    def add(self, order: Order, masks: Sequence[bytes]) -> Night:
+        """Accept a job: on disk when this returns. ``masks`` are PNG files; ``order`` has no ``id`` yet.
+
+        Raises:
+            InputError: it names what is not there.
+            OSError: the disk is full or failed.
+        """
+        self._shelf.book(order.engine, order.prompt)
+        self._normals(order)
+        with self._changed:
+            # In order even where the clock was set back.
+            last = max(self.jobs, default="")
+            stamp = max(time.strftime("%Y%m%d%H%M%S", time.gmtime()), last[:14])
+            name = f"{stamp}-{len(self.jobs):06d}"
+            night = Night(order.model_copy(update={"id": name}), self._folder / name)
+            for number, mask in enumerate(masks):
+                write_atomic(night.folder / MASKS / f"{number:03d}_mask.png", mask)
+            self._write(night)
+            self.jobs[name] = night
+            self._changed.notify_all()
+        return night
+
+    def cancel(self, name: str) -> None:
+        """Paint no more of a job; what it has stays."""
+        night = self.jobs[name]
+        with self._changed:
+            if night.order.state == "waiting":
+                self._set(night, "cancelled")
+        night.wish.cancel()
+
+    def stop(self) -> None:
+        """End after the step in hand; what is unfinished goes on at the next start."""
+        with self._changed:
+            self._stopping = True
+            for night in self.jobs.values():
+                night.wish.cancel()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and not self._waiting():
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                night = self._waiting()[0]
+                self._set(night, "painting", kept=False)
+            try:
+                self._paint(night)
+                self._set(night, "done")
+            except (CancelledError, ClosedError):
+                if not self._stopping:
+                    self._set(night, "cancelled")
+            except BusyError:
+                self._set(night, "waiting", kept=False)
+                with self._changed:
+                    self._changed.wait(WAIT)
+            except StageError as error:
+                self._set(night, "failed", str(error))
+            except Exception as error:
+                self._tell(f"job {night.order.id} failed: {type(error).__name__}: {first_line(error)}")
+                self._set(night, "failed", "the server failed: see its log")
+
+    def _waiting(self) -> list[Night]:
+        return [night for _, night in sorted(self.jobs.items()) if night.order.state == "waiting"]
+
+    def _paint(self, night: Night) -> None:
+        order = night.order
+        book = self._shelf.book(order.engine, order.prompt)
+        watch = _Counting(Recorder(), night)
+        masks = sorted((night.folder / MASKS).iterdir())
+        job = Job(
+            normals=self._normals(order),
+            masks=masks,
+            prompt=order.prompt,
+            count=order.count,
+            seed=order.seed,
+            composite=True,
+            batch=book.slots,
+            steps=order.steps,
+            augment=order.vary,
+        )
+
+        def progress(share: float) -> None:
+            night.wish.check()
+            night.share, night.version = share, night.version + 1
+
+        with self._shelf.engine(order.engine, Terms(Priority.NIGHT, wish=night.wish)) as engine:
+            try:
+                fill(engine, job, night.run, watch=watch, notify=watch.recorder.notice, progress=progress)
+            except (CancelledError, ClosedError):
+                watch.recorder.end("stopped", "the server goes on with it when it starts")
+                raise
+            except StageError as error:
+                watch.recorder.end("failed", str(error))
+                raise
+            watch.recorder.end("done", "every sample is")
+
+    def _normals(self, order: Order) -> list[Path]:
+        missing = [name for name in order.photographs if name not in self._photographs]
+        if missing:
+            raise InputError(f"there is no photograph {missing[0]!r} in the gallery")
+        return [self._photographs[name] for name in order.photographs]
+
+    def _set(self, night: Night, state: State, error: str | None = None, *, kept: bool = True) -> None:
+        night.order = night.order.model_copy(update={"state": state, "error": error})
+        if kept:
+            try:
+                self._write(night)
+            except OSError as error:
+                self._tell(f"that job {night.order.id} is {state} could not be written ({error.strerror})")
+        night.version += 1
+
+    @staticmethod
+    def _write(night: Night) -> None:
+        write_atomic(night.folder / JOB_FILE, night.order.model_dump_json(indent=1).encode() + b"\n")
+
+    def _read(self, folder: Path) -> Order | None:
+        try:
+            return Order.model_validate_json((folder / JOB_FILE).read_bytes())
+        except FileNotFoundError:
+            # It was never accepted.
+            return None
+        except (OSError, ValidationError) as error:
+            self._tell(f"`{folder / JOB_FILE}` is no job ({first_line(error)}): it is left alone")
+            return None
+
+
+def _remembered(night: Night) -> Night:
+    """Of a job that is over, how far it came."""
+    if night.order.state == "done":
+        night.share = 1.0
+    night.counts.planned = night.order.count
+    return night
+
+
+class _Counting(Watch):
+    """A `Recorder` that keeps a job's counts too."""
+
+    def __init__(self, recorder: Recorder, night: Night) -> None:
+        self.recorder, self._night = recorder, night
+
+    def open(self, folder: Path, planned: Mapping[str, int]) -> None:
+        """See `Watch`."""
+        self._night.counts = Counts(sum(planned.values()))
+        self.recorder.open(folder, planned)
+
+    def begin(self, kind: str, done: int) -> None:
+        """See `Watch`."""
+        self._night.counts.done = done
+        self.recorder.begin(kind, done)
+
+    def add(self, kind: str, record: PairRecord) -> None:
+        """See `Watch`."""
+        self._night.counts.add(record)
+        self._night.version += 1
+        self.recorder.add(kind, record)
+
+    def stepping(self, progress: Progress, *, steps: bool) -> Progress:
+        """See `Watch`; progress is of samples here, so no step is timed."""
+        return self.recorder.stepping(progress, steps=False)

@@ -1,0 +1,58 @@
+// Everything the page says.
+
+export const words = {
+  title: "Paint a defect",
+  engine: "Engine",
+  token: "The server's token",
+  enter: "Enter",
+  gallery: "Good photographs",
+  tools: "Drawing tools",
+  canvas: "The photograph. Arrow keys move the brush, Space paints with it.",
+  size: "Size",
+  undo: "Undo",
+  clear: "Clear",
+  alike: "Like a real one",
+  before: "Before",
+  after: "After",
+  keys: "B brush · E eraser · P polygon · O ellipse · [ ] size · Ctrl+Z undo · D dice · Enter paint · A accept · R reject",
+  type: "Defect",
+  seed: "Seed",
+  dice: "Dice",
+  steps: "Steps",
+  paint: "Paint",
+  stop: "Stop",
+  accept: "Accept",
+  reject: "Reject",
+  again: "Another seed",
+  like: "For the night",
+  count: "Pairs like this",
+  order: "Order",
+  runs: "Runs",
+  cancel: "Cancel",
+  report: "Review",
+  noRuns: "None yet",
+  noPhotographs: "There are no photographs: start the server with --normals.",
+  draw: "Draw where the defect shall be.",
+  unreachable: "The server cannot be reached. Is it running?",
+  wrongToken: "That is not the server's token.",
+  accepted: "Accepted: it is kept on the server.",
+  rejected: "Rejected.",
+  ordered: (count) => `Ordered: ${count} pairs are painted when nobody paints here.`,
+  stopped: "Stopped.",
+  gone: "The server does not have that pair any more. Paint it again.",
+  busy: (seconds) => `The server is busy: try again in ${seconds} s.`,
+  fill: "Label painted",
+  leak: "Painted beside it",
+  attempts: "Attempts",
+  weak: "weak",
+  shapes: { brush: "Brush", eraser: "Eraser", polygon: "Polygon", ellipse: "Ellipse" },
+  states: {
+    waiting: "waiting", painting: "painting", done: "done", failed: "failed", cancelled: "cancelled",
+  },
+  run: (job, type) => `${job.done} of ${job.count} ${type}, ${words.states[job.state]}`,
+};
+
+export function fill(root) {
+  for (const each of root.querySelectorAll("[data-word]")) each.textContent = words[each.dataset.word];
+  for (const each of root.querySelectorAll("[data-label]")) each.setAttribute("aria-label", words[each.dataset.label]);
+}

@@ -1,0 +1,169 @@
+"""One pair that somebody waits for, from the picture that was sent to the PNG: painted as a run paints it."""
+
+import io
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stage_rt.engine import Engine
+from stage_rt.errors import FailedSamplesError, ImageError, InputError, MaskError, StageError
+from stage_rt.images.compose import pixels
+from stage_rt.images.inputs import fit_mask, header_of, image_of
+from stage_rt.images.masks import mask_of
+from stage_rt.images.regions import Region
+from stage_rt.noise import region_of
+from stage_rt.run.job import Job, Method
+from stage_rt.run.sample import Sample
+from stage_rt.run.workers import Batch, Result, divide, finish, paint
+from stage_rt.serve.executor import Wish
+
+MOST_PIXELS = 16_000_000
+"""Of a picture that is painted while somebody waits."""
+IMAGE, MASK = Path("image"), Path("mask")
+"""What errors call what was sent."""
+PREVIEW_SIDE = 512
+
+State = Literal["waiting", "painting", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pair as it is asked for, checked and decoded.
+
+    ``photo`` uint8 ``[H, W, 3]``, ``label`` bool ``[H, W]``; ``grey`` is whether the picture has one channel. The
+    rest is as in `stage_rt.run.job.Job`; None is the model's own. ``source`` is the photograph's name, if it has one.
+    """
+
+    engine: str
+    prompt: str
+    photo: NDArray[np.uint8]
+    label: NDArray[np.bool_]
+    grey: bool
+    seed: int
+    method: Method
+    source: str | None = None
+
+
+@dataclass
+class Pair:
+    """What became of a request; ``version`` grows with every change, for those who watch.
+
+    ``preview`` is a JPEG of what is foreseen, ``result`` is there once it is done, ``error`` where it failed.
+    """
+
+    id: str
+    request: Request
+    wish: Wish = field(default_factory=Wish)
+    state: State = "waiting"
+    share: float = 0.0
+    preview: bytes | None = None
+    result: Result | None = None
+    error: StageError | None = None
+    verdict: Literal["accepted", "rejected"] | None = None
+    version: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it came to."""
+        files = (self.result.image, self.result.label, self.result.thumbnail) if self.result else ()
+        return sum(len(file) for file in (self.preview, *files) if file)
+
+    def change(self, **fields: object) -> None:
+        """Set some fields, then let it be seen."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.version += 1
+        if self.state in ("done", "failed", "cancelled"):
+            self.ended.set()
+
+
+def opened_image(content: bytes) -> tuple[NDArray[np.uint8], bool]:
+    """A picture that was sent, uint8 ``[H, W, 3]``, and whether it is grey.
+
+    Raises:
+        ImageError: as `stage_rt.images.inputs.read_image`, or it has more than `MOST_PIXELS`.
+    """
+    header = header_of(content, IMAGE)
+    _check_pixels(header.width, header.height, ImageError)
+    return image_of(content, IMAGE), header.grey
+
+
+def opened_label(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask that was sent, at the (width, height) of its picture.
+
+    Raises:
+        MaskError: as `stage_rt.images.masks.read_mask`, or it does not fit the picture.
+    """
+    header = header_of(content, MASK, MaskError)
+    _check_pixels(header.width, header.height, MaskError)
+    return fit_mask(mask_of(content, MASK).label, size, MASK)
+
+
+def painted(engine: Engine, pair: Pair, *, size: int) -> Result:
+    """Paint a pair as `stage_rt.run.workers` paints sample 0 of a run of that seed.
+
+    Raises:
+        FailedSamplesError: it came out non-finite.
+        CancelledError, LateError, ClosedError, BackendError: it could not be painted.
+    """
+    request, model = pair.request, engine.spec.model
+    height, width = request.label.shape
+    sample = Sample(0, IMAGE, MASK, (width, height), request.grey)
+    pieces = divide([request.photo], [request.label], model, request.method)
+    batch = Batch([sample], [request.photo], [request.label], pieces)
+    pair.change(state="painting")
+    strokes = paint(
+        engine,
+        batch,
+        request.method,
+        seed=request.seed,
+        size=size,
+        progress=lambda share: pair.change(share=round(share, 4)),
+    )
+    (result,) = finish(batch, strokes(), model, request.method, composited=True)
+    if result.image is None:
+        raise FailedSamplesError("the pair came out non-finite", "try another seed or an fp32 engine")
+    return result
+
+
+class Preview:
+    """Pastes decoded estimates into the picture and shows them; ``show`` is given a JPEG."""
+
+    def __init__(self, request: Request, regions: list[Region], show: Callable[[bytes], None]) -> None:
+        self._label, self._regions, self._show = request.label, regions, show
+        self._factor = max(math.ceil(max(request.label.shape) / PREVIEW_SIDE), 1)
+        self._picture = request.photo.copy()
+
+    def __call__(self, stream: int, image: NDArray[np.float32]) -> None:
+        """An estimate ``[c, S, S]`` of the region whose number is in that of its stream."""
+        region = self._regions[region_of(stream)]
+        rows, columns = region.window
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        seen = np.asarray(Image.fromarray(pixels(image)).resize(size, Image.Resampling.BILINEAR))
+        window = self._picture[region.window]
+        window[region.own] = seen[region.own]
+        buffer = io.BytesIO()
+        Image.fromarray(self._picture).reduce(self._factor).save(buffer, "JPEG", quality=85)
+        self._show(buffer.getvalue())
+
+
+def _check_pixels(width: int, height: int, error: type[InputError]) -> None:
+    if width * height > MOST_PIXELS:
+        raise error(
+            f"the picture has {width}x{height} pixels and at most {MOST_PIXELS // 10**6} million are painted "
+            "while somebody waits",
+            "cut out the part, or order a run",
+        )
+
+
+def asked(prompt: str, seed: int, steps: int | None, min_fill: float | None, retries: int) -> Job:
+    """The job of one pair, of which only the method counts."""
+    return Job((), (), prompt, 1, seed, True, 1, steps=steps, min_fill=min_fill, retries=retries)

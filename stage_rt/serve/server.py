@@ -1,0 +1,219 @@
+"""The server without HTTP: a bounded queue of pairs, jobs for the night, and an orderly end."""
+
+import math
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stage_rt.errors import InputError, StageError, first_line
+from stage_rt.images import layouts
+from stage_rt.images.regions import regions
+from stage_rt.loading import load
+from stage_rt.run.writer import defect_type
+from stage_rt.serve.driver import ClosedError, Driver, Observer
+from stage_rt.serve.executor import CancelledError, Terms
+from stage_rt.serve.jobs import Jobs
+from stage_rt.serve.kept import Kept
+from stage_rt.serve.pairs import Pair, Preview, Request, painted
+from stage_rt.serve.scheduling import Priority
+from stage_rt.serve.shelf import BusyError, Load, Shelf
+
+QUEUE = 32
+"""Pairs that wait or are painted at most; whoever comes then is told when to come again."""
+HANDS = 8
+"""Pairs that are prepared, painted or finished at once."""
+REMEMBERED, REMEMBERED_BYTES = 256, 512 * 2**20
+"""Pairs that are over and can still be fetched, and what their files may take together."""
+SECONDS = 600.0
+"""Within which a pair is painted or given up."""
+PACE = 16
+"""Pairs over which the time between two is taken."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a server finds what it serves, and the one folder that it writes to.
+
+    ``masks`` has a folder a defect type, of masks as real defects have them; ``memory`` is the budget of the engines
+    in bytes.
+    """
+
+    engines: Sequence[Path]
+    data: Path
+    memory: int
+    normals: Path | None = None
+    masks: Path | None = None
+
+
+def _unseen(pair: Pair, seconds: float) -> None:
+    pass
+
+
+class Server:
+    """Accepts pairs and jobs until it is drained.
+
+    Args:
+        settings: what is served.
+        tell: is told in a sentence what nobody who asked can be told.
+        observe: see `stage_rt.serve.driver.Observer`.
+        over: is told of every pair that is over, and of the seconds since it was accepted.
+
+    Raises:
+        InputError, EngineError, DatasetError: the settings are wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tell: Callable[[str], None],
+        observe: Observer | None = None,
+        over: Callable[[Pair, float], None] = _unseen,
+        load: Load = load,
+    ) -> None:
+        self.photographs = _named(layouts.normals(settings.normals) if settings.normals else [])
+        self.driver = Driver(observe=observe) if observe else Driver()
+        try:
+            self.shelf = Shelf(settings.engines, settings.memory, self.driver, load=load)
+            self.masks = _masks(settings.masks, self.shelf)
+            self.jobs = Jobs(settings.data / "jobs", self.shelf, self.photographs, tell)
+        except BaseException:
+            self.driver.close()
+            raise
+        self._kept, self._tell, self._over = Kept(settings.data / "accepted"), tell, over
+        self._pool = ThreadPoolExecutor(HANDS, "stage-rt-pair")
+        self._lock = threading.Lock()
+        self._pairs: OrderedDict[str, Pair] = OrderedDict()
+        self._open = 0
+        self._ends: deque[float] = deque(maxlen=PACE)
+        self.ready = self.draining = False
+
+    def start(self) -> None:
+        """Load and warm up the engines, then begin with the jobs that wait."""
+        self.shelf.warm()
+        self.jobs.start()
+        self.ready = True
+
+    def order(self, request: Request) -> Pair:
+        """Accept a pair.
+
+        Raises:
+            BusyError: the queue is full.
+            ClosedError: the server is going down.
+        """
+        with self._lock:
+            if self.draining:
+                raise ClosedError("the server is going down: try again when it is back")
+            if self._open >= QUEUE:
+                raise BusyError(f"{QUEUE} pairs are waiting already", self._seconds())
+            pair = Pair(secrets.token_hex(8), request)
+            self._pairs[pair.id] = pair
+            self._open += 1
+            self._pool.submit(self._paint, pair, time.monotonic())
+        return pair
+
+    def pair(self, name: str) -> Pair | None:
+        """A pair that is on its way or was painted lately."""
+        return self._pairs.get(name)
+
+    def cancel(self, pair: Pair) -> None:
+        """Stop painting a pair."""
+        pair.wish.cancel()
+
+    def judge(self, pair: Pair, *, accepted: bool) -> str | None:
+        """Keep a pair or not; returns the path of one that is kept. A verdict is given once.
+
+        Raises:
+            InputError: it is not done, or was judged otherwise before.
+        """
+        with self._lock:
+            if pair.result is None:
+                raise InputError("the pair is not done", "wait for it")
+            verdict = "accepted" if accepted else "rejected"
+            if pair.verdict is not None:
+                raise InputError(f"the pair was {pair.verdict} already", "paint another one")
+            path = self._kept.put(pair) if accepted else None
+            pair.change(verdict=verdict)
+        return path
+
+    @property
+    def waiting(self) -> int:
+        """Pairs that are not over."""
+        return self._open
+
+    def drain(self, seconds: float) -> None:
+        """Accept nothing, put the jobs aside, end what somebody waits for within ``seconds``; then close."""
+        with self._lock:
+            self.draining, self.ready = True, False
+        self.jobs.stop()
+        deadline = time.monotonic() + seconds
+        for pair in list(self._pairs.values()):
+            if not pair.ended.wait(max(deadline - time.monotonic(), 0)):
+                pair.wish.cancel()
+        self._pool.shutdown(wait=True)
+        self.shelf.close()
+        self.driver.close()
+
+    def _paint(self, pair: Pair, began: float) -> None:
+        request = pair.request
+        try:
+            pair.wish.check()
+            book = self.shelf.book(request.engine)
+            preview = Preview(
+                request,
+                regions(request.label, request.method.region),
+                lambda picture: pair.change(preview=picture),
+            )
+            terms = Terms(Priority.INTERACTIVE, began + SECONDS, pair.wish, preview)
+            with self.shelf.engine(request.engine, terms) as engine:
+                result = painted(engine, pair, size=book.slots)
+            pair.change(state="done", share=1.0, result=result)
+        except CancelledError:
+            pair.change(state="cancelled")
+        except StageError as error:
+            pair.change(state="failed", error=error)
+        except BaseException as error:
+            self._tell(f"pair {pair.id} failed: {type(error).__name__}: {first_line(error)}")
+            pair.change(state="failed", error=StageError("the server failed", "see its log"))
+        finally:
+            with self._lock:
+                self._open -= 1
+                self._ends.append(time.monotonic())
+                # What was sent is not needed any more, and may be large.
+                pair.request = replace(
+                    request, photo=request.photo[:0].copy(), label=request.label[:0].copy()
+                )
+                self._forget()
+            self._over(pair, time.monotonic() - began)
+
+    def _seconds(self) -> int:
+        """When a place is likely to be free: the mean time between two pairs that were over."""
+        if len(self._ends) < 2:
+            return 10
+        return max(math.ceil((self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)), 1)
+
+    def _forget(self) -> None:
+        over = [(name, pair.size) for name, pair in self._pairs.items() if pair.ended.is_set()]
+        kept = sum(size for _, size in over)
+        for number, (name, size) in enumerate(over):
+            if len(over) - number <= REMEMBERED and kept <= REMEMBERED_BYTES:
+                break
+            kept -= size
+            del self._pairs[name]
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    return {path.name: path for path in paths}
+
+
+def _masks(folder: Path | None, shelf: Shelf) -> Mapping[str, Sequence[Path]]:
+    """Masks of each defect type that some engine paints."""
+    if folder is None:
+        return {}
+    types = {defect_type(prompt) for book in shelf.books.values() for prompt in book.spec.model.prompts}
+    return {kind: layouts.masks(folder / kind) for kind in sorted(types) if (folder / kind).is_dir()}

@@ -1,0 +1,195 @@
+"""Engines by name, as many of them in memory as fit."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stage_rt.engine import Engine
+from stage_rt.errors import DeviceMemoryError, InputError, PromptError, StageError
+from stage_rt.folders import read_engine
+from stage_rt.loading import load
+from stage_rt.machine import cores
+from stage_rt.noise import PhiloxNoise
+from stage_rt.serve.driver import Driver, shared, slot_count
+from stage_rt.serve.executor import SharedExecutor, Terms
+from stage_rt.slots import IDLE
+from stage_rt.spec import EngineSpec
+
+RESIDENT = 1.5
+"""Memory of an engine by the size of its files: weights, and what a batch takes."""
+
+Load = Callable[[Path], Engine]
+
+
+class Book(NamedTuple):
+    """An engine that can be had: its description, the slots of its lanes and the bytes it takes."""
+
+    name: str
+    folder: Path
+    spec: EngineSpec
+    slots: int
+    bytes: int
+
+
+class BusyError(StageError):
+    """Not now; ``seconds`` says when to ask again."""
+
+    def __init__(self, problem: str, seconds: int) -> None:
+        super().__init__(problem, f"try again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass
+class _Loaded:
+    engine: Engine
+    users: int = 0
+    used: int = 0
+
+
+class Shelf:
+    """Engine folders, by their names.
+
+    Args:
+        folders: of engines; no two have the same name.
+        budget: bytes that engines may take together; the one that was not used for longest goes first.
+        driver: loads and closes them, and drives them.
+
+    Raises:
+        InputError: two folders have one name, or an engine alone is over the budget.
+        EngineError: a folder is none of an engine.
+    """
+
+    def __init__(self, folders: Sequence[Path], budget: int, driver: Driver, *, load: Load = load) -> None:
+        self._driver, self._budget, self._load = driver, budget, load
+        self._lock = threading.Lock()
+        self._loaded: dict[str, _Loaded] = {}
+        self._uses = 0
+        self.books: dict[str, Book] = {}
+        for folder in folders:
+            book = _book(folder)
+            if book.name in self.books:
+                raise InputError(f"two engines are called `{book.name}`", "rename one of the folders")
+            if book.bytes > budget:
+                raise InputError(
+                    f"engine `{book.name}` takes {book.bytes / 2**30:.1f} GiB of memory and may take "
+                    f"{budget / 2**30:.1f}",
+                    "give a larger `--memory`",
+                )
+            self.books[book.name] = book
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Names of the engines in memory."""
+        return frozenset(self._loaded)
+
+    def book(self, name: str, prompt: str | None = None) -> Book:
+        """The engine of a name, which knows ``prompt``.
+
+        Raises:
+            InputError, PromptError: it does not, or there is none.
+        """
+        book = self.books.get(name)
+        if book is None:
+            raise InputError(f"there is no engine {name!r}: use one of {', '.join(self.books)}")
+        if prompt is not None and prompt not in book.spec.model.prompts:
+            known = ", ".join(sorted(book.spec.model.prompts))
+            raise PromptError(f"unknown prompt {prompt!r}: use one of {known}")
+        return book
+
+    @contextmanager
+    def engine(self, name: str, terms: Terms) -> Iterator[Engine]:
+        """An engine for as long as the block takes, shared with others on ``terms``.
+
+        Raises:
+            BusyError: others are in memory and in use.
+            EngineError, DeviceError, BackendError: it cannot be loaded.
+        """
+        book = self.book(name)
+        held = self._driver.call(lambda: self._hold(book))
+        try:
+            model = book.spec.model
+            own = held.engine.executor
+            executor = SharedExecutor(self._driver, name, own, book.slots, model.latent_scale, terms)
+            yield held.engine.over(executor)
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def warm(self) -> None:
+        """Load what fits, and run every network of it once, so that nobody has to wait for that."""
+        for book in self.books.values():
+            room = self._budget - sum(self.books[name].bytes for name in self._loaded)
+            if book.bytes <= room:
+                # Lanes that do not fit beside one another take turns.
+                with suppress(DeviceMemoryError):
+                    self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Give the memory of all engines back."""
+
+        def close() -> None:
+            for name in list(self._loaded):
+                self._drop(name)
+
+        self._driver.call(close)
+
+    def _hold(self, book: Book) -> _Loaded:
+        with self._lock:
+            held = self._loaded.get(book.name) or self._fetch(book)
+            self._uses += 1
+            held.users, held.used = held.users + 1, self._uses
+            return held
+
+    def _fetch(self, book: Book) -> _Loaded:
+        taken = sum(self.books[name].bytes for name in self._loaded)
+        idle = sorted(
+            (name for name, one in self._loaded.items() if not one.users),
+            key=lambda name: self._loaded[name].used,
+        )
+        leaving = []
+        while taken + book.bytes > self._budget and idle:
+            leaving.append(idle.pop(0))
+            taken -= self.books[leaving[-1]].bytes
+        if taken + book.bytes > self._budget:
+            raise BusyError(f"there is no memory for engine `{book.name}` while others paint", 30)
+        for name in leaving:
+            self._drop(name)
+        held = self._loaded[book.name] = _Loaded(self._load(book.folder))
+        return held
+
+    def _drop(self, name: str) -> None:
+        self._driver.shut(lambda lane: isinstance(lane, tuple) and lane[0] == name)
+        self._loaded.pop(name).engine.close()
+
+    def _warm(self, book: Book) -> None:
+        with self._lock:
+            held = self._loaded.get(book.name) or self._fetch(book)
+        model, engine = book.spec.model, held.engine
+        engine.executor.encode(
+            np.zeros((1, model.image_channels, model.image_size, model.image_size), np.float32)
+        )
+        latent = np.zeros((1, model.latent_channels, model.latent_size, model.latent_size), np.float32)
+        mask, rows = np.ones((1, 1, *latent.shape[2:]), np.float32), model.recipe.coefficients
+        # One transition of each branch, so that both adapters run.
+        starts = {row.only: number for number, row in enumerate(rows)}
+        for adapter, prompt in {adapter: prompt for prompt, adapter in model.prompts.items()}.items():
+            slots = shared(engine.executor, adapter, book.slots)()
+            condition, noise = engine.condition(prompt), PhiloxNoise([0])
+            slots.put(0, condition, latent, mask, recipe=model.recipe, noise=noise)
+            for start in starts.values():
+                slots.step([start, *[IDLE] * (book.slots - 1)])
+            self._driver.open((book.name, adapter), lambda slots=slots: slots)  # type: ignore[misc]
+        _ = engine.executor.decode(latent).images
+
+
+def _book(folder: Path) -> Book:
+    spec = read_engine(folder)
+    on_cpu = spec.devices == ["cpu"]
+    files = sum((folder / name).stat().st_size for name in spec.files)
+    size = slot_count(spec.batch, cores(), on_cpu=on_cpu)
+    return Book(folder.resolve().name, folder, spec, size, round(RESIDENT * files) + spec.workspace)

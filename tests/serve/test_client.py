@@ -1,0 +1,86 @@
+"""``stage-rt client`` against a server: the pair in a data set, and what goes wrong in a sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from closed_engine import closed_engine
+
+from stage_rt.cli import main
+from stage_rt.errors import InputError
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.serve.client import Client, ServerError, paint_file
+
+
+def options(site, output, prompt="tile+crack"):
+    image, mask = site.here / "normals/001.png", site.here / "masks/crack/002_mask.png"
+    files = ["--image", str(image), "--mask", str(mask), "-o", str(output)]
+    return ["client", site.url, *files, "--prompt", prompt, "--seed", "3", "--steps", "15"]
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    return left.value.code, *capsys.readouterr()
+
+
+def test_a_pair_is_put_into_a_data_set(site, tmp_path, capsys):
+    code, out, _ = run([*options(site, tmp_path / "set"), "--json"], capsys)
+    assert code == 0
+    job = Job(
+        [site.here / "normals/001.png"],
+        [site.here / "masks/crack/002_mask.png"],
+        "tile+crack",
+        1,
+        3,
+        True,
+        4,
+        steps=15,
+    )
+    fill(closed_engine(), job, tmp_path / "run")
+    state = json.loads(out)
+    assert (tmp_path / "set/test/crack/001.png").read_bytes() == (
+        tmp_path / "run/test/crack/000000.png"
+    ).read_bytes()
+    assert (tmp_path / "set/ground_truth/crack/001_mask.png").is_file()
+    assert state["steps"] == 15
+
+
+def test_what_the_server_refuses_is_told(site, tmp_path, capsys):
+    code, _, err = run(options(site, tmp_path / "set", "tile"), capsys)
+    assert (code, err.startswith("error: unknown prompt 'tile': use one of")) == (1, True)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_server_that_is_not_there_is_told(site, tmp_path):
+    with (
+        Client("http://127.0.0.1:9") as client,
+        pytest.raises(
+            ServerError, match=r"`http://127.0.0.1:9` cannot be reached .*: see that the server runs"
+        ),
+    ):
+        client.engines()
+    with Client(site.url) as client, pytest.raises(InputError, match=r"`.*none.png` cannot be read"):
+        paint_file(client, tmp_path / "none.png", tmp_path / "none.png", tmp_path, "tile+crack")
+
+
+def test_a_run_is_ordered_and_followed(site):
+    mask = (site.here / "masks/crack/001_mask.png").read_bytes()
+    with Client(site.url) as client:
+        assert [one["name"] for one in client.engines()] == ["tiles"]
+        job = client.order([mask], "tile+crack", 3, steps=10, photographs=["000.png"])
+        states = list(client.follow(job["id"]))
+    assert states[-1]["state"] == "done"
+    assert [state["done"] for state in states] == sorted(state["done"] for state in states)
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['httpx'] = None; from stage_rt.cli import main; "
+        "main(['client', 'http://x', '--image', 'a', '--mask', 'b', '--prompt', 'c', '-o', 'd'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "which is not installed: `pip install 'stage-rt[serve]'`" in ended.stderr

@@ -1,0 +1,300 @@
+"""The server without HTTP: pairs, jobs that outlive it, a queue that ends, and engines that take turns in memory."""
+
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from closed_engine import SlowBackend, closed_engine, engine_folder
+from fake_engine import contents, manifest, opened
+from PIL import Image
+
+from stage_rt.errors import BackendError, InputError, MaskError, PromptError
+from stage_rt.images.masks import read_mask
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job, resolve
+from stage_rt.serve.driver import ClosedError, Driver
+from stage_rt.serve.executor import Terms
+from stage_rt.serve.jobs import Order
+from stage_rt.serve.pairs import Request, asked, opened_image, opened_label
+from stage_rt.serve.scheduling import Priority
+from stage_rt.serve.server import QUEUE, Server, Settings
+from stage_rt.serve.shelf import BusyError, Shelf
+
+PROMPT = "tile+crack"
+
+
+@pytest.fixture
+def serve(here):
+    """``serve(delay)`` is a started server over the folder ``data``; it is drained in the end."""
+    running = []
+
+    def started(delay=0.0, load=None):
+        settings = Settings([here / "tiles"], here / "data", 2**30, here / "normals", here / "masks")
+        told = []
+        made = Server(settings, tell=told.append, load=load or (lambda _: closed_engine(SlowBackend(delay))))
+        made.told = told
+        made.start()
+        running.append(made)
+        return made
+
+    yield started
+    for each in running:
+        if not each.draining:
+            each.drain(20)
+
+
+def request(here, seed=3, prompt=PROMPT, steps=None):
+    photo, grey = opened_image((here / "normals" / "001.png").read_bytes())
+    label = opened_label((here / "masks" / "crack" / "002_mask.png").read_bytes(), photo.shape[1::-1])
+    method = resolve(asked(prompt, seed, steps, None, 5), closed_engine().spec.model)
+    return Request("tiles", prompt, photo, label, grey, seed, method, "001.png")
+
+
+def order(count=6, seed=5, vary=True):
+    return Order(
+        id="",
+        engine="tiles",
+        prompt=PROMPT,
+        photographs=["000.png", "002.png"],
+        count=count,
+        seed=seed,
+        vary=vary,
+    )
+
+
+def masks(here):
+    return [path.read_bytes() for path in sorted((here / "masks" / "crack").iterdir())[:2]]
+
+
+def run_alone(here, folder, count, seed=5, vary=True):
+    """What the run layer makes of `order` by itself."""
+    normals = [here / "normals" / name for name in ("000.png", "002.png")]
+    copies = here / "copies"
+    copies.mkdir(exist_ok=True)
+    for number, mask in enumerate(masks(here)):
+        (copies / f"{number:03d}_mask.png").write_bytes(mask)
+    job = Job(normals, sorted(copies.iterdir()), PROMPT, count, seed, True, 4, augment=vary)
+    fill(closed_engine(), job, folder)
+    return contents(folder)
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_pair_has_the_bytes_of_the_first_one_of_a_run_of_its_seed(here, serve):
+    server = serve()
+    pair = server.order(request(here))
+    assert pair.ended.wait(30)
+    assert (pair.state, pair.share, pair.error) == ("done", 1.0, None)
+    job = Job([here / "normals/001.png"], [here / "masks/crack/002_mask.png"], PROMPT, 1, 3, True, 4)
+    fill(closed_engine(), job, here / "run")
+    assert pair.result.image == (here / "run/test/crack/000000.png").read_bytes()
+    assert pair.result.label == (here / "run/ground_truth/crack/000000_mask.png").read_bytes()
+    assert pair.result.figures.fill == pytest.approx(manifest(here / "run")[0]["fill"], abs=1e-4)
+    preview = Image.open(io.BytesIO(pair.preview))
+    assert preview.size == (160, 120)
+    assert server.pair(pair.id) is pair
+
+
+def test_the_queue_ends_and_says_when_to_come_again(here, serve):
+    server, go = serve(), threading.Event()
+    threading.Thread(target=server.driver.call, args=(go.wait,)).start()
+    pairs = [server.order(request(here, seed, steps=12)) for seed in range(QUEUE)]
+    with pytest.raises(BusyError, match=f"{QUEUE} pairs are waiting already: try again in 10 s"):
+        server.order(request(here))
+    assert server.waiting == QUEUE
+    server.cancel(pairs[-1])
+    go.set()
+    for pair in pairs:
+        assert pair.ended.wait(60)
+    assert [pair.state for pair in pairs] == ["done"] * (QUEUE - 1) + ["cancelled"]
+    assert len({pair.result.image for pair in pairs[:-1]}) == QUEUE - 1
+    assert server.order(request(here)).ended.wait(30)
+
+
+def test_what_is_over_is_forgotten_by_number_and_size(here, serve, monkeypatch):
+    server, seen = serve(), []
+    for remembered, size, left in ((3, 10**9, [4, 5, 6]), (256, 200_000, [10, 11]), (256, 1, [])):
+        monkeypatch.setattr("stage_rt.serve.server.REMEMBERED", remembered)
+        monkeypatch.setattr("stage_rt.serve.server.REMEMBERED_BYTES", size)
+        for _ in range(7 if remembered == 3 else 5):
+            seen.append(server.order(request(here, len(seen), steps=10)))
+            assert seen[-1].ended.wait(30)
+            wait_until(lambda: not server.waiting)
+        assert seen[-1].request.photo.size == 0
+        assert 67_000 < seen[-1].size < 100_000
+        assert [n for n, pair in enumerate(seen) if server.pair(pair.id)] == left
+
+
+def test_a_pair_that_fails_says_why_and_the_next_is_painted(here, serve):
+    class Failing(SlowBackend):
+        broken = False
+
+        def run(self, graph, **inputs):
+            if self.broken:
+                raise BackendError("the library failed")
+            return super().run(graph, **inputs)
+
+    backend = Failing()
+    server = serve(load=lambda _: closed_engine(backend))
+    backend.broken = True
+    pair = server.order(request(here))
+    assert pair.ended.wait(30)
+    assert (pair.state, str(pair.error)) == ("failed", "the library failed")
+    backend.broken = False
+    pair = server.order(request(here))
+    assert pair.ended.wait(30)
+    assert pair.state == "done"
+
+
+def test_a_pair_is_judged_once_and_kept_as_a_data_set(here, serve):
+    server = serve()
+    pairs = [server.order(request(here, seed)) for seed in range(3)]
+    for pair in pairs:
+        assert pair.ended.wait(30)
+    assert server.judge(pairs[0], accepted=True) == "tiles/test/crack/000000.png"
+    assert server.judge(pairs[1], accepted=False) is None
+    assert server.judge(pairs[2], accepted=True) == "tiles/test/crack/000001.png"
+    with pytest.raises(InputError, match="the pair was accepted already"):
+        server.judge(pairs[0], accepted=False)
+    kept = here / "data/accepted/tiles"
+    assert (kept / "test/crack/000001.png").read_bytes() == pairs[2].result.image
+    assert opened(kept / "ground_truth/crack/000000_mask.png").mode == "L"
+    lines = [json.loads(line) for line in (kept / "accepted.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["seed"], line["photograph"]) for line in lines] == [
+        (pairs[0].id, 0, "001.png"),
+        (pairs[2].id, 2, "001.png"),
+    ]
+
+
+def test_a_job_is_a_run_with_the_bytes_of_one_of_the_command_line(here, serve):
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    beside = [server.order(request(here, seed)) for seed in range(4)]
+    wait_until(lambda: night.order.state == "done")
+    assert contents(night.run) == run_alone(here, here / "alone", 6)
+    assert (night.share, night.counts.done, night.counts.pairs) == (1.0, 6, 6)
+    for pair in beside:
+        assert pair.ended.wait(30)
+        assert pair.state == "done"
+    assert server.told == []
+
+
+def test_a_job_that_was_cut_off_goes_on_in_the_next_server(here, serve):
+    first = serve(0.01)
+    night, later = first.jobs.add(order(), masks(here)), first.jobs.add(order(2, seed=8), masks(here))
+    wait_until(lambda: night.counts.done)
+    first.drain(20)
+    assert night.counts.done < 6
+    with pytest.raises(ClosedError, match="the server is going down"):
+        first.order(request(here))
+    second = serve()
+    wait_until(lambda: all(one.order.state == "done" for one in second.jobs.jobs.values()))
+    assert list(second.jobs.jobs) == [night.order.id, later.order.id]
+    assert contents(night.run) == run_alone(here, here / "alone", 6)
+    third = serve()
+    assert [(one.order.state, one.share) for one in third.jobs.jobs.values()] == [("done", 1.0)] * 2
+
+
+def test_jobs_are_cancelled_and_refused(here, serve):
+    server = serve(0.02)
+    painting, waiting = (server.jobs.add(order(50, seed=n), masks(here)) for n in range(2))
+    server.jobs.cancel(waiting.order.id)
+    assert waiting.order.state == "cancelled"
+    wait_until(lambda: painting.order.state == "painting")
+    server.jobs.cancel(painting.order.id)
+    wait_until(lambda: painting.order.state == "cancelled")
+    with pytest.raises(InputError, match=r"there is no photograph '../x' in the gallery"):
+        server.jobs.add(order().model_copy(update={"photographs": ["../x"]}), masks(here))
+    with pytest.raises(PromptError, match="unknown prompt 'tile'"):
+        server.jobs.add(order().model_copy(update={"prompt": "tile"}), masks(here))
+    assert len(list((here / "data/jobs").iterdir())) == 2
+
+
+def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(here, serve):
+    first = serve(0.02)
+    night = first.jobs.add(order(50), masks(here))
+    wait_until(lambda: night.counts.done)
+    first.drain(20)
+    (here / "normals/002.png").unlink()
+    (here / "data/jobs/20260101000000-000000").mkdir()
+    (here / "data/jobs/20260101000000-000001").mkdir()
+    (here / "data/jobs/20260101000000-000001/job.json").write_text("{}")
+    second = serve()
+    wait_until(lambda: second.jobs.jobs[night.order.id].order.state == "failed")
+    assert "no photograph '002.png'" in second.jobs.jobs[night.order.id].order.error
+    assert list(second.jobs.jobs) == [night.order.id]
+    assert len(second.told) == 1
+    assert "is no job" in second.told[0]
+
+
+def test_what_takes_too_long_to_end_is_cancelled_by_the_drain(here, serve):
+    server = serve(0.05)
+    pair = server.order(request(here))
+    wait_until(lambda: pair.state == "painting")
+    server.drain(0)
+    assert pair.state == "cancelled"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stage-rt")]
+
+
+def test_engines_take_turns_in_memory(tmp_path):
+    folders = [engine_folder(tmp_path / name) for name in "abc"]
+    driver, opened_ = Driver(), []
+
+    def load(folder):
+        opened_.append(folder.name)
+        return closed_engine()
+
+    shelf = Shelf(folders, 25, driver, load=load)
+    shelf.books = {name: book._replace(bytes=10) for name, book in shelf.books.items()}
+    shelf.warm()
+    assert (opened_, shelf.loaded) == (["a", "b"], {"a", "b"})
+    terms = Terms(Priority.INTERACTIVE)
+    with shelf.engine("a", terms), shelf.engine("c", terms):
+        assert shelf.loaded == {"a", "c"}
+        with (
+            pytest.raises(BusyError, match="no memory for engine `b` while others paint"),
+            shelf.engine("b", terms),
+        ):
+            pass
+    with shelf.engine("b", terms) as engine:
+        images = np.zeros((1, 3, 16, 16), np.float32)
+        assert engine.executor.encode(images).shape == (1, 8, 8, 8)
+    assert shelf.loaded == {"b", "c"}
+    shelf.close()
+    assert shelf.loaded == frozenset()
+    driver.close()
+
+
+def test_shelves_that_cannot_be_are_refused(tmp_path):
+    driver = Driver()
+    first, second = engine_folder(tmp_path / "x/e"), engine_folder(tmp_path / "y/e")
+    with pytest.raises(InputError, match="two engines are called `e`: rename one of the folders"):
+        Shelf([first, second], 2**30, driver)
+    with pytest.raises(InputError, match=r"engine `e` takes .* GiB of memory .*: give a larger `--memory`"):
+        Shelf([first], -1, driver)
+    with pytest.raises(InputError, match="there is no engine 'x': use one of e"):
+        Shelf([first], 2**30, driver).book("x")
+    driver.close()
+
+
+def test_what_is_sent_is_checked_as_files_are(here):
+    content = (here / "masks/crack/000_mask.png").read_bytes()
+    np.testing.assert_array_equal(
+        opened_label(content, (160, 120)), read_mask(here / "masks/crack/000_mask.png").label
+    )
+    with pytest.raises(InputError, match="`image` is not a PNG, JPEG, BMP or TIFF image: convert it to one"):
+        opened_image(b"GIF89a")
+    with pytest.raises(MaskError, match="`mask` is 160x120 but its photograph is 160x99"):
+        opened_label(content, (160, 99))
+    buffer = io.BytesIO()
+    Image.new("1", (5000, 4000)).save(buffer, "PNG")
+    with pytest.raises(InputError, match="has 5000x4000 pixels and at most 16 million"):
+        opened_image(buffer.getvalue())
