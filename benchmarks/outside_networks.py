@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import cpu_name
 from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
 from stage_rt.executor import HostExecutor
 from stage_rt.folders import read_contexts, read_engine
 from stage_rt.loading import open_backend
+from stage_rt.machine import cpu_name
 from stage_rt.networks import Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.spec import PROMPTS_FILE

@@ -15,11 +15,12 @@ from torch import nn
 
 from stage_rt.errors import ParityError
 from stage_rt.names import DType
+from stage_rt.networks import TOLERANCE
 from stage_rt.spec import UNET
 
 from ..training.folder import Description, Model, load_description
 from .memory import collect
-from .networks import TOLERANCE, load, networks, random_inputs
+from .networks import load, networks, random_inputs
 
 BATCHES = (1, 3)
 SEED = 0

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor"]
+BackendChoice = Literal["auto", BackendName]
 DType = Literal["fp32", "fp16", "bf16"]
 MaskRule = Literal["cover", "authors"]
 PackName = Literal["mvtec", "coco", "yolo", "mmseg", "voc", "parquet"]
