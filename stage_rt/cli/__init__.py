@@ -10,6 +10,7 @@ import typer
 
 from stage_rt import __version__
 from stage_rt.cli import console
+from stage_rt.cli.bench import bench
 from stage_rt.cli.build import build
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (train, export, build, inspect, verify, synth, merge, pack, evaluate, doctor, demo):
+for _command in (train, export, build, inspect, verify, bench, synth, merge, pack, evaluate, doctor, demo):
     app.command()(_command)
 app.add_typer(import_)
 

@@ -14,7 +14,8 @@ from stage_rt.names import BackendChoice, BackendName, DType
 DEFAULT_BATCH = 8
 
 
-def _batches(text: str) -> list[int]:
+def batches_of(text: str) -> list[int]:
+    """Batch sizes with commas between them."""
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
@@ -63,7 +64,7 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
-    sizes = _batches(batch)
+    sizes = batches_of(batch)
     targets = target.lower().split(",") if target else None
     if backend == "auto":
         written = compile_fastest(source, output, dtype, sizes, targets, force=force)
