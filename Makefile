@@ -49,7 +49,7 @@ lint: $(VENV)/.dev $(TREE)
 
 bench: $(VENV)/.dev build/demo/engine/engine.json
 	$(BIN)/python benchmarks/step_cpu.py
-	$(BIN)/python benchmarks/outside_networks.py build/demo/engine
+	$(BIN)/stage-rt bench build/demo/engine
 
 build/demo/engine/engine.json: $(VENV)/.demo
 	$(BIN)/stage-rt build models/demo -o build/demo/engine

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import cpu_name
+from stage_rt.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 

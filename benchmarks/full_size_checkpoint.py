@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import cpu_name
+
+from stage_rt.machine import cpu_name
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 

@@ -15,12 +15,12 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from machine import cpu_name
 from options import engine_parser, keep
 from painting import method_of, painted
 from skimage import data
 
 import stage_rt
+from stage_rt.machine import cpu_name
 from stage_rt.recipe import Recipe
 from stage_rt.run.job import Method
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import cpu_name
 from options import engine_parser, keep
 from painting import method_of, painted
 from skimage import data
 from torch import Tensor, nn
 
 import stage_rt
+from stage_rt.machine import cpu_name
 from stage_rt.quality.baselines.textures import perlin
 from stage_rt.recipe import Recipe
 from stage_rt.training.loop import Device

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import cpu_name
 from options import engine_parser, keep
 from PIL import Image
 from scipy import ndimage
@@ -23,6 +22,7 @@ from stage_rt.images.inputs import fit_mask, read_image
 from stage_rt.images.layouts import datasets
 from stage_rt.images.masks import read_mask
 from stage_rt.images.regions import regions
+from stage_rt.machine import cpu_name
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.spec import RegionView

@@ -9,31 +9,24 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from machine import cpu_name
 
 from stage_rt import kernels
 from stage_rt.kernels import reference
+from stage_rt.machine import cpu_name
 from stage_rt.recipe import StepCoefficients
+from stage_rt.timing import in_turn
 
 SHAPE = (32, 4, 32, 32)
 ROUNDS = 30
 
 
 def medians(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median milliseconds of each; taken in turn, so that a busy machine is busy for all."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            run()
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+    """Median milliseconds of each."""
+    return {name: 1e3 * statistics.median(times) for name, times in in_turn(runs, ROUNDS).items()}
 
 
 def measure(shared_noise: bool) -> dict[str, float]:

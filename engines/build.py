@@ -167,8 +167,19 @@ def _write(
             workspace = max(workspace, compiled.workspace)
             share(1.0)
         shutil.copyfile(source / PROMPTS_FILE, staged / PROMPTS_FILE)
-        spec = wanted.model_copy(update={"workspace": workspace, "files": digests(staged)})
+        spec = wanted.model_copy(
+            update={"workspace": workspace, "operations": _operations(graphs), "files": digests(staged)}
+        )
         (staged / ENGINE_FILE).write_text(spec.sealed())
+
+
+def _operations(graphs: Mapping[str, Path]) -> dict[str, int]:
+    """What is known of the graphs' arithmetic, which only `stage-rt bench` asks for."""
+    try:
+        from .operations import operations
+    except ModuleNotFoundError:  # Not every extra that builds brings `onnx`.
+        return {}
+    return {graph: count for graph, path in graphs.items() if (count := operations(path))}
 
 
 def _parts(graphs: Iterable[Path], progress: Progress) -> list[Progress]:

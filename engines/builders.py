@@ -64,9 +64,15 @@ class Builder(Protocol):
         """
 
 
-_EXTRAS: dict[BackendName, str] = {"onnxruntime": "cpu", "tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+_EXTRAS: dict[BackendName, str] = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "rtx",
+}
 _MODULES: dict[BackendName, str] = {
     "onnxruntime": ".onnxruntime",
+    "openvino": ".openvino",
     "tensorrt": ".tensorrt_gpu",
     "tensorrt-rtx": ".tensorrt_rtx",
 }

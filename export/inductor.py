@@ -17,13 +17,14 @@ from stage_rt.errors import BackendError, DeviceError, ParityError, first_line
 from stage_rt.files import digests, staged_folder
 from stage_rt.folders import up_to_date
 from stage_rt.names import DType
+from stage_rt.networks import TOLERANCE
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
 from .hoist import hoistable, hoisted_model
-from .networks import TOLERANCE, TORCH_DTYPES, networks, random_inputs
+from .networks import TORCH_DTYPES, networks, random_inputs
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
 _OPTIONS: dict[str, bool | str] = {"aot_inductor.package_constants_in_so": False}

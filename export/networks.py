@@ -27,14 +27,6 @@ _ENCODER = ("encoder", "quant_conv")
 _DECODER = ("decoder", "post_quant_conv")
 """Parts of an autoencoder that only its encoder or decoder needs; not every kind has all."""
 
-TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest error allowed, relative to the largest value of the reference.
-
-float32 differs by the order of its sums, some 1e-6. In fp16 and bf16 every weight is off by up to 2**-11 and
-2**-9 of itself; random as that is, it grows with the depth of the network rather than cancels, to 1e-3 and 1e-2
-in the networks measured. A wrong graph is off by a tenth and more.
-"""
-
 
 class Denoiser(nn.Module):
     """The UNet; every sample has a timestep of its own."""

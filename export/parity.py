@@ -15,12 +15,13 @@ from torch import nn
 
 from stage_rt.errors import ParityError
 from stage_rt.names import DType
+from stage_rt.networks import TOLERANCE
 from stage_rt.spec import UNET
 
 from ..training.folder import Description, Model, load_description
 from .hoist import projected
 from .memory import collect
-from .networks import TOLERANCE, Denoiser, load, networks, random_inputs
+from .networks import Denoiser, load, networks, random_inputs
 
 BATCHES = (1, 3)
 SEED = 0

@@ -8,10 +8,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from stage_rt.networks import TOLERANCE
 from stage_rt.recipe import Branch
 from stage_rt.spec import UNET
 
-from .networks import TOLERANCE
 from .verify import TRAJECTORY_TOLERANCE, Report
 
 FLOOR = 1e-9

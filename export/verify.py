@@ -19,7 +19,7 @@ from stage_rt.folders import read_contexts, read_engine
 from stage_rt.kernels.reference import guide
 from stage_rt.loading import open_backend
 from stage_rt.names import DType
-from stage_rt.networks import Backend
+from stage_rt.networks import TOLERANCE, Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Branch, Recipe
@@ -37,7 +37,7 @@ from stage_rt.spec import (
 from ..training.folder import Model, load_model
 from ..training.folder import read_spec as read_model_spec
 from .hoist import hoisted_model
-from .networks import TOLERANCE, networks, random_inputs
+from .networks import networks, random_inputs
 
 Float32 = NDArray[np.float32]
 

@@ -125,6 +125,10 @@ def _onnxruntime() -> Iterator[Line]:
         )
 
 
+def _openvino() -> Iterator[Line]:
+    yield _module("OpenVINO", "openvino", "pip install 'stage-rt[openvino]'")
+
+
 def _tensorrt() -> Iterator[Line]:
     yield _module("TensorRT", "tensorrt", "pip install 'stage-rt[tensorrt]'")
     yield _module("TensorRT-RTX", "tensorrt_rtx", "pip install 'stage-rt[rtx]'")
@@ -209,6 +213,7 @@ _PROBES: dict[str, Callable[[], Iterator[Line]]] = {
     "Python": _python,
     "stage-rt kernels": _kernels,
     "ONNX Runtime": _onnxruntime,
+    "OpenVINO": _openvino,
     "NVIDIA driver": _nvidia,
     "libcudart": _libcudart,
     "TensorRT": _tensorrt,

@@ -59,6 +59,10 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
         from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(folder, spec)
+    if spec.backend == "openvino":
+        from stage_rt.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(folder, spec)
     if spec.backend == "inductor":
         from stage_rt.backends.inductor import InductorBackend
 

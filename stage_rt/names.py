@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "inductor"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor"]
+BackendChoice = Literal["auto", BackendName]
 DType = Literal["fp32", "fp16", "bf16"]
 MaskRule = Literal["cover", "authors"]
 PackName = Literal["mvtec", "coco", "yolo", "mmseg", "voc", "parquet"]
@@ -11,5 +12,6 @@ RecipeName = Literal["authors", "paper", "masked", "baseline", "+mga", "+aif", "
 SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 SegmenterName = Literal["unet", "segformer", "bisenetv2", "stdc"]
 SizeName = Literal["cpu", "paper"]
+SolverName = Literal["ancestral", "dpmpp-2m", "dpmpp-2m-sde"]
 ViewName = Literal["whole", "region"]
 WeightDType = Literal["fp32", "fp16"]

@@ -32,6 +32,15 @@ STORAGE: dict[TensorDType, np.dtype[Any]] = {
 """How NumPy holds a dtype: bf16, which it lacks, as the upper halves of float32 in uint16."""
 
 
+TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest error allowed, relative to the largest value of the reference.
+
+float32 differs by the order of its sums, some 1e-6. In fp16 and bf16 every weight is off by up to 2**-11 and
+2**-9 of itself; random as that is, it grows with the depth of the network rather than cancels, to 1e-3 and 1e-2
+in the networks measured. A wrong graph is off by a tenth and more.
+"""
+
+
 def narrow(array: NDArray[Any], dtype: TensorDType) -> NDArray[Any]:
     """``array`` as C-contiguous storage of ``dtype``; floats are float32 and rounded to nearest, ties to even."""
     if dtype != "bf16":

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stage_rt.errors import InputError
-from stage_rt.names import MaskRule, RecipeName
+from stage_rt.names import MaskRule, RecipeName, SolverName
 from stage_rt.schedule import FEWEST_CALLS, Schedule
+from stage_rt.solvers import extrapolations, weights
 
 
 class Branch(StrEnum):
@@ -70,7 +71,8 @@ class Recipe(BaseModel):
     without adapters. ``prompt_guidance`` moves the UNet's estimate for good surface that many times as far as the
     prompt does (classifier-free guidance, Ho and Salimans, 2022), at a second UNet call a step. Without ``aif`` the
     estimate is not mixed with the clean latent (Eq. 6), without ``soft_mask`` the mask is the real one from the
-    beginning (Eq. 8): parts of the paper's ablation.
+    beginning (Eq. 8): parts of the paper's ablation. ``solver`` is how a transition is made (`stage_rt.solvers`);
+    ``ancestral`` is the authors' way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
@@ -92,6 +94,7 @@ class Recipe(BaseModel):
     )
     aif: bool = Field(default=True, exclude_if=lambda mixed: mixed)
     soft_mask: bool = Field(default=True, exclude_if=lambda soft: soft)
+    solver: SolverName = Field(default="ancestral", exclude_if=lambda solver: solver == "ancestral")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -180,6 +183,10 @@ class Recipe(BaseModel):
         """
         return self._weighed("prompt_guidance", weight)
 
+    def solved(self, solver: SolverName) -> Self:
+        """The same loop with another solver."""
+        return self._with(solver=solver)
+
     def respaced(self, calls: int) -> Self:
         """The same loop in ``calls`` network calls; all ``steps`` of them are the loop itself.
 
@@ -237,6 +244,12 @@ class Recipe(BaseModel):
         """The scalars of every transition of ``schedule``, the last one of the loop first."""
         return self.table(self.schedule)
 
+    @cached_property
+    def extrapolations(self) -> tuple[float, ...]:
+        """How far the solver draws on at every transition, in the order of ``coefficients``."""
+        only = np.array([self.branch(i) is Branch.ONLY for i in self.schedule.timesteps.tolist()])
+        return extrapolations(self.solver, self.schedule, only)
+
     def table(self, schedule: Schedule) -> tuple[StepCoefficients, ...]:
         """The scalars of every transition of a schedule over these levels, the last one of the loop first.
 
@@ -259,12 +272,13 @@ class Recipe(BaseModel):
         background = self.levels.abar[max(target, 0)]
         only, only_next = self.branch(i) is Branch.ONLY, self.branch(target) is Branch.ONLY
         ema = self.ema(target + 1)
+        solver = weights(self.solver, schedule, k)
         return StepCoefficients(
             sqrt_recip_abar=float(1 / np.sqrt(abar)),
             sqrt_recipm1_abar=float(np.sqrt(1 / abar - 1)),
-            posterior_x0=float(schedule.posterior_x0[k]),
-            posterior_xt=float(schedule.posterior_xt[k]),
-            sigma=float(np.sqrt(max(schedule.posterior_variance[k], 1e-20))) if k else 0.0,
+            posterior_x0=solver.x0,
+            posterior_xt=solver.xt,
+            sigma=solver.sigma,
             mix=0.0 if only else ema,
             blend=0.0 if only or only_next else ema,
             background_signal=0.0 if only_next else float(np.sqrt(background)),

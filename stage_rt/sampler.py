@@ -10,6 +10,7 @@ from stage_rt import kernels
 from stage_rt.errors import BackendError, InputError
 from stage_rt.noise import NoiseSource, PhiloxNoise
 from stage_rt.recipe import Branch, Recipe, StepCoefficients
+from stage_rt.solvers import History
 
 Float = TypeVar("Float", bound=np.floating[Any])
 
@@ -62,13 +63,16 @@ def sample(
         return untouched(clean, mask, recipe=recipe, noise=noise)
     step, told = _step(noise, clean.dtype), mask if label is None else label
     x = noise.initial(clean.shape).astype(clean.dtype, copy=False)
-    for c in reversed(recipe.coefficients):
+    history = None if recipe.solver == "ancestral" else History(mask)
+    for c, weight in zip(reversed(recipe.coefficients), reversed(recipe.extrapolations), strict=True):
         soft = told + told.dtype.type(c.mix) * (1 - told)
         eps = denoise(x, c.timestep, soft, recipe.branch(c.timestep))
         if eps.shape != x.shape:
             raise BackendError(
                 f"the denoiser returned shape {eps.shape} at step {c.timestep}, expected {x.shape}"
             )
+        if history is not None:
+            eps = history.drawn_on(x, eps, c.sqrt_recip_abar, c.sqrt_recipm1_abar, weight)
         x = step(x, eps, clean, mask, c)
         if callback is not None:
             callback(c.timestep, x)

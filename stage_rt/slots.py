@@ -153,6 +153,10 @@ class Tables:
                 f"slots for adapters `{self._adapter}` were handed a prompt of `{condition.adapter}`: samples of one "
                 "batch share a pair of adapters"
             )
+        if recipe.solver != "ancestral":
+            raise InputError(
+                f"solver `{recipe.solver}` keeps a history, for which slots have no room: use `ancestral` there"
+            )
         if recipe.steps != self._model.recipe.steps:
             raise InputError(
                 f"the recipe is for {recipe.steps} steps, this model has {self._model.recipe.steps}: use its own"

@@ -234,7 +234,8 @@ class EngineSpec(_Sealed):
 
     ``devices`` are ``cpu`` or compute capabilities (``sm86``). ``workspace`` is the GPU memory in bytes that the
     engines of the set take turns in, at the largest batch, as the library planned it when it built them; 0 on a CPU.
-    ``origin`` is a digest of the model and of the exporter, where the engine was built from a model.
+    ``origin`` is a digest of the model and of the exporter, where the engine was built from a model. ``operations``
+    is twice the multiply-adds of a graph for one sample, where they were counted.
     """
 
     format: CompiledFormat = 2
@@ -248,12 +249,17 @@ class EngineSpec(_Sealed):
     graphs_fingerprint: Sha256
     workspace: int = Field(default=0, ge=0)
     origin: Sha256 | None = Field(default=None, exclude_if=lambda origin: origin is None)
+    operations: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, exclude_if=lambda counted: not counted
+    )
     files: dict[RelativePath, Sha256]
 
     @property
     def fingerprint(self) -> str:
         """sha256 of all that decides the engine: graphs, backend, library version, devices, dtype, batches."""
-        decides = self.model_dump(mode="json", exclude={"model", "workspace", "origin", "files"})
+        decides = self.model_dump(
+            mode="json", exclude={"model", "workspace", "origin", "operations", "files"}
+        )
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -96,6 +96,16 @@ def engine_folder(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[st
 
 
 @pytest.fixture(scope="session")
+def openvino_engine(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[str], Path]) -> Path:
+    """That model as `engine_folder` is, for OpenVINO; read it, or copy it before a change."""
+    from stage_rt.engines.build import build
+
+    folder = tmp_path_factory.mktemp("openvino") / "engine"
+    build(graphs("fp32"), folder, backend="openvino", batch=[1, 4])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def rtx_engine(tmp_path_factory: pytest.TempPathFactory, graphs: Callable[[str], Path]) -> Path:
     """That model built by TensorRT-RTX in fp16, batches 1 and 2, for SM 8.6, 8.9 and 12.0; read it or copy it."""
     from stage_rt.engines.build import build

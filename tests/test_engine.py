@@ -266,13 +266,16 @@ def test_a_closed_engine_says_so(engine_folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_engine_used_before_a_fork_says_in_the_child_that_it_cannot_be(engine_folder, count):
+@pytest.mark.parametrize(
+    ("kind", "count"), [("engine_folder", 1), ("engine_folder", 2), ("openvino_engine", 2)]
+)
+def test_an_engine_used_before_a_fork_says_in_the_child_that_it_cannot_be(request, kind, count):
     """In a process of its own: pytest's has threads, and a child that hung would hang it too.
 
     One sample leaves every graph threads of its own on a machine with more cores. The child ends as those of
-    `multiprocessing` do: ONNX Runtime itself does not survive the end of a forked process in any other way.
+    `multiprocessing` do: the libraries themselves do not survive the end of a forked process in any other way.
     """
+    engine_folder = request.getfixturevalue(kind)
     code = f"""
 import gc, os, warnings
 import numpy as np

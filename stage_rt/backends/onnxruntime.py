@@ -1,19 +1,19 @@
 """ONNX Runtime on the CPU: the default backend, and the oracle of the others."""
 
-import ctypes
-import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt import extras
-from stage_rt.errors import BackendError, EngineError, first_line
+from stage_rt.backends.forks import protect
+from stage_rt.backends.versions import require_minor
+from stage_rt.errors import BackendError, first_line
 from stage_rt.machine import cores
 from stage_rt.spec import EngineSpec
 
@@ -49,13 +49,8 @@ class OnnxRuntimeBackend:
         self._sessions: dict[str, Any] = {}
         self._cores = cores()
         self._pool = ThreadPoolExecutor(self._cores)
-        _OPEN.add(self)
-        found, expected = self._library.__version__, spec.library_version
-        if _minor(found) != _minor(expected):
-            raise EngineError(
-                f"`{folder}` was built with {LIBRARY} {expected} but {found} is installed: build the engine "
-                f"again with `stage-rt build` or `pip install {LIBRARY}=={_minor(expected)}.*`"
-            )
+        protect(self)
+        require_minor(folder, spec, self._library.__version__)
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; ``graph`` runs at any batch."""
@@ -80,6 +75,10 @@ class OnnxRuntimeBackend:
         """Drop every loaded graph."""
         self._sessions.clear()
 
+    def held(self) -> Iterable[object]:
+        """See `stage_rt.backends.forks.Holder`."""
+        return self._sessions.values()
+
     def _session(self, graph: str, threads: int) -> Any:
         if graph not in self._sessions:
             options = self._library.SessionOptions()
@@ -97,23 +96,5 @@ class OnnxRuntimeBackend:
         return self._sessions[graph]
 
 
-_OPEN: WeakSet[OnnxRuntimeBackend] = WeakSet()
-
-
-def _abandon() -> None:
-    """In a forked child: never destroy the parent's graphs, which would wait for threads that are not here."""
-    for backend in _OPEN:
-        for session in backend._sessions.values():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon)
-
-
 def _cast(array: NDArray[Any], kind: str) -> NDArray[Any]:
     return np.ascontiguousarray(array, dtype=_FLOATS.get(kind, array.dtype))
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])

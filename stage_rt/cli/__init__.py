@@ -10,6 +10,7 @@ import typer
 
 from stage_rt import __version__
 from stage_rt.cli import console
+from stage_rt.cli.bench import bench
 from stage_rt.cli.build import build
 from stage_rt.cli.client import client
 from stage_rt.cli.demo import demo
@@ -39,6 +40,7 @@ for _command in (
     build,
     inspect,
     verify,
+    bench,
     synth,
     serve,
     client,

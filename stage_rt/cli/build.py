@@ -2,19 +2,20 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stage_rt.cli import console
-from stage_rt.names import BackendName, DType
+from stage_rt.names import BackendChoice, BackendName, DType
 
 DEFAULT_BATCH = 8
 
 
-def _batches(text: str) -> list[int]:
+def batches_of(text: str) -> list[int]:
+    """Batch sizes with commas between them."""
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
@@ -28,7 +29,12 @@ def build(
         Path, typer.Argument(metavar="MODEL_OR_GRAPHS", help="Folder made by `stage-rt train` or `export`.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to write.")],
-    backend: Annotated[BackendName, typer.Option(help="Inference library to build for.")] = "onnxruntime",
+    backend: Annotated[
+        BackendChoice,
+        typer.Option(
+            help="Inference library to build for; `auto` tries what is installed for a CPU and keeps the fastest."
+        ),
+    ] = "onnxruntime",
     target: Annotated[
         str | None,
         typer.Option(
@@ -58,9 +64,11 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
-    sizes = _batches(batch)
+    sizes = batches_of(batch)
     targets = target.lower().split(",") if target else None
-    if backend == "inductor":
+    if backend == "auto":
+        written = compile_fastest(source, output, dtype, sizes, targets, force=force)
+    elif backend == "inductor":
         written = compile_model(source, output, dtype or "fp16", sizes, targets, force=force)
     else:
         written = compile_graphs(source, output, backend, dtype, sizes, targets, force=force)
@@ -95,6 +103,64 @@ def compile_model(
         return run(source, output, dtype=dtype, batch=batch, say=status.update)
 
 
+def compile_fastest(
+    source: Path,
+    output: Path,
+    dtype: DType | None,
+    batch: Sequence[int],
+    targets: Sequence[str] | None,
+    *,
+    force: bool = False,
+) -> bool:
+    """Compile a graphs or model folder for every backend of a CPU, and keep the one whose UNet is fastest here."""
+    from stage_rt.engines.auto import candidates, fastest, judge, told
+    from stage_rt.engines.build import build as run
+    from stage_rt.engines.build import is_current
+    from stage_rt.engines.graphs import read_graphs
+    from stage_rt.errors import InputError
+    from stage_rt.folders import check_replaceable
+
+    if targets is not None:
+        raise InputError(
+            "`--target` names GPUs, but `--backend auto` compares engines for a CPU: leave it out"
+        )
+    exported = _is_model(source)
+    found = candidates([dtype] if dtype else None if exported else [read_graphs(source).dtype])
+    origins = {each.dtype: _origin(source, each.dtype) if exported else None for each in found}
+    for each in found:
+        made_of = origins[each.dtype]
+        if made_of and is_current(output, made_of, backend=each.backend, batch=batch, dtype=each.dtype):
+            return False
+    # What it chose the last time is its own to replace; another engine took its time to build.
+    theirs = _backend_in(output)
+    if theirs is not None and theirs not in {each.backend for each in found}:
+        check_replaceable(output, found[0].backend, force=force)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
+        ExitStack() as kept,
+    ):
+        graphs = {
+            each: kept.enter_context(_exported(source, output, each, hoist=False)) if exported else source
+            for each in origins
+        }
+        folders = {each: Path(scratch) / f"{each.backend}-{each.dtype}" for each in found}
+        with console.messages().status("building and measuring"):
+            for each, folder in folders.items():
+                run(graphs[each.dtype], folder, backend=each.backend, batch=batch)
+            judged = judge(folders)
+        best = fastest(judged)
+        console.message("notice", told(judged, best, max(batch)))
+        return run(
+            graphs[best.candidate.dtype],
+            output,
+            backend=best.candidate.backend,
+            batch=batch,
+            origin=origins[best.candidate.dtype],
+            force=True,
+        )
+
+
 def compile_graphs(
     source: Path,
     output: Path,
@@ -112,18 +178,11 @@ def compile_graphs(
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
     from stage_rt.engines.build import is_current
-    from stage_rt.errors import InputError
     from stage_rt.folders import check_replaceable
-    from stage_rt.spec import GRAPHS_FILE, MODEL_FILE
 
-    exported = not (source / GRAPHS_FILE).is_file()
+    exported = _is_model(source)
     made_of = None
     if exported:
-        if not (source / MODEL_FILE).is_file():
-            raise InputError(
-                f"`{source}` holds neither a model ({MODEL_FILE}) nor graphs ({GRAPHS_FILE}): make one with "
-                "`stage-rt train` or `stage-rt export`"
-            )
         dtype = dtype or "fp32"
         made_of = _origin(source, dtype)
         # An export takes minutes: what is there already, and what cannot be built, is found out before it.
@@ -148,6 +207,31 @@ def compile_graphs(
             notify=partial(console.message, "notice"),
             progress=progress,
         )
+
+
+def _is_model(source: Path) -> bool:
+    """Whether ``source`` holds a model, which is exported on the way, and not graphs."""
+    from stage_rt.errors import InputError
+    from stage_rt.spec import GRAPHS_FILE, MODEL_FILE
+
+    if (source / GRAPHS_FILE).is_file():
+        return False
+    if not (source / MODEL_FILE).is_file():
+        raise InputError(
+            f"`{source}` holds neither a model ({MODEL_FILE}) nor graphs ({GRAPHS_FILE}): make one with "
+            "`stage-rt train` or `stage-rt export`"
+        )
+    return True
+
+
+def _backend_in(folder: Path) -> BackendName | None:
+    from stage_rt.errors import EngineError
+    from stage_rt.folders import read_engine
+
+    try:
+        return read_engine(folder).backend
+    except EngineError:
+        return None
 
 
 def _origin(source: Path, dtype: DType) -> str:

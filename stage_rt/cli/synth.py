@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stage_rt.names import RecipeName, SamplerName, ViewName
+from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 
 if TYPE_CHECKING:
     from stage_rt.run.jobs import Entry
@@ -100,6 +100,14 @@ def synth(
             help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
             "plainer, at twice the time.",
             show_default="1",
+        ),
+    ] = None,
+    solver: Annotated[
+        SolverName | None,
+        typer.Option(
+            help="How a step is made: as in the paper, or by DPM-Solver++ of second order, without noise of its own "
+            "(2m) or with it (2m-sde).",
+            show_default="the recipe's",
         ),
     ] = None,
     view: Annotated[
@@ -242,6 +250,7 @@ def synth(
         "steps": steps,
         "guidance": guidance,
         "prompt_guidance": prompt_guidance,
+        "solver": solver,
         "view": view,
         "min_fill": min_fill,
         "retries": retries,

@@ -91,7 +91,8 @@ class DeviceExecutor:
         label: Float32 | None = None,
     ) -> Float32:
         """See `stage_rt.executor.Executor`."""
-        if sampler != "stage":
+        # A history is kept on the host, which then drives the loop.
+        if sampler != "stage" or recipe.solver != "ancestral":
             return self._host.sample(
                 condition,
                 clean,
@@ -101,6 +102,7 @@ class DeviceExecutor:
                 steps=steps,
                 noise=noise,
                 progress=progress,
+                label=label,
             )
         self._prepare(condition.adapter, recipe.respaced(steps))
         latent, done, count = np.empty_like(clean), 0, len(clean)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stage_rt.errors import InputError, PromptError
 from stage_rt.images.masks import AS_IT_IS, Reading
-from stage_rt.names import RecipeName, SamplerName, ViewName
+from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
 from stage_rt.samplers import SAMPLERS, steps_of
@@ -19,7 +19,8 @@ class Job:
 
     ``recipe`` names a branch plan to use in place of the model's own; ``steps`` is how many levels the sampler
     visits, its own number if None; ``guidance`` is the weight of the adapters' estimate, the prompt's or else the
-    recipe's if None, ``prompt_guidance`` that of the prompt against good surface. ``view`` is how photographs are
+    recipe's if None, ``prompt_guidance`` that of the prompt against good surface. ``solver`` makes the transitions of
+    STAGE's loop, the recipe's own if None. ``view`` is how photographs are
     seen, as the model was trained if None. A region of which less than ``min_fill`` of the label was painted, the
     prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is left out if ``strict``.
     Without ``rim`` no pixel beyond a label changes but for the ramp of one, whatever the prompt's own is.
@@ -39,6 +40,7 @@ class Job:
     steps: int | None = None
     guidance: float | None = None
     prompt_guidance: float | None = None
+    solver: SolverName | None = None
     view: ViewName | None = None
     min_fill: float | None = None
     retries: int = 5
@@ -96,6 +98,12 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         recipe = recipe.guided(defaults.guidance)
     if job.prompt_guidance is not None:
         recipe = recipe.contrasted(job.prompt_guidance)
+    if job.solver is not None:
+        if job.sampler != "stage":
+            raise InputError(
+                f"`solver` is of STAGE's own loop, not of sampler `{job.sampler}`", "leave it out"
+            )
+        recipe = recipe.solved(job.solver)
     model.check(recipe)
     min_fill, retries = _refill(job, defaults)
     steps = steps_of(job.sampler, recipe, job.steps)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from stage_rt.errors import InputError, printable
 from stage_rt.images import layouts
 from stage_rt.images.masks import Reading
-from stage_rt.names import RecipeName, SamplerName, ViewName
+from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.run.job import Job
 from stage_rt.run.writer import defect_type
 from stage_rt.spec import PromptName
@@ -33,6 +33,7 @@ class Entry(BaseModel):
     recipe: RecipeName | None = None
     guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     prompt_guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
+    solver: SolverName | None = None
     view: ViewName | None = None
     min_fill: float | None = Field(default=None, ge=0, le=1)
     retries: int = Field(default=5, ge=0)
@@ -67,6 +68,7 @@ class Entry(BaseModel):
             steps=self.steps,
             guidance=self.guidance,
             prompt_guidance=self.prompt_guidance,
+            solver=self.solver,
             view=self.view,
             min_fill=self.min_fill,
             retries=self.retries,

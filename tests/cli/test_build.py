@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,3 +119,51 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(graphs, tmp_path):
     assert process.returncode == 130
     assert err.splitlines()[-1] == "stopped: run the same command again to go on"
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_builds_what_is_fastest_and_says_what_it_measured(graphs, tmp_path, capsys, monkeypatch):
+    from stage_rt.engines import auto
+
+    def build(*arguments):
+        with pytest.raises(SystemExit) as exited:
+            main(
+                [
+                    "build",
+                    str(graphs("fp32")),
+                    "-o",
+                    str(tmp_path / "engine"),
+                    "--backend",
+                    "auto",
+                    *arguments,
+                ]
+            )
+        return exited.value.code, *capsys.readouterr()
+
+    monkeypatch.setattr(auto, "fastest", lambda judged: judged[-1])
+    code, out, err = build("--batch", "2")
+    assert (code, out) == (0, f"engine `{tmp_path / 'engine'}`\n")
+    assert re.fullmatch(
+        r"notice: a UNet call of 2 takes onnxruntime fp32 \S+ ms, openvino fp32 \S+ ms: kept openvino fp32\n",
+        err,
+    )
+    spec = read_engine(tmp_path / "engine")
+    assert (spec.backend, spec.dtype, spec.batch) == ("openvino", "fp32", [2])
+    monkeypatch.setattr(auto, "fastest", lambda judged: judged[0])
+    assert build("--batch", "2")[0] == 0
+    assert read_engine(tmp_path / "engine").backend == "onnxruntime"
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_auto_neither_replaces_an_engine_for_a_gpu_nor_takes_targets(graphs, tmp_path, rtx_engine, capsys):
+    shutil.copytree(rtx_engine, tmp_path / "engine")
+    build = ["build", str(graphs("fp32")), "-o", str(tmp_path / "engine"), "--backend", "auto"]
+    for more, message in (
+        ((), "holds an engine for tensorrt-rtx: choose another `-o`, or replace it with `--force`"),
+        (("--target", "sm86"), "`--backend auto` compares engines for a CPU: leave it out"),
+        (("--dtype", "fp16"), "`--backend auto` builds fp32 and bf16"),
+    ):
+        with pytest.raises(SystemExit) as exited:
+            main([*build, *more])
+        assert exited.value.code == 1
+        assert message in capsys.readouterr().err
+    assert read_engine(tmp_path / "engine").backend == "tensorrt-rtx"

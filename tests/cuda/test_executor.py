@@ -10,7 +10,7 @@ from mock_networks import CHANNELS, SIDE, HostBackend, MockBackend, denoiser, sp
 
 from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
-from stage_rt.errors import DeviceMemoryError, EngineError, InputError
+from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError
 from stage_rt.executor import HostExecutor
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
@@ -285,6 +285,16 @@ def test_both_guidances_and_prompts_without_adapters_stay_in_the_loop(
         0 if prompt == "tile+bare" else 2,
     )
     assert notices == []
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-2m-sde"])
+def test_a_solver_with_a_history_is_driven_from_the_host(make, machine, solver):
+    """As the other samplers are; this backend's networks can only be launched, and say so."""
+    engine, _ = make()
+    images, masks, noise = inputs(3)
+    with pytest.raises(BackendError, match="`unet` was run from the host"):
+        engine.paint(images, masks, prompt="tile+hole", noise=noise, recipe=SHORT.solved(solver), steps=30)
+    assert not engine._executor._loops
 
 
 def test_slots_are_the_executors_to_close(make, machine):

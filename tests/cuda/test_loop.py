@@ -107,6 +107,22 @@ def test_between_the_first_step_and_the_last_there_are_only_replays(make, machin
     assert calls[first:last].count("cuEventSynchronize") == len(plan.stretches(SHORT.steps)) - 2
 
 
+def test_the_graph_of_a_step_holds_our_kernels_once_each_and_moves_nothing(make, machine):
+    before = machine.calls
+    make(spec(SHORT), 4).run(*inputs(4))
+    calls, captured = machine.log(before), []
+    while "cuStreamBeginCapture" in calls:
+        begin, end = calls.index("cuStreamBeginCapture"), calls.index("cuStreamEndCapture")
+        captured.append(calls[begin + 1 : end])
+        calls = calls[end + 1 :]
+    assert len(captured) == 2
+    for nodes in captured:
+        own = sorted(node for node in nodes if node.startswith("cuLaunchKernel stage_"))
+        assert own == [f"cuLaunchKernel stage_{name}" for name in ("advance", "gather_fp32", "step_fp32")]
+        assert not {"cuMemAlloc", "cuMemFree"} & set(nodes)
+        assert not any(node.startswith("cuMemcpy") for node in nodes)
+
+
 def test_progress_is_told_once_a_stretch_and_may_stop_the_loop(make, machine):
     loop, told = make(spec(SHORT), 1), []
     loop.run(*inputs(1), told.append)

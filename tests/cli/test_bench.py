@@ -1,0 +1,142 @@
+"""`stage-rt bench` as a user meets it, and what its figures are made of."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from descriptions import rewrite
+from PIL import Image
+
+from stage_rt.bench import stages as module
+from stage_rt.bench.result import Result, Row, Spread
+from stage_rt.cli import main
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
+
+
+@pytest.fixture
+def bench(capsys, monkeypatch):
+    """Run the command; what the machine can do is not measured anew each time."""
+    monkeypatch.setattr(module, "rates", lambda: (50.0, 10.0))
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exited:
+            main(["bench", *map(str, arguments)])
+        return exited.value.code, *capsys.readouterr()
+
+    return run
+
+
+def result(tmp_path, bench, engine, *arguments):
+    code, out, err = bench(engine, "--rounds", "2", "--json", *arguments)
+    assert (code, err) == (0, "")
+    path = tmp_path / "result.json"
+    path.write_text(out)
+    return json.loads(out), path
+
+
+def test_every_stage_of_every_batch_is_timed(bench, engine_folder, tmp_path):
+    found, path = result(tmp_path, bench, engine_folder, "--plot", tmp_path / "bench.png")
+    assert [row["batch"] for row in found["rows"]] == [1, 2, 4]
+    assert (found["steps"], found["own_steps"], found["backend"]) == (10, 10, "onnxruntime")
+    assert found["peak_memory"] > 2**20
+    stages = {"prepare", "encode", "unet", "adapter", "step", "decode", "compose", "write"}
+    for row in found["rows"]:
+        assert set(row["stages"]) == stages
+        assert all(
+            0 < spread["low"] <= spread["median"] <= spread["high"] for spread in row["stages"].values()
+        )
+        assert row["whole"]["rounds"] == 2
+        parts = sum(spread["median"] for spread in row["stages"].values())
+        assert parts == pytest.approx(row["whole"]["median"], rel=1e-6)
+        assert row["unet_gflops"] > 0
+    assert Image.open(io.BytesIO((tmp_path / "bench.png").read_bytes())).size[0] > 1000
+    assert Result.model_validate_json(path.read_bytes()).model_dump(mode="json") == found
+
+
+def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, engine_folder, tmp_path):
+    _, path = result(tmp_path, bench, engine_folder, "--batch", "2")
+    code, out, err = bench(engine_folder, "--batch", "2", "--rounds", "1", "--compare", path)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert "50 GFLOP/s in float32 products, copies 10.0 GB/s" in lines[0]
+    assert lines[3].split()[:2] == ["batch", "s"]
+    assert lines[4].split()[0] == "2"
+    assert "of the loop is outside the networks" in lines[5]
+    assert lines[7].startswith("beside onnxruntime")
+    assert lines[8].startswith("batch 2: ")
+    assert lines[8].endswith(" times the pairs an hour")
+    assert bench(engine_folder, "--batch", "1", "--rounds", "1", "--compare", path)[1].endswith(
+        "no batch was measured in both\n"
+    )
+
+
+def row(batch, **seconds):
+    stages = {stage: Spread(median=s, low=s, high=s, rounds=1) for stage, s in seconds.items()}
+    whole = sum(seconds.values())
+    return Row(batch=batch, whole=Spread(median=whole, low=whole, high=whole, rounds=1), stages=stages)
+
+
+def test_other_steps_are_longer_loops_and_nothing_else():
+    found = row(2, encode=1, unet=6, adapter=2, step=2, decode=1)
+    assert found.pairs_an_hour(steps=50, own=50) == pytest.approx(3600 * 2 / 12)
+    assert found.pairs_an_hour(steps=50, own=1000) == pytest.approx(3600 * 2 / (2 + 10 * 20))
+    assert found.outside == pytest.approx(0.2)
+    whole = row(2, prepare=1, paint=9)
+    assert whole.pairs_an_hour(steps=50, own=100) == pytest.approx(3600 * 2 / 19)
+    assert whole.outside is None
+
+
+def test_an_engine_without_counted_operations_has_no_rate(bench, engine_folder, tmp_path):
+    folder = shutil.copytree(engine_folder, tmp_path / "engine")
+    rewrite(folder / "engine.json", operations={})
+    found, _ = result(tmp_path, bench, folder, "--batch", "1")
+    assert found["rows"][0]["unet_gflops"] is None
+    assert " - " in bench(folder, "--batch", "1", "--rounds", "1")[1]
+
+
+def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"format": 1}')
+    for arguments, message in (
+        (("--batch", "8"), "error: this engine paints batches of 1 to 4: give `--batch` others"),
+        (("--batch", "0"), "error: this engine paints batches of 1 to 4"),
+        (("--steps", "3"), "error: 3 steps are not to be had: give sampler `stage` between 10 and 10"),
+        (("--plot", tmp_path), f"error: `{tmp_path}` is no name for a picture"),
+        (("--compare", broken), f"error: `{broken}` is no result of a bench, at machine (Field required)"),
+        (("--compare", tmp_path / "none"), "error: `"),
+    ):
+        code, out, err = bench(engine_folder, *arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith(message)
+        assert err.count("\n") == 1
+    assert bench(engine_folder, "--batch", "many")[0] == 2
+
+
+def test_the_arithmetic_is_what_torch_counts(engine_folder, model_folder):
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stage_rt.export.networks import networks, random_inputs
+    from stage_rt.folders import read_engine
+    from stage_rt.training.folder import load_model
+
+    model, generator = load_model(model_folder), torch.Generator().manual_seed(0)
+    # Torch does not count what its fused attention does on a CPU.
+    model.unet.set_attn_processor(AttnProcessor())
+    model.vae.set_attn_processor(AttnProcessor())
+    operations = read_engine(engine_folder).operations
+    # Adapters are folded, and have less to do than torch's.
+    for graph in (UNET, VAE_ENCODER, VAE_DECODER):
+        inputs = random_inputs(graph, model, batch=1, timesteps=[1], generator=generator)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            networks(model)[graph](**inputs)
+        assert operations[graph] == counter.get_total_flops(), graph
+
+
+def test_a_machine_has_rates():
+    from stage_rt.bench.rates import rates
+
+    assert all(np.isfinite(rate) and rate > 0.01 for rate in rates())
