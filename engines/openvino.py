@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stage_rt.backends.openvino import LIBRARY, PRECISION, computes, library, version
+from stage_rt.backends.openvino import LIBRARY, PRECISION, computes, core, library, version
 from stage_rt.errors import BackendError, InputError, first_line
 from stage_rt.names import DType
 from stage_rt.progress import Progress
@@ -20,17 +20,16 @@ def builder(dtype: DType, targets: Sequence[str] | None) -> "OpenVinoBuilder":
         raise InputError(
             f"OpenVINO computes {dtype} on hardly any CPU: use `--dtype fp32` or `--dtype bf16` for this backend"
         )
-    core = library().Core()
-    if not computes(core, dtype):
+    if not computes(core(), dtype):
         raise InputError(f"this CPU has no instructions for {dtype}: use `--dtype fp32`")
-    return OpenVinoBuilder(core)
+    return OpenVinoBuilder()
 
 
 class OpenVinoBuilder:
     """See `builders.Builder`."""
 
-    def __init__(self, core: Any) -> None:
-        self._core = core
+    def __init__(self) -> None:
+        self._core = core()
         self.library = LIBRARY
         self.version = version()
         self.devices = ["cpu"]

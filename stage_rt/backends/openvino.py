@@ -1,6 +1,7 @@
 """OpenVINO on the CPU."""
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -38,6 +39,16 @@ def version() -> str:
     return str(library().__version__).partition("-")[0]
 
 
+@cache
+def core() -> Any:
+    """The one ``openvino.Core`` of this process.
+
+    The last one that goes unloads the plugin for CPUs, which unmaps the stack for signals that it gave to the thread
+    that loaded it and leaves it registered (seen with 2026.4): the next signal with a handler would end the process.
+    """
+    return library().Core()
+
+
 def computes(core: Any, dtype: DType) -> bool:
     """Whether this CPU has instructions for a dtype; without them OpenVINO would compute in float32."""
     return dtype == "fp32" or dtype.upper() in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -64,7 +75,7 @@ class OpenVinoBackend:
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
         found = version()
         require_minor(folder, spec, found)
-        self._core = library().Core()
+        self._core = core()
         if not computes(self._core, spec.dtype):
             raise EngineError(
                 f"`{folder}` computes in {spec.dtype}, which this CPU cannot: build it with `--dtype fp32`"

@@ -1,6 +1,7 @@
 """The OpenVINO backend alone: how it cuts batches, and what it says when it cannot."""
 
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -22,6 +23,36 @@ CONTEXT = (3, 6)
 @pytest.fixture
 def backend(openvino_engine):
     return OpenVinoBackend(openvino_engine, read_engine(openvino_engine))
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from stage_rt.backends.openvino import OpenVinoBackend
+from stage_rt.folders import read_engine
+
+folder = Path(sys.argv[1])
+for _ in range(4):
+    backends = [OpenVinoBackend(folder, read_engine(folder)) for _ in range(2)]
+    for backend in backends:
+        backend.run("adapters/tile.only", eps=np.zeros((1, 4, 16, 16)), mask=np.ones((1, 1, 16, 16), bool))
+    del backend, backends
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("told"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_engines_came_and_went_reaches_its_handler(openvino_engine):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, openvino_engine],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "told\n"), done.stderr
 
 
 def unet_inputs(batch):
