@@ -212,7 +212,9 @@ class HostSlots:
         self._surfaces = np.zeros_like(self._contexts)
         self._seeds, self._samples = np.zeros(size, np.uint64), np.zeros(size, np.uint32)
         self._finite = np.ones(size, np.bool_)
-        self._foreseen, self._moved = np.zeros_like(self._state), np.zeros(size, np.bool_)
+        # Of every slot's last step, for whoever asks what it foresees.
+        self._before, self._noise = np.zeros_like(self._state), np.zeros_like(self._state)
+        self._last: list[StepCoefficients | None] = [None] * size
 
     def put(
         self,
@@ -236,7 +238,7 @@ class HostSlots:
         if condition.surface is not None:
             self._surfaces[slot] = condition.surface
         self._seeds[slot], self._samples[slot] = noise.seeds[0], noise.samples[0]
-        self._finite[slot], self._moved[slot] = True, False
+        self._finite[slot], self._last[slot] = True, None
         return len(recipe.coefficients) - 1
 
     def step(self, counters: Sequence[int] | Counters, steps: int = 1) -> Counters:
@@ -260,7 +262,10 @@ class HostSlots:
     def foreseen(self, slot: int) -> Float32 | None:
         """See `Slots`."""
         self._tables.taken(slot)
-        return self._foreseen[slot : slot + 1].copy() if self._moved[slot] else None
+        row, part = self._last[slot], slice(slot, slot + 1)
+        if row is None:
+            return None
+        return clean_estimate(self._before[part], self._noise[part], self._clean[part], self._mask[part], row)
 
     def close(self) -> None:
         """See `Slots`; the networks are the executor's."""
@@ -286,12 +291,9 @@ class HostSlots:
         following, finite = kernels.fused_step(
             self._state, estimate, self._clean, self._mask, rows, self._seeds, self._samples
         )
+        self._before[running], self._noise[running] = self._state[running], estimate[running]
         for slot in np.flatnonzero(running).tolist():
-            part = slice(slot, slot + 1)
-            self._foreseen[part] = clean_estimate(
-                self._state[part], estimate[part], self._clean[part], self._mask[part], rows[slot]
-            )
-        self._moved |= running
+            self._last[slot] = rows[slot]
         self._state[running] = following[running]
         self._finite[running] &= finite[running]
 
