@@ -139,7 +139,7 @@ def main(options: argparse.Namespace) -> None:
     for folder in options.engine:
         engine = read_engine(folder)
         opened.append(load(folder))
-        executor = opened[-1]._executor
+        executor = opened[-1].executor
         assert isinstance(executor, HostExecutor)
         ways[f"ours, {engine.backend} {engine.dtype}"] = lambda executor=executor, at=opened[-1]: (
             executor.sample(

@@ -7,15 +7,13 @@ from stage_rt.cli import console
 from stage_rt.cli.console import Stopped
 from stage_rt.cli.progress import watched_bar, watched_share
 from stage_rt.errors import FailedSamplesError
-from stage_rt.progress import portion
 from stage_rt.run.checks import CHECKS_FILE, Checks
-from stage_rt.run.fill import Summary, follow
+from stage_rt.run.fill import Summary, fill_by
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import Place
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.painters import Painters
-from stage_rt.run.plan import Notify, Plan, make_plan
-from stage_rt.run.reject import NOTHING, Rejected, check
+from stage_rt.run.plan import Notify, Plan
+from stage_rt.run.reject import NOTHING, Rejected
 from stage_rt.run.report import PAGE
 from stage_rt.run.shards import take
 from stage_rt.run.watch import Recorder, recorded
@@ -54,20 +52,16 @@ def fill_one(
     """
     made: list[Plan] = []
     with recorded(watch, Stopped), watched_bar(lambda: _count(made), "pairs") as (checking, progress):
-        checks = Checks(output / CHECKS_FILE)
-        files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
-        made = _parts([make_plan(painters.spec, job, notify, files, checks)], part)
-        place = Place.of(output)
-        check(rejected, [(made[0], place)])
-        summary = follow(
+        summary = fill_by(
             painters,
-            made[0],
-            place,
-            checks=checks,
+            job,
+            output,
+            shard=part,
+            planned=made.append,
             rejected=rejected,
             watch=watch,
             notify=notify,
-            checking=pairs,
+            checking=checking,
             progress=progress,
         )
     tell_one(summary, output, as_json=as_json)

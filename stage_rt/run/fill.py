@@ -1,7 +1,7 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
 from stage_rt.run.reject import NOTHING, Rejected, check, mark
 from stage_rt.run.sample import Sample
+from stage_rt.run.shards import take
 from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Painter, Result, Task
 from stage_rt.run.writer import defect_type, pair_paths, write_pair
@@ -76,12 +77,44 @@ def fill(
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
         RunError: ``folder`` holds something else, is damaged or in use.
     """
-    checks = Checks(folder / CHECKS_FILE)
+    return fill_by(
+        Alone(engine),
+        job,
+        folder,
+        rejected=rejected,
+        watch=watch,
+        notify=notify,
+        checking=checking,
+        progress=progress,
+    )
+
+
+def fill_by(
+    painters: Painters,
+    job: Job,
+    folder: Path,
+    *,
+    shard: tuple[int, int] | None = None,
+    planned: Callable[[Plan], object] = lambda plan: None,
+    rejected: Mapping[str, Rejected],
+    watch: Watch,
+    notify: Notify,
+    checking: Progress,
+    progress: Progress,
+) -> Summary:
+    """`fill` by whoever paints; of all samples, or of the ``shard`` of that number and count.
+
+    ``planned`` is told the plan once its files were checked.
+    """
+    checks, place = Checks(folder / CHECKS_FILE), Place.of(folder)
     files, pairs = portion(checking, 0.0, 0.5), portion(checking, 0.5, 1.0)
-    plan, place = make_plan(engine.spec, job, notify, files, checks), Place.of(folder)
+    plan = make_plan(painters.spec, job, notify, files, checks)
+    if shard:
+        plan = take(plan, *shard)
+    planned(plan)
     check(rejected, [(plan, place)])
     return follow(
-        Alone(engine),
+        painters,
         plan,
         place,
         checks=checks,

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +14,6 @@ from stage_rt.run.job import Job
 from stage_rt.run.night import follow_all, plans
 from stage_rt.run.painters import Alone
 from stage_rt.run.reject import read_list
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 ODD = "50% #1?"
 COUNTS = {ODD: 33, "crack": 40}
@@ -60,14 +55,6 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     paint(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -1,17 +1,12 @@
 """The page in a browser, over a server of its own: draw, paint, judge, order, and load it again in the middle."""
 
 import json
-import shutil
 import time
 
 import numpy as np
 import pytest
 from closed_engine import Site, furnish
 from fake_engine import opened
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +15,6 @@ def site(tmp_path_factory):
     made = Site(furnish(tmp_path_factory.mktemp("page")), delay=0.02)
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
 
 
 @pytest.fixture
