@@ -4,12 +4,13 @@ ENGINE is that of ``models/demo``. Photographs and labels are made as the demo's
 surface that training never saw; the defects rendered under the same labels say what there is to reach. Measured are
 the share of a label's pixels that changed by more than 15 grey levels, the mean change under it, the leak before
 compositing, and the mean difference between two seeds; for rendered defects between two looks under one label.
-``as used`` is the model as it is used: its own guidance, and weak labels painted again.
+``as used`` is the model as it is used: its own guidance, and weak labels painted again; ``once``: they are not.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -131,8 +132,12 @@ def main(options: argparse.Namespace) -> None:
         real = {"type": kind, "lever": "rendered", **figures(good, rendered, labels)}
         rows.append(real | {"variety": two_looks(kind, good)})
         print(rows[-1], flush=True)
-        for name, recipe in [("as used", None), *(() if options.default else LEVERS.items())]:
-            method = method_of(engine, f"brick+{kind}", options.steps, recipe)
+        used = method_of(engine, f"brick+{kind}", options.steps)
+        methods = {"as used": used, "as used, once": replace(used, min_fill=0.0, retries=0)}
+        if not options.default:
+            for name, recipe in LEVERS.items():
+                methods[name] = method_of(engine, f"brick+{kind}", options.steps, recipe)
+        for name, method in methods.items():
             rows.append(row(engine, kind, name, method, (good, labels)))
             print(rows[-1], flush=True)
             keep(result, options.json)

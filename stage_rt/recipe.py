@@ -70,8 +70,9 @@ class Recipe(BaseModel):
     ``guidance`` moves the UNet's estimate that many times as far as the adapter does; 1 is the authors' loop, 0 does
     without adapters. ``prompt_guidance`` moves the UNet's estimate for good surface that many times as far as the
     prompt does (classifier-free guidance, Ho and Salimans, 2022), at a second UNet call a step. Without ``aif`` the
-    estimate is not mixed with the clean latent (Eq. 6), without ``soft_mask`` the mask is the real one from the
-    beginning (Eq. 8): parts of the paper's ablation. ``solver`` is how a transition is made (`stage_rt.solvers`);
+    estimate is not mixed with the clean latent (Eq. 6), without ``blended`` the noised photograph is not laid around
+    the mask (Eq. 7), without ``soft_mask`` the mask is the real one from the beginning (Eq. 8): parts of the paper's
+    ablation. ``solver`` is how a transition is made (`stage_rt.solvers`);
     ``ancestral`` is the authors' way.
     """
 
@@ -93,6 +94,7 @@ class Recipe(BaseModel):
         default=1.0, ge=0, le=20, allow_inf_nan=False, exclude_if=lambda weight: weight == 1
     )
     aif: bool = Field(default=True, exclude_if=lambda mixed: mixed)
+    blended: bool = Field(default=True, exclude_if=lambda blended: blended)
     soft_mask: bool = Field(default=True, exclude_if=lambda soft: soft)
     solver: SolverName = Field(default="ancestral", exclude_if=lambda solver: solver == "ancestral")
 
@@ -106,6 +108,8 @@ class Recipe(BaseModel):
         fewest = self.fewest_calls
         if self.calls is not None and not fewest <= self.calls <= self.steps:
             raise ValueError(f"calls {self.calls} must be between {fewest} and {self.steps}")
+        if not self.aif and not self.blended:
+            raise ValueError("one of aif and blended must keep what is around the mask")
         return self
 
     @classmethod
@@ -131,9 +135,10 @@ class Recipe(BaseModel):
         """The paper's ablation (Fig. 5 and 6): the baseline with one part of the method, or with all.
 
         ``baseline`` is the UNet alone in a loop that blends the noised photograph in around the mask at every step
-        (Eq. 7 with a hard mask, as RePaint does). ``+mga`` adds the adapters, ``+aif`` the mixing of the estimate
-        with the clean latent (Eq. 6), ``+gd`` the only branch (Algorithm 1), ``+ema`` the mask that hardens (Eq. 8).
-        ``full`` is the authors' loop.
+        (Eq. 7 with a hard mask, as RePaint does). ``+mga`` adds the adapters; ``+aif`` mixes the estimate with the
+        clean latent (Eq. 6) in place of that blend, under which with a hard mask nothing of the mixing would be left;
+        ``+gd`` adds the only branch (Algorithm 1), ``+ema`` the mask that hardens (Eq. 8). ``full`` is the authors'
+        loop, which mixes and blends.
         """
         full = cls.authors()
         if name == "full":
@@ -142,6 +147,7 @@ class Recipe(BaseModel):
             name=name,
             guidance=float(name == "+mga"),
             aif=name == "+aif",
+            blended=name != "+aif",
             only_intervals=full.only_intervals if name == "+gd" else (),
             soft_mask=name == "+ema",
         )
@@ -164,6 +170,7 @@ class Recipe(BaseModel):
             only_intervals=preset.only_intervals,
             guidance=preset.guidance,
             aif=preset.aif,
+            blended=preset.blended,
             soft_mask=preset.soft_mask,
         )
 
@@ -280,7 +287,7 @@ class Recipe(BaseModel):
             posterior_xt=solver.xt,
             sigma=solver.sigma,
             mix=0.0 if only else ema,
-            blend=0.0 if only or only_next else ema,
+            blend=1.0 if not self.blended else 0.0 if only or only_next else ema,
             background_signal=0.0 if only_next else float(np.sqrt(background)),
             background_noise=float(np.sqrt(1 - background)),
             shared_noise=only_next,

@@ -125,7 +125,7 @@ def test_each_part_of_the_ablation_is_the_baseline_with_one_switch() -> None:
     ]
     assert {c.guidance for c in base.coefficients} == {0.0}
     assert {(c.mix, c.blend, c.free) for c in base.coefficients} == {(0.0, 0.0, 1.0)}
-    assert {(c.mix, c.blend, c.free) for c in Recipe.ablated("+aif").coefficients} == {(0.0, 0.0, 0.0)}
+    assert {(c.mix, c.blend, c.free) for c in Recipe.ablated("+aif").coefficients} == {(0.0, 1.0, 0.0)}
     assert sum(c.shared_noise for c in Recipe.ablated("+gd").coefficients) == 202
     assert [c.mix for c in Recipe.ablated("+ema").coefficients][800] == pytest.approx(0.75, abs=2e-3)
     assert full.coefficients == AUTHORS.coefficients
@@ -134,3 +134,8 @@ def test_each_part_of_the_ablation_is_the_baseline_with_one_switch() -> None:
     for name in ("baseline", "+mga", "+aif", "+gd", "+ema"):
         again = Recipe.model_validate_json(AUTHORS.named(name).model_dump_json())
         assert again.coefficients == Recipe.ablated(name).coefficients
+
+
+def test_something_has_to_keep_what_is_around_the_mask() -> None:
+    with pytest.raises(ValidationError, match="one of aif and blended"):
+        Recipe(name="free", only_intervals=(), aif=False, blended=False)

@@ -61,6 +61,26 @@ def test_fused_kernel_takes_the_same_path_as_arrays() -> None:
     np.testing.assert_allclose(fused, plain, atol=2e-5)
 
 
+def test_mixing_the_estimate_is_nothing_under_a_blend_by_a_hard_mask_and_keeps_the_surroundings_without() -> (
+    None
+):
+    clean, mask = latents(dtype=np.float32)
+    hard = {"name": "hard", "steps": 40, "ema_stop": 8, "only_intervals": (), "soft_mask": False}
+
+    def seeing(x: Array, *told: Any) -> Array:
+        return closed_form.net_a(x, *told) + 0.3 * x.mean(axis=(2, 3), keepdims=True)
+
+    def painted(**parts: bool) -> Array:
+        recipe = Recipe.model_validate(hard | parts)
+        return sample(seeing, clean, mask, recipe=recipe, noise=PhiloxNoise([1, 2, 3]))
+
+    blended, both, mixed = painted(aif=False), painted(), painted(blended=False)
+    inside = np.broadcast_to(mask == 1, clean.shape)
+    assert np.array_equal(blended, both)
+    assert np.allclose(mixed[~inside], clean[~inside], atol=1e-6)
+    assert not np.allclose(mixed[inside], both[inside], atol=1e-2)
+
+
 def test_a_sample_does_not_depend_on_its_neighbours() -> None:
     clean, mask = latents(dtype=np.float32)
     together = sample(closed_form.net_a, clean, mask, recipe=SHORT, noise=PhiloxNoise([7, 8, 9]))

@@ -78,7 +78,8 @@ class Index:
         """Make room for samples below ``count``."""
         if (more := count - len(self.offsets)) > 0:
             self.offsets = np.concatenate([self.offsets, np.full(more, -1, dtype=np.int64)])
-            self.seals = np.concatenate([self.seals, np.zeros(more, dtype=np.uint64)])
+            # Written and not only promised, as zeros are: a run has its memory at the start or does not begin.
+            self.seals = np.concatenate([self.seals, np.full(more, 0, dtype=np.uint64)])
 
     def save(self) -> None:
         """Keep it for the next process, unless nothing is new."""
