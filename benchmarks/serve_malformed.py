@@ -40,7 +40,13 @@ def main() -> None:
         try:
             while sum(answered(site).values()) < given.count:
                 rounds += 1
-                command = [given.schemathesis, "run", f"{site.url}/openapi.json", "--seed", str(rounds)]
+                command = [
+                    given.schemathesis.absolute(),
+                    "run",
+                    f"{site.url}/openapi.json",
+                    "--seed",
+                    str(rounds),
+                ]
                 options = "--checks not_a_server_error --phases coverage,fuzzing --max-examples 200"
                 command += [
                     *options.split(),
@@ -49,7 +55,7 @@ def main() -> None:
                     "--request-timeout",
                     "60",
                 ]
-                told = subprocess.run(command, capture_output=True, text=True, check=False)
+                told = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
                 print(f"round {rounds}: {dict(answered(site))}", file=sys.stderr)
                 if told.returncode:
                     print(told.stdout[-4000:] + told.stderr[-4000:], file=sys.stderr)
