@@ -80,10 +80,11 @@ $(VENV)/.demo: $(VENV)/.torch $(NATIVE)
 	$(PIP) install --editable '.[cpu,export]'
 	touch $@
 
-# The type stubs ask for TensorRT itself, which only NVIDIA's own index has.
+# The type stubs ask for TensorRT itself, which only NVIDIA's own index has. Of Triton's client the tests read the schema of
+# a model's configuration alone: all of it would bring gRPC, and hold protobuf below what onnx and others are tested with.
 $(VENV)/.dev: $(VENV)/.torch $(NATIVE)
 	$(PIP) install --editable '.[dev]'
-	$(PIP) install --no-deps 'tensorrt-stubs>=10.13'
+	$(PIP) install --no-deps 'tensorrt-stubs>=10.13' 'tritonclient>=2.73'
 	touch $@ $(VENV)/.demo
 
 $(TREE): $(wildcard stage_rt/*) $(BESIDE)

@@ -3,12 +3,14 @@
     python benchmarks/serve_load.py ENGINE --photograph FILE --mask FILE --prompt NAME -o RESULTS.json
 
 Requests come by a Poisson process, whether or not those before them are answered. Capacity is what a closed loop of
-as many clients as the lane has slots, and one more, gets through.
+as many clients as the lane has slots, and one more, gets through. The first of them asks for the pairs that were
+painted one at a time: ``equal_bytes`` is whether they are the same files.
 """
 
 import argparse
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -25,12 +27,15 @@ import httpx
 from stage_rt.machine import cores
 
 SHARES = (0.5, 0.8, 1.2)
+EACH = 8
+"""Pairs that a client of a closed loop asks for."""
 
 
 class Load:
     def __init__(self, http: httpx.AsyncClient, order: dict) -> None:
         self._http, self._order = http, order
         self.seconds: list[float] = []
+        self.images: dict[int, str] = {}
         self.refused = self.failed = 0
 
     async def ask(self, seed: int) -> None:
@@ -40,6 +45,8 @@ class Load:
             self.refused += 1
         elif answer.status_code == 200 and answer.json()["state"] == "done":
             self.seconds.append(time.monotonic() - began)
+            picture = await self._http.get(answer.json()["image"])
+            self.images[seed] = hashlib.sha256(picture.content).hexdigest()
         else:
             self.failed += 1
 
@@ -61,7 +68,9 @@ class Load:
         }
 
 
-async def closed(http: httpx.AsyncClient, order: dict, clients: int, each: int) -> dict:
+async def closed(
+    http: httpx.AsyncClient, order: dict, clients: int, each: int
+) -> tuple[dict, dict[int, str]]:
     load, began = Load(http, order), time.monotonic()
 
     async def client(number: int) -> None:
@@ -69,7 +78,7 @@ async def closed(http: httpx.AsyncClient, order: dict, clients: int, each: int) 
             await load.ask(1000 * number + turn)
 
     await asyncio.gather(*map(client, range(clients)))
-    return load.told(clients * each, time.monotonic() - began)
+    return load.told(clients * each, time.monotonic() - began), load.images
 
 
 async def opened(http: httpx.AsyncClient, order: dict, rate: float, seconds: float) -> dict:
@@ -87,9 +96,10 @@ async def measure(url: str, order: dict, seconds: float) -> dict:
         while (await http.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.2)
         (engine,) = (await http.get("/v1/engines")).json()
-        one = await closed(http, order, 1, 4)
-        full = await closed(http, order, engine["slots"] + 1, 4)
-        print(f"one at a time {one}\ntogether {full}", file=sys.stderr)
+        one, alone = await closed(http, order, 1, EACH)
+        full, beside = await closed(http, order, engine["slots"] + 1, EACH)
+        equal = all(beside.get(seed) == digest for seed, digest in alone.items())
+        print(f"one at a time {one}\ntogether {full}\nequal bytes {equal}", file=sys.stderr)
         levels = {}
         for share in SHARES:
             levels[f"{share:.0%}"] = await opened(http, order, share * full["pairs_a_second"], seconds)
@@ -100,6 +110,7 @@ async def measure(url: str, order: dict, seconds: float) -> dict:
             "one_at_a_time": one,
             "together": full,
             "gain": round(gain, 2),
+            "equal_bytes": equal,
             "open": levels,
         }
 

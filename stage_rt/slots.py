@@ -102,7 +102,8 @@ class Slots(Protocol):
         """What the last step of a slot's sample took its end to be: the estimate of ``x0``, ``[1, C, h, w]``.
 
         It is on the way to the result from the first steps on and costs no network, so a preview is decoded from it.
-        None before a sample's first step in this slot, and on a device, which keeps no estimate.
+        None before a sample's first step in this slot. A device gives it for the samples that its last step moved,
+        and beyond the mask, where nothing is painted, the clean latent.
 
         Raises:
             InputError: the slot is empty.

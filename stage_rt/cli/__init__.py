@@ -17,6 +17,7 @@ from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
 from stage_rt.cli.evaluate import evaluate
 from stage_rt.cli.export import export
+from stage_rt.cli.export_triton import export_triton
 from stage_rt.cli.import_ import app as import_
 from stage_rt.cli.inspect import inspect
 from stage_rt.cli.merge import merge
@@ -37,6 +38,7 @@ app = typer.Typer(
 for _command in (
     train,
     export,
+    export_triton,
     build,
     inspect,
     verify,

@@ -12,11 +12,12 @@ from stage_rt.cuda import device, plan, recording
 from stage_rt.cuda.plan import Kind
 from stage_rt.cuda.step import Step
 from stage_rt.estimator import Condition
+from stage_rt.kernels.reference import Draw, guide, normal, recalled_estimate
 from stage_rt.kernels.table import rows
 from stage_rt.networks import DeviceBackend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
-from stage_rt.slots import Counters, Sampled, Tables, moved
+from stage_rt.slots import IDLE, Counters, Sampled, Tables, moved
 from stage_rt.spec import ModelSpec
 
 Float32 = NDArray[np.float32]
@@ -59,6 +60,8 @@ class DeviceSlots:
         self.size, self._guided, self._stream = size, adapter is not None, stream
         self._tables = Tables(model, adapter, size)
         self._needed: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * size
+        # Where samples stood before the last call, and how many steps it took.
+        self._ran: tuple[Counters, int] = np.full(size, IDLE, np.int32), 1
         # Where the device's counters stand, if that is known.
         self._standing: Counters | None = None
         # Calls since all was waited for, and what was copied for the last two of them.
@@ -112,6 +115,7 @@ class DeviceSlots:
         """See `stage_rt.slots.Slots`."""
         standing = self._tables.counters(counters)
         known, self._standing = self._standing, None
+        self._ran = standing.copy(), steps
         with device.active(), self._tables.moving():
             if known is None or not np.array_equal(known, standing):
                 self._step.write("counter", standing)
@@ -127,9 +131,26 @@ class DeviceSlots:
         return self.taken(slice(slot, slot + 1))
 
     def foreseen(self, slot: int) -> Float32 | None:
-        """See `stage_rt.slots.Slots`: the kernel's estimate stays in registers."""
+        """See `stage_rt.slots.Slots`; waits for the step.
+
+        The kernel has it in registers and overwrites the state it was made from, so it is calculated back from what
+        the step left behind; a step of which nobody asks costs nothing.
+        """
         self._tables.taken(slot)
-        return None
+        standing, steps = self._ran
+        if standing[slot] == IDLE:
+            return None
+        row = self._tables[slot][max(standing[slot] - steps + 1, 0)]
+        part, branch = slice(slot, slot + 1), "only" if row.only else "aware"
+        with device.active():
+            left = {
+                name: self._step.read(name, part) for name in ("state", "clean", "mask", "seeds", "samples")
+            }
+            plain = self._step.read_floats("eps", part)
+            own = self._step.read_floats(branch, part) if self._guided else plain
+        noise = normal(left["seeds"], left["samples"], row.timestep, Draw.POSTERIOR, plain.shape[1:])
+        eps = guide(plain, own, row.guidance)
+        return recalled_estimate(left["state"], eps, left["clean"], left["mask"], row, noise)
 
     def taken(self, part: slice) -> Sampled:
         """The states of some slots; waits for them."""
@@ -183,6 +204,7 @@ class DeviceSlots:
         slots = range(first, first + count)
         for slot in slots:
             self._tables[slot] = ()
+            self._ran[0][slot] = IDLE
         with device.active():
             for name, array in arrays.items():
                 step.write(name, array, first)

@@ -14,7 +14,7 @@ from stage_rt.cuda import device, plan
 from stage_rt.cuda.plan import Kind
 from stage_rt.errors import BackendError
 from stage_rt.kernels.table import ROW
-from stage_rt.networks import STORAGE, DeviceBackend, Tensor, narrow, size
+from stage_rt.networks import STORAGE, DeviceBackend, Tensor, narrow, size, widen
 from stage_rt.recipe import Branch
 from stage_rt.spec import UNET, ModelSpec, adapter_graph
 
@@ -114,6 +114,10 @@ class Step:
         first, stop, _ = samples.indices(self.batch)
         offset = first * (size(self.tensors[name]) // self.batch)
         return self._arena.read(name, (stop - first, *shape[1:]), STORAGE[dtype], self.stream, offset)
+
+    def read_floats(self, name: str, samples: slice) -> NDArray[np.float32]:
+        """`read` of a buffer of floats, as float32."""
+        return widen(self.read(name, samples), self.tensors[name].dtype)
 
     def close(self) -> None:
         """Wait for what is running, then give memory and networks back; only once."""

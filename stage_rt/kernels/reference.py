@@ -151,6 +151,28 @@ def step(
     return following
 
 
+def recalled_estimate(
+    following: NDArray[Float],
+    eps: NDArray[Float],
+    clean: NDArray[Float],
+    mask: NDArray[Float],
+    c: StepCoefficients,
+    posterior_noise: NDArray[Float],
+) -> NDArray[Float]:
+    """`clean_estimate` of a transition that is over, from the state it led to: under the mask; ``clean`` beyond it.
+
+    There the next state is linear in the one before, which can be had back from it (Eq. 2), so that a step may
+    overwrite it. Arguments as `step`; returns ``[B, C, h, w]``.
+    """
+    a, b, posterior_x0, posterior_xt, sigma = map(
+        following.dtype.type,
+        (c.sqrt_recip_abar, c.sqrt_recipm1_abar, c.posterior_x0, c.posterior_xt, c.sigma),
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        x = (following - sigma * posterior_noise + posterior_x0 * b * eps) / (posterior_x0 * a + posterior_xt)
+        return np.where(mask > 0, x * a - eps * b, clean)
+
+
 def fused_step(
     x: NDArray[np.float32],
     eps: NDArray[np.float32],

@@ -19,7 +19,7 @@ from stage_rt.run.supply import Dice, placed
 from stage_rt.run.writer import defect_type
 from stage_rt.samplers import SAMPLERS
 from stage_rt.serve.jobs import Night, Order
-from stage_rt.serve.pairs import Pair, Request, asked, opened_image, opened_label
+from stage_rt.serve.pairs import RETRIES, Pair, Request, asked, opened_image, opened_label
 from stage_rt.serve.server import Server
 from stage_rt.serve.shelf import Book
 
@@ -49,7 +49,7 @@ class PairOrder(_Body):
     min_fill: float | None = Field(
         None, ge=0, le=1, description="A region painted less is painted again; the prompt's own if null."
     )
-    retries: int = Field(5, ge=0, le=15)
+    retries: int = Field(RETRIES, ge=0, le=15)
     wait: bool = Field(True, description="Answer when it is painted; otherwise at once, with its id.")
 
 
@@ -274,7 +274,7 @@ def order_of(order: JobOrder, server: Server) -> tuple[Order, list[bytes]]:
         InputError, PromptError, MaskError: it cannot be painted.
     """
     book = server.shelf.book(_engine(order.engine, server), order.prompt)
-    resolve(asked(order.prompt, order.seed, order.steps, None, 5), book.spec.model)
+    resolve(asked(order.prompt, order.seed, order.steps), book.spec.model)
     names = list(server.photographs) if order.photographs is None else order.photographs
     if not names:
         raise InputError("there are no photographs to paint into", "start the server with `--normals`")

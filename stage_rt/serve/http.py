@@ -3,16 +3,10 @@
 import asyncio
 import logging
 import os
-import re
-import signal
-import socket
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, Header, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -36,8 +30,6 @@ from stage_rt.serve.server import Server
 from stage_rt.serve.shelf import BusyError
 
 PAGE = Path(__file__).parent / "page"
-DRAIN = 60.0
-"""Seconds that pairs in hand are given when the server is told to end."""
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -326,60 +318,3 @@ def _listed(folder: Path, path: str) -> Path | None:
             return None
         folder = Path(found.path)
     return folder if folder.is_file() else None
-
-
-class _Draining(uvicorn.Server):
-    """Ends when the server was drained; a second signal ends it at once."""
-
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        super().__init__(config)
-        self._server, self._told = server, False
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """See `uvicorn.Server`."""
-        if self._told:
-            os._exit(128 + sig)
-        self._told = True
-
-        def drain() -> None:
-            self._server.drain(DRAIN)
-            super(_Draining, self).handle_exit(signal.Signals(sig), frame)
-
-        threading.Thread(target=drain, name="stage-rt-drain", daemon=True).start()
-
-
-def run(
-    server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
-) -> None:
-    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside."""
-    config = uvicorn.Config(
-        application(server, token, figures, log),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-    )
-    running = _Draining(config, server)
-
-    def start() -> None:
-        try:
-            server.start()
-            log.info("ready")
-        except ClosedError:
-            pass
-        except BaseException as error:
-            log.error("the engines cannot be used: %s", printable(str(error)))
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
-    running.run(sockets=[sock])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask under an address."""
-    return host == "localhost" or bool(re.fullmatch(r"127(\.\d{1,3}){3}|::1", host))

@@ -19,6 +19,7 @@ from stage_rt.images.inputs import fit_mask, header_of, image_of
 from stage_rt.images.masks import mask_of
 from stage_rt.images.regions import Region
 from stage_rt.noise import region_of
+from stage_rt.progress import Progress
 from stage_rt.run.job import Job, Method
 from stage_rt.run.sample import Sample
 from stage_rt.run.workers import Batch, Result, divide, finish, paint
@@ -29,6 +30,8 @@ MOST_PIXELS = 16_000_000
 IMAGE, MASK = Path("image"), Path("mask")
 """What errors call what was sent."""
 PREVIEW_SIDE = 512
+RETRIES = 5
+"""How often a region that was painted too little is painted again, unless somebody says otherwise."""
 
 State = Literal["waiting", "painting", "done", "failed", "cancelled"]
 
@@ -92,7 +95,7 @@ def opened_image(content: bytes) -> tuple[NDArray[np.uint8], bool]:
         ImageError: as `stage_rt.images.inputs.read_image`, or it has more than `MOST_PIXELS`.
     """
     header = header_of(content, IMAGE)
-    _check_pixels(header.width, header.height, ImageError)
+    check_pixels(header.width, header.height, ImageError)
     return image_of(content, IMAGE), header.grey
 
 
@@ -103,31 +106,23 @@ def opened_label(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
         MaskError: as `stage_rt.images.masks.read_mask`, or it does not fit the picture.
     """
     header = header_of(content, MASK, MaskError)
-    _check_pixels(header.width, header.height, MaskError)
+    check_pixels(header.width, header.height, MaskError)
     return fit_mask(mask_of(content, MASK).label, size, MASK)
 
 
-def painted(engine: Engine, pair: Pair, *, size: int) -> Result:
-    """Paint a pair as `stage_rt.run.workers` paints sample 0 of a run of that seed.
+def painted(engine: Engine, request: Request, *, size: int, progress: Progress) -> Result:
+    """Paint a pair as `stage_rt.run.workers` paints sample 0 of a run of that seed, ``size`` regions at a time.
 
     Raises:
         FailedSamplesError: it came out non-finite.
         CancelledError, LateError, ClosedError, BackendError: it could not be painted.
     """
-    request, model = pair.request, engine.spec.model
+    model = engine.spec.model
     height, width = request.label.shape
     sample = Sample(0, IMAGE, MASK, (width, height), request.grey)
     pieces = divide([request.photo], [request.label], model, request.method)
     batch = Batch([sample], [request.photo], [request.label], pieces)
-    pair.change(state="painting")
-    strokes = paint(
-        engine,
-        batch,
-        request.method,
-        seed=request.seed,
-        size=size,
-        progress=lambda share: pair.change(share=round(share, 4)),
-    )
+    strokes = paint(engine, batch, request.method, seed=request.seed, size=size, progress=progress)
     (result,) = finish(batch, strokes(), model, request.method, composited=True)
     if result.image is None:
         raise FailedSamplesError("the pair came out non-finite", "try another seed or an fp32 engine")
@@ -155,7 +150,12 @@ class Preview:
         self._show(buffer.getvalue())
 
 
-def _check_pixels(width: int, height: int, error: type[InputError]) -> None:
+def check_pixels(width: int, height: int, error: type[InputError]) -> None:
+    """Refuse a picture of more than `MOST_PIXELS`.
+
+    Raises:
+        InputError (as ``error``): it is larger.
+    """
     if width * height > MOST_PIXELS:
         raise error(
             f"the picture has {width}x{height} pixels and at most {MOST_PIXELS // 10**6} million are painted "
@@ -164,6 +164,8 @@ def _check_pixels(width: int, height: int, error: type[InputError]) -> None:
         )
 
 
-def asked(prompt: str, seed: int, steps: int | None, min_fill: float | None, retries: int) -> Job:
+def asked(
+    prompt: str, seed: int, steps: int | None, min_fill: float | None = None, retries: int = RETRIES
+) -> Job:
     """The job of one pair, of which only the method counts."""
     return Job((), (), prompt, 1, seed, True, 1, steps=steps, min_fill=min_fill, retries=retries)

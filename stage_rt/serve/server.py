@@ -164,6 +164,10 @@ class Server:
         try:
             pair.wish.check()
             book = self.shelf.book(request.engine)
+
+            def told(share: float) -> None:
+                pair.change(share=round(share, 4))
+
             preview = Preview(
                 request,
                 regions(request.label, request.method.region),
@@ -171,7 +175,8 @@ class Server:
             )
             terms = Terms(Priority.INTERACTIVE, began + SECONDS, pair.wish, preview)
             with self.shelf.engine(request.engine, terms) as engine:
-                result = painted(engine, pair, size=book.slots)
+                pair.change(state="painting")
+                result = painted(engine, request, size=book.slots, progress=told)
             pair.change(state="done", share=1.0, result=result)
         except CancelledError:
             pair.change(state="cancelled")

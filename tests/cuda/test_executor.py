@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_engine import contents, labels, photographs
 from gpu_engine import SHORT, contexts, inputs, loaded
-from mock_networks import CHANNELS, SIDE, HostBackend, MockBackend, denoiser, spec, unet
+from mock_networks import CHANNELS, SCALE, SIDE, HostBackend, MockBackend, denoiser, spec, unet
 
 from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
@@ -14,6 +14,9 @@ from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputE
 from stage_rt.executor import HostExecutor
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.serve.driver import Driver
+from stage_rt.serve.executor import SharedExecutor, Terms
+from stage_rt.serve.scheduling import Priority
 from stage_rt.spec import UNET
 
 
@@ -56,6 +59,28 @@ def test_synthesize_is_the_cpus(make):
     np.testing.assert_array_equal(
         engine.synthesize(photos, masks, **arguments), on_the_host().synthesize(photos, masks, **arguments)
     )
+
+
+def test_who_waits_for_a_pair_sees_what_the_cpu_would_show(make):
+    shown = []
+    for engine in (make(batch=(2,))[0], on_the_host()):
+        images, masks, noise = inputs(2)
+        driver, seen = Driver(), []
+        terms = Terms(
+            Priority.INTERACTIVE, preview=lambda stream, image, seen=seen: seen.append((stream, image))
+        )
+        shared = engine.over(SharedExecutor(driver, "e", engine.executor, 2, SCALE, terms))
+        painted = shared.paint(images, masks, prompt="tile+hole", noise=noise).images
+        driver.close()
+        shown.append((painted, seen))
+    (found, seen), (expected, foreseen) = shown
+    np.testing.assert_array_equal(found, expected)
+    assert [stream for stream, _ in seen] == [stream for stream, _ in foreseen]
+    assert len(seen) >= 8
+    under = np.kron(masks, np.ones((1, 1, 2, 2))) > 0
+    for (stream, image), (_, other) in zip(seen, foreseen, strict=True):
+        where = np.broadcast_to(under[stream], image.shape)
+        np.testing.assert_allclose(image[where], other[where], atol=1e-4)
 
 
 def test_another_prompt_brings_its_context_and_its_adapters(make):

@@ -3,16 +3,32 @@
 import numpy as np
 import pytest
 from coming_and_going import LEVELS, RECIPES, served, visitor
-from mock_networks import MockBackend, spec, unet
+from mock_networks import HostBackend, MockBackend, spec, unet
 
 from stage_rt.cuda import device, plan
 from stage_rt.cuda.loop import Loop
 from stage_rt.cuda.plan import Kind
 from stage_rt.cuda.slots import DeviceSlots
 from stage_rt.errors import BackendError, InputError
+from stage_rt.networks import narrow, widen
 from stage_rt.noise import PhiloxNoise
-from stage_rt.slots import IDLE
+from stage_rt.slots import IDLE, HostSlots
 from stage_rt.spec import UNET
+
+
+class Rounded(HostBackend):
+    """The networks of the host, every tensor between them in a device's dtype."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def run(self, graph, **inputs):
+        stored = {name: self._rounded(array) for name, array in inputs.items() if name != "timestep"}
+        return self._rounded(super().run(graph, **inputs | stored))
+
+    def _rounded(self, array):
+        return widen(narrow(array, self._dtype), self._dtype)
 
 
 @pytest.fixture
@@ -116,6 +132,33 @@ def test_both_adapters_run_only_where_branches_differ(make):
     ran = []
     slots.step([IDLE] * 4, 3)
     assert ran == []
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("adapter", ["a", None])
+def test_what_is_foreseen_under_the_mask_is_what_the_cpu_foresees(make, dtype, adapter):
+    guests = [visitor(n, adapter) for n in range(3)]
+    slots, host = make(4, adapter, dtype), HostSlots(Rounded(dtype), spec(LEVELS).model, adapter, 4)
+    counters = np.array([*(each.enter(slots, n) for n, each in enumerate(guests)), IDLE], np.int32)
+    assert [each.enter(host, n) for n, each in enumerate(guests)] == counters[:3].tolist()
+    assert slots.foreseen(0) is None
+    for steps in (1, 2, 1, 5, 1, 30):
+        before, counters = counters, slots.step(counters, steps)
+        host.step(before, steps)
+        for n, guest in enumerate(guests):
+            if before[n] == IDLE:
+                assert slots.foreseen(n) is None
+                continue
+            found, expected = slots.foreseen(n), host.foreseen(n)
+            assert found.dtype == np.float32
+            under = np.broadcast_to(guest.mask > 0, found.shape)
+            scale = np.abs(expected[under]).max()
+            np.testing.assert_allclose(found[under], expected[under], atol=1e-4 * scale)
+            np.testing.assert_array_equal(found[~under], guest.clean[~under])
+            if counters[n] == IDLE:
+                np.testing.assert_allclose(found[under], slots.take(n).latent[under], atol=1e-5 * scale)
+    guests[1].enter(slots, 0)
+    assert slots.foreseen(0) is None
 
 
 def test_a_sample_that_is_done_or_at_rest_stays_as_it_is(make):

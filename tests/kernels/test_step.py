@@ -55,6 +55,21 @@ def test_library_equals_definition(shape, c):
     assert defined_finite.all()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])
+@pytest.mark.parametrize("c", CASES.values(), ids=CASES)
+def test_the_estimate_is_had_back_from_the_next_state(c, dtype, tolerance):
+    rng = np.random.default_rng(1)
+    x, eps, clean, near, far = (rng.standard_normal((2, 3, 5, 7)).astype(dtype) for _ in range(5))
+    mask = (rng.random((2, 1, 5, 7)) < 0.4).astype(dtype)
+    following = reference.step(x, eps, clean, mask, c, far, near)
+    found = reference.recalled_estimate(following, eps, clean, mask, c, near)
+    expected = np.where(mask > 0, reference.clean_estimate(x, eps, clean, mask, c), clean)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+    other = reference.recalled_estimate(following, eps, clean, mask, c, far)
+    assert np.array_equal(other, found) == (c.sigma == 0)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 20)),

@@ -1,0 +1,118 @@
+"""The server as a process: uvicorn, with an orderly end, and an end to its patience with heads of requests."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from types import FrameType
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from stage_rt.errors import printable
+from stage_rt.serve.driver import ClosedError
+from stage_rt.serve.http import application
+from stage_rt.serve.metrics import Figures
+from stage_rt.serve.server import Server
+
+DRAIN = 60.0
+"""Seconds that pairs in hand are given when the server is told to end."""
+HEAD = 20.0
+"""Seconds from a connection, or from the first byte of its next request, to the end of the request's head."""
+
+
+class Punctual(H11Protocol):
+    """Closes a connection whose request's head is not whole in time, however often a byte of it comes.
+
+    uvicorn waits for ever: its own timer runs between two requests alone, and `stage_rt.serve.guard` sees a request
+    when its head is whole.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self._rest()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._rest()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD, self.transport.close)
+
+    def _rest(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class _Draining(uvicorn.Server):
+    """Ends when the server was drained; a second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server, self._told = server, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`."""
+        if self._told:
+            os._exit(128 + sig)
+        self._told = True
+
+        def drain() -> None:
+            self._server.drain(DRAIN)
+            super(_Draining, self).handle_exit(signal.Signals(sig), frame)
+
+        threading.Thread(target=drain, name="stage-rt-drain", daemon=True).start()
+
+
+def run(
+    server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
+) -> None:
+    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside."""
+    config = uvicorn.Config(
+        application(server, token, figures, log),
+        http=Punctual,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+    )
+    running = _Draining(config, server)
+
+    def start() -> None:
+        try:
+            server.start()
+            log.info("ready")
+        except ClosedError:
+            pass
+        except BaseException as error:
+            log.error("the engines cannot be used: %s", printable(str(error)))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
+    running.run(sockets=[sock])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can ask under an address."""
+    return host == "localhost" or bool(re.fullmatch(r"127(\.\d{1,3}){3}|::1", host))

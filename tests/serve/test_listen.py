@@ -1,0 +1,88 @@
+"""How long a connection is borne with that does not say what it wants."""
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import closing
+
+import pytest
+import uvicorn
+
+from stage_rt.serve import listen
+
+PATIENCE = 0.6
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+HALF = GET[:20]
+
+
+async def app(scope, receive, send):
+    """Answers when it has the body, and takes its time."""
+    while (await receive()).get("more_body"):
+        pass
+    await asyncio.sleep(2 * PATIENCE)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    monkeypatch.setattr(listen, "HEAD", PATIENCE)
+    config = uvicorn.Config(app, http=listen.Punctual, ws="none", lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield lambda: closing(socket.create_connection(listening.getsockname(), timeout=30))
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def seconds_to_its_end(connection, dribble=b""):
+    """Until the other side has closed, while a byte is sent every tenth of a second."""
+    began = time.monotonic()
+    connection.settimeout(0.1)
+    while True:
+        try:
+            if not connection.recv(100):
+                return time.monotonic() - began
+        except TimeoutError:
+            connection.sendall(dribble[:1])
+            dribble = dribble[1:]
+        except ConnectionResetError:
+            return time.monotonic() - began
+
+
+def answer(connection):
+    connection.settimeout(30)
+    received = b""
+    while not received.endswith(b"ok"):
+        received += connection.recv(1000)
+    return received
+
+
+@pytest.mark.parametrize(("sent", "dribble"), [(b"", b""), (HALF, b""), (HALF, b"x" * 1000)])
+def test_a_head_that_does_not_come_closes_the_connection(connect, sent, dribble):
+    with connect() as connection:
+        connection.sendall(sent)
+        assert PATIENCE - 0.2 < seconds_to_its_end(connection, dribble) < 20
+
+
+def test_a_slow_body_and_a_slow_answer_are_waited_for(connect):
+    with connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        for _ in range(9):
+            time.sleep(PATIENCE / 6)
+            connection.sendall(b"x")
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_the_next_request_of_a_connection_has_the_same_time(connect):
+    with connect() as connection:
+        for _ in range(2):
+            connection.sendall(GET)
+            assert answer(connection).startswith(b"HTTP/1.1 200")
+            time.sleep(1.5 * PATIENCE)
+        connection.sendall(HALF)
+        assert PATIENCE - 0.2 < seconds_to_its_end(connection) < 20
