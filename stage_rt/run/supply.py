@@ -22,6 +22,9 @@ NEAR = 0.03
 """Share of the photograph's side within which a mask lies at its border."""
 JOINED = 0.25
 """Share of labels that are made of two masks."""
+LEAST = 0.5
+"""Share of a mask's own area, as it is scaled, that a label should have: what goes on beyond a border of the photograph
+does not count."""
 PLACES = 24
 """Places, turns and sizes tried for one that lies inside the object; each time the largest size is smaller."""
 
@@ -96,11 +99,13 @@ def placed(label: Label, inside: Label, dice: Dice) -> Label:
 class _Cut(NamedTuple):
     """A label cut out of its photograph.
 
+    ``area`` is how many of its pixels are in the photograph.
     ``borders`` says of each axis at which of its ends the label lies, -1 or 1, or 0 for neither; ``anchors`` is the
     pixel of the cut that lies on that border. Beyond the border the label goes on as it ends there.
     """
 
     label: Label
+    area: float
     borders: tuple[int, ...]
     anchors: tuple[NDArray[np.float64], ...]
 
@@ -117,7 +122,7 @@ class _Cut(NamedTuple):
         cut = label[tuple(spans)]
         places = [np.array(pad[0]) for pad in pads]
         anchors = [cls._anchor(cut, axis, border) + places for axis, border in enumerate(borders)]
-        return cls(np.pad(cut, pads, mode="edge"), tuple(borders), tuple(anchors))
+        return cls(np.pad(cut, pads, mode="edge"), float(cut.sum()), tuple(borders), tuple(anchors))
 
     @staticmethod
     def _anchor(cut: Label, axis: int, border: int) -> NDArray[np.float64]:
@@ -149,7 +154,7 @@ class _Cut(NamedTuple):
             label[tuple(size // 2)] = True
         anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
         borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
-        return _Cut(label, tuple(borders), tuple(anchors))
+        return _Cut(label, self.area * scale**2, tuple(borders), tuple(anchors))
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:
@@ -167,7 +172,7 @@ def _first(inside: Label) -> tuple[int, int]:
 
 
 class _Put(NamedTuple):
-    """What is left of a shape in a window of the photograph, and its share of the shape."""
+    """What is left of a shape in a window of the photograph, and its share of what there should be."""
 
     window: tuple[slice, slice]
     label: Label
@@ -193,8 +198,8 @@ def _put(shape: _Cut, centre: tuple[int, int], inside: Label) -> _Put:
         parts.append(slice(first - start, end - start))
         there.append(parts[-1] if border else span)
     kept = shape.label[tuple(parts)] & inside[tuple(window)]
-    wanted = int(shape.label[tuple(there)].sum())
-    return _Put((window[0], window[1]), kept, float(kept.sum() / wanted) if wanted else 0.0)
+    wanted = max(float(shape.label[tuple(there)].sum()), LEAST * shape.area)
+    return _Put((window[0], window[1]), kept, float(kept.sum()) / wanted)
 
 
 def _edge(inside: Label, axis: int, border: int, across: slice) -> int:

@@ -99,6 +99,14 @@ def test_what_lies_at_no_border_is_not_cut_off_by_one():
     assert np.mean([not any(touched(label)) for label in whole]) > 0.85
 
 
+def test_of_two_chips_at_opposite_borders_the_larger_one_does_not_fall_off():
+    chips = np.zeros((60, 80), dtype=bool)
+    chips[:3, 60:64] = chips[52:, 6:18] = True
+    sizes = np.array([moved(n, chips).sum() for n in range(100)]) / chips.sum()
+    assert sizes.min() > SCALES[0] ** 2 / 2
+    assert np.median(sizes) > 0.9
+
+
 @pytest.mark.parametrize("size", [(20, 20), (8, 50), (3, 3), (1, 1)])
 def test_labels_stay_inside_the_object(size):
     inside = np.zeros((60, 80), dtype=bool)
