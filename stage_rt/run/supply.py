@@ -23,8 +23,8 @@ NEAR = 0.03
 JOINED = 0.25
 """Share of labels that are made of two masks."""
 LEAST = 0.5
-"""Share of a mask's own area, as it is scaled, that a label should have: what goes on beyond a border of the photograph
-does not count."""
+"""Share of a mask's own area, as it is scaled, that a label should have: what goes on beyond a border of the
+photograph does not count."""
 PLACES = 24
 """Places, turns and sizes tried for one that lies inside the object; each time the largest size is smaller."""
 
