@@ -106,7 +106,7 @@ def synth(
         SolverName | None,
         typer.Option(
             help="How a step is made: as in the paper, or by DPM-Solver++ of second order, without noise of its own "
-            "(2m) or with it (2m-sde).",
+            "(2m) or with it (2m-sde), or by UniPC of order 2.",
             show_default="the recipe's",
         ),
     ] = None,
