@@ -12,6 +12,6 @@ RecipeName = Literal["authors", "paper", "masked", "baseline", "+mga", "+aif", "
 SamplerName = Literal["stage", "repaint", "anomalydiffusion", "sdas"]
 SegmenterName = Literal["unet", "segformer", "bisenetv2", "stdc"]
 SizeName = Literal["cpu", "paper"]
-SolverName = Literal["ancestral", "dpmpp-2m", "dpmpp-2m-sde"]
+SolverName = Literal["ancestral", "dpmpp-2m", "dpmpp-2m-sde", "unipc"]
 ViewName = Literal["whole", "region"]
 WeightDType = Literal["fp32", "fp16"]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from stage_rt.errors import InputError
 from stage_rt.names import MaskRule, RecipeName, SolverName
 from stage_rt.schedule import FEWEST_CALLS, Schedule
-from stage_rt.solvers import extrapolations, weights
+from stage_rt.solvers import Drawn, extrapolations, weights
 
 
 class Branch(StrEnum):
@@ -252,7 +252,7 @@ class Recipe(BaseModel):
         return self.table(self.schedule)
 
     @cached_property
-    def extrapolations(self) -> tuple[float, ...]:
+    def extrapolations(self) -> tuple[Drawn, ...]:
         """How far the solver draws on at every transition, in the order of ``coefficients``."""
         only = np.array([self.branch(i) is Branch.ONLY for i in self.schedule.timesteps.tolist()])
         return extrapolations(self.solver, self.schedule, only)

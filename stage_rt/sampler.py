@@ -64,7 +64,7 @@ def sample(
     step, told = _step(noise, clean.dtype), mask if label is None else label
     x = noise.initial(clean.shape).astype(clean.dtype, copy=False)
     history = None if recipe.solver == "ancestral" else History(mask)
-    for c, weight in zip(reversed(recipe.coefficients), reversed(recipe.extrapolations), strict=True):
+    for c, drawn in zip(reversed(recipe.coefficients), reversed(recipe.extrapolations), strict=True):
         soft = told + told.dtype.type(c.mix) * (1 - told)
         eps = denoise(x, c.timestep, soft, recipe.branch(c.timestep))
         if eps.shape != x.shape:
@@ -72,7 +72,7 @@ def sample(
                 f"the denoiser returned shape {eps.shape} at step {c.timestep}, expected {x.shape}"
             )
         if history is not None:
-            eps = history.drawn_on(x, eps, c.sqrt_recip_abar, c.sqrt_recipm1_abar, weight)
+            eps = history.drawn_on(x, eps, c.sqrt_recip_abar, c.sqrt_recipm1_abar, drawn)
         x = step(x, eps, clean, mask, c)
         if callback is not None:
             callback(c.timestep, x)

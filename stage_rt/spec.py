@@ -97,11 +97,12 @@ Rim = tuple[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)], ...]
 class PromptDefaults(_Spec):
     """What the training measured for a prompt: the guidance its defects look most real with, and the least share of a
     label that a pair is expected to fill; None where it was not measured. ``rim`` is how its defects fade out beyond
-    their labels, empty where they end there."""
+    their labels, empty where they end there. ``steps`` are the fewest that `stage_rt.run.fewest` found."""
 
     guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     min_fill: float | None = Field(default=None, ge=0, le=1)
     rim: Rim = Field(default=(), max_length=8, exclude_if=lambda rim: not rim)
+    steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
 
 
 class ModelSpec(_Spec):

@@ -65,7 +65,7 @@ def calls_of(prompt, recipe, steps):
     return dict(backend.calls)
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "dpmpp-2m", "dpmpp-2m-sde"])
+@pytest.mark.parametrize("solver", ["ancestral", "dpmpp-2m", "dpmpp-2m-sde", "unipc"])
 def test_a_step_of_a_batch_is_one_call_of_the_unet_and_one_of_an_adapter(solver):
     steps = 40
     recipe = RECIPE.solved(solver)
@@ -86,7 +86,7 @@ def test_guidance_by_the_prompt_is_one_unet_call_more_and_no_adapters_are_none()
     assert calls_of("tile+bare", RECIPE, 20) == {VAE_ENCODER: 1, UNET: 20, VAE_DECODER: 1}
 
 
-@pytest.mark.parametrize(("solver", "most"), [("ancestral", 2), ("dpmpp-2m", 7)])
+@pytest.mark.parametrize(("solver", "most"), [("ancestral", 2), ("dpmpp-2m", 7), ("unipc", 8)])
 def test_the_loop_allocates_few_states_and_keeps_none(solver, most):
     """The next state and the soft mask, of a quarter of its size; the network allocates nothing here."""
     clean, mask = np.zeros(SHAPE, np.float32), np.ones((8, 1, 32, 32), np.float32)

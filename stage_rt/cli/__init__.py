@@ -12,6 +12,7 @@ from stage_rt import __version__
 from stage_rt.cli import console
 from stage_rt.cli.bench import bench
 from stage_rt.cli.build import build
+from stage_rt.cli.calibrate import calibrate
 from stage_rt.cli.client import client
 from stage_rt.cli.demo import demo
 from stage_rt.cli.doctor import doctor
@@ -43,6 +44,7 @@ for _command in (
     inspect,
     verify,
     bench,
+    calibrate,
     synth,
     serve,
     client,

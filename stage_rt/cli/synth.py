@@ -1,7 +1,7 @@
 """``stage-rt synth``: fill a folder with image and mask pairs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,10 +69,11 @@ def synth(
         ),
     ] = "stage",
     steps: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             metavar="N",
-            help="Network calls a pair takes, 10 to 1000; 100 is nearly ten times as fast and a little fainter.",
+            help="Network calls a pair takes, 10 to 1000; 100 is nearly ten times as fast and a little fainter; "
+            "`auto` is the fewest that `stage-rt calibrate` found.",
             show_default="1000; repaint 250 levels, anomalydiffusion 200, sdas 20",
         ),
     ] = None,
@@ -106,7 +107,7 @@ def synth(
         SolverName | None,
         typer.Option(
             help="How a step is made: as in the paper, or by DPM-Solver++ of second order, without noise of its own "
-            "(2m) or with it (2m-sde).",
+            "(2m) or with it (2m-sde), or by UniPC of order 2.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -247,7 +248,7 @@ def synth(
         "composite": composite,
         "sampler": sampler,
         "recipe": recipe,
-        "steps": steps,
+        "steps": _steps(steps),
         "guidance": guidance,
         "prompt_guidance": prompt_guidance,
         "solver": solver,
@@ -313,6 +314,17 @@ def _type(text: str) -> dict[str, Any]:
     if not equals or not name or not folder:
         raise typer.BadParameter(f"{text!r} is no type and its masks, as `tile+crack=masks/crack:500`")
     return {"prompt": name, "masks": Path(folder)} | ({"count": int(number)} if number else {})
+
+
+def _steps(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor `auto`", param_hint="--steps") from None
 
 
 def _batch(wanted: int | None, spec: "EngineSpec", engine: Path) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from stage_rt.errors import InputError, PromptError
 from stage_rt.images.masks import AS_IT_IS, Reading
@@ -18,11 +19,12 @@ class Job:
     """What the user asked for; ``batch`` samples go through the networks together.
 
     ``recipe`` names a branch plan to use in place of the model's own; ``steps`` is how many levels the sampler
-    visits, its own number if None; ``guidance`` is the weight of the adapters' estimate, the prompt's or else the
-    recipe's if None, ``prompt_guidance`` that of the prompt against good surface. ``solver`` makes the transitions of
-    STAGE's loop, the recipe's own if None. ``view`` is how photographs are
-    seen, as the model was trained if None. A region of which less than ``min_fill`` of the label was painted, the
-    prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is left out if ``strict``.
+    visits, its own number if None, the fewest that were measured (`stage_rt.run.fewest`) if ``auto``; ``guidance`` is
+    the weight of the adapters' estimate, the prompt's or else the recipe's if None, ``prompt_guidance`` that of the
+    prompt against good surface. ``solver`` makes the transitions of STAGE's loop, the recipe's own if None. ``view``
+    is how photographs are seen, as the model was trained if None. A region of which less than ``min_fill`` of the
+    label was painted, the prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is
+    left out if ``strict``.
     Without ``rim`` no pixel beyond a label changes but for the ramp of one, whatever the prompt's own is.
     ``augment`` makes every label from the masks instead of taking one as it is (`stage_rt.run.supply`), inside the
     object that ``objects``, masks of the photographs, show. ``reading`` says how grey values of masks are read.
@@ -37,7 +39,7 @@ class Job:
     batch: int
     sampler: SamplerName = "stage"
     recipe: RecipeName | None = None
-    steps: int | None = None
+    steps: int | Literal["auto"] | None = None
     guidance: float | None = None
     prompt_guidance: float | None = None
     solver: SolverName | None = None
@@ -106,11 +108,33 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         recipe = recipe.solved(job.solver)
     model.check(recipe)
     min_fill, retries = _refill(job, defaults)
-    steps = steps_of(job.sampler, recipe, job.steps)
+    steps = steps_of(job.sampler, recipe, _fewest(job, defaults) if job.steps == "auto" else job.steps)
     own_steps = steps == SAMPLERS[job.sampler].steps(recipe)
     view = model.seen(job.view)
     rim = defaults.rim if job.rim and view and SAMPLERS[job.sampler].guided else ()
     return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim)
+
+
+def _fewest(job: Job, defaults: PromptDefaults) -> int:
+    """The fewest steps as they were measured, with nothing but the model's own recipe."""
+    levers = {
+        "recipe": job.recipe,
+        "guidance": job.guidance,
+        "prompt_guidance": job.prompt_guidance,
+        "solver": job.solver,
+        "sampler": None if job.sampler == "stage" else job.sampler,
+    }
+    if changed := [name for name, value in levers.items() if value is not None]:
+        raise InputError(
+            f"`steps auto` was measured with the model's own recipe, which `{changed[0]}` changes",
+            "leave one of them out, or give a number",
+        )
+    if defaults.steps is None:
+        raise InputError(
+            f"nobody measured yet how few steps prompt {job.prompt!r} needs",
+            "run `stage-rt calibrate` with this engine, or give a number",
+        )
+    return defaults.steps
 
 
 def _refill(job: Job, defaults: PromptDefaults) -> tuple[float, int]:

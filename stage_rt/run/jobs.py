@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,7 +29,7 @@ class Entry(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**64)
     composite: bool = True
     sampler: SamplerName = "stage"
-    steps: int | None = None
+    steps: int | Literal["auto"] | None = None
     recipe: RecipeName | None = None
     guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     prompt_guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)

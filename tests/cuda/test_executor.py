@@ -312,7 +312,7 @@ def test_both_guidances_and_prompts_without_adapters_stay_in_the_loop(
     assert notices == []
 
 
-@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-2m-sde"])
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-2m-sde", "unipc"])
 def test_a_solver_with_a_history_is_driven_from_the_host(make, machine, solver):
     """As the other samplers are; this backend's networks can only be launched, and say so."""
     engine, _ = make()

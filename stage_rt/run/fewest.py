@@ -1,0 +1,144 @@
+"""The fewest steps whose pairs cannot be told from those of all steps, measured on a user's own files.
+
+Every pair is painted with all steps from two seeds, whose difference is what noise alone makes of a pair, and then
+with ever more steps until few enough are found. Steps pass if, with 95 % confidence, the mean of each figure lies no
+further from that of all steps than one deviation of that noise (two one-sided t-tests). So few pairs do not make few
+steps: what was measured badly passes nothing, and is all steps.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from stage_rt.errors import BackendError, InputError
+from stage_rt.files import write_atomic
+from stage_rt.folders import read_engine
+from stage_rt.noise import reseeded
+from stage_rt.progress import Progress, portion, silent
+from stage_rt.run.job import Job
+from stage_rt.run.plan import Notify, Plan, make_plan
+from stage_rt.run.sample import Samples
+from stage_rt.run.workers import Painter, Task, begin
+from stage_rt.spec import ENGINE_FILE, PromptDefaults
+
+COUNTS = (10, 15, 20, 30, 50, 100, 200, 500)
+"""Numbers of steps that are tried, between the fewest that the recipe makes sense with and all of them."""
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+
+
+class Row(NamedTuple):
+    """What was measured of a number of steps.
+
+    ``fill`` and ``contrast`` are means over the pairs (`stage_rt.images.labels.Figures`); ``fill_off`` and
+    ``contrast_off`` how far from those of all steps they are at most, in deviations between two seeds.
+    """
+
+    steps: int
+    fill: float
+    contrast: float
+    fill_off: float
+    contrast_off: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing tells these steps from all of them."""
+        return max(self.fill_off, self.contrast_off) <= 1
+
+
+class Fewest(NamedTuple):
+    """The ``steps`` that were found, and every number that was tried, rising, all steps the last."""
+
+    steps: int
+    rows: list[Row]
+
+
+def fewest_steps(engine: Painter, job: Job, *, notify: Notify, progress: Progress = silent) -> Fewest:
+    """Measure them with an engine on the photographs and masks of ``job``, painted as they come.
+
+    Raises:
+        InputError: the job cannot be done, or changes the recipe.
+        BackendError: the inference library failed, or a pair came out non-finite.
+    """
+    plan = make_plan(engine.spec, replace(job, min_fill=0.0), notify, portion(progress, 0.0, 0.05))
+    every = plan.method.steps
+    counts = [count for count in COUNTS if plan.method.recipe.fewest_calls <= count < every]
+    calls, done = 2 * every + sum(counts), 0
+
+    def painted(steps: int, attempt: int) -> Floats:
+        nonlocal done
+        share = portion(progress, 0.05 + 0.95 * done / calls, 0.95 * (done + steps) / calls + 0.05)
+        done += steps
+        return _figures(engine, plan, steps, reseeded(job.seed, attempt), job.batch, share)
+
+    whole = painted(every, 0), painted(every, 1)
+    rows: list[Row] = []
+    for attempt, count in enumerate(counts, 2):
+        rows.append(compared(count, painted(count, attempt), whole))
+        if rows[-1].passed:
+            break
+    progress(1.0)
+    found = next((row.steps for row in rows if row.passed), every)
+    fill, contrast = np.mean(whole, axis=(0, 1)).tolist()
+    return Fewest(found, [*rows, Row(every, fill, contrast, 0.0, 0.0)])
+
+
+def compared(steps: int, few: Floats, whole: Sequence[Floats]) -> Row:
+    """The figures ``[N, 2]`` of pairs in few steps, beside theirs in all steps from two seeds."""
+    first, second = whole
+    noise = np.sqrt(((first - second) ** 2).mean(axis=0) / 2)
+    difference = few - (first + second) / 2
+    sure = stats.t.ppf(CONFIDENCE, len(few) - 1) * difference.std(axis=0, ddof=1) / np.sqrt(len(few))
+    most = np.abs(difference.mean(axis=0)) + sure
+    # Where seeds change nothing, nothing else may either.
+    off = np.divide(most, noise, out=np.where(most > 0, np.inf, 0.0), where=noise > 0)
+    return Row(steps, *few.mean(axis=0).tolist(), *off.tolist())
+
+
+def keep(folder: Path, prompt: str, steps: int) -> None:
+    """Write the ``steps`` of a prompt into an engine's description, where ``--steps auto`` looks for them.
+
+    Raises:
+        EngineError: there is no engine.
+        InputError: the file cannot be written.
+    """
+    spec = read_engine(folder)
+    own = spec.model.defaults.get(prompt, PromptDefaults()).model_copy(update={"steps": steps})
+    model = spec.model.model_copy(update={"defaults": {**spec.model.defaults, prompt: own}})
+    try:
+        write_atomic(folder / ENGINE_FILE, spec.model_copy(update={"model": model}).sealed().encode())
+    except OSError as fault:
+        raise InputError(
+            f"`{folder / ENGINE_FILE}` cannot be written ({fault.strerror})",
+            f"make it writable, or give `--steps {steps}` yourself",
+        ) from None
+
+
+def _figures(engine: Painter, plan: Plan, steps: int, seed: int, batch: int, progress: Progress) -> Floats:
+    """Fill and contrast of every pair, ``[N, 2]``."""
+    method = replace(plan.method, steps=steps, own_steps=False)
+    rows = []
+    for samples, share in _together(plan, progress):
+        wanted = frozenset(sample.index for sample in samples)
+        for result in begin(engine, Task(samples, wanted, method, seed, batch, True), share)():
+            if result.figures is None:
+                raise BackendError(
+                    f"a pair came out non-finite with {steps} steps",
+                    "check the engine with `stage-rt verify`",
+                )
+            rows.append((result.figures.fill, result.figures.contrast))
+    return np.array(rows)
+
+
+def _together(plan: Plan, progress: Progress) -> Iterator[tuple[Samples, Progress]]:
+    """The samples as a run takes them, each part with its share of the progress."""
+    count = len(plan.samples)
+    for start in range(0, count, plan.together):
+        part = plan.samples[start : start + plan.together]
+        yield part, portion(progress, start / count, (start + len(part)) / count)

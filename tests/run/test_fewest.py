@@ -1,0 +1,150 @@
+"""The fewest steps: what passes, what does not, and that a run takes the number that was kept."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_engine import PROMPT, FakeEngine, stand_in, ten_pairs
+
+from stage_rt.cli import main
+from stage_rt.errors import BackendError, InputError
+from stage_rt.folders import read_engine
+from stage_rt.run.fewest import compared, fewest_steps
+from stage_rt.run.job import resolve
+from stage_rt.spec import ENGINE_FILE, PromptDefaults
+
+
+def figures(count, *, shift=0.0, seed=0):
+    """Fill and contrast of pairs whose seeds change them by 0.1 and by 5."""
+    rng = np.random.default_rng(seed)
+    return np.array([0.7, -40.0]) + np.array([0.1, 5.0]) * (rng.normal(size=(count, 2)) + shift)
+
+
+def off(count, shift):
+    rows = [
+        compared(
+            20,
+            figures(count, shift=shift, seed=3 * n + 2),
+            (figures(count, seed=3 * n), figures(count, seed=3 * n + 1)),
+        )
+        for n in range(200)
+    ]
+    return np.array([row[3:] for row in rows])
+
+
+def test_what_all_steps_might_have_made_passes_and_what_they_might_not_does_not():
+    assert np.mean(off(24, 0.0).max(axis=1) <= 1) > 0.85
+    # At the very edge no more than one in twenty may pass, in either direction; the deviation is estimated too.
+    for edge in (-1.0, 1.0):
+        assert np.mean(off(24, edge) <= 1) < 0.1
+    assert np.mean(off(24, 2.0) <= 1) < 0.001
+
+
+def test_few_pairs_do_not_make_few_steps():
+    passed = [np.mean(off(count, 0.0).max(axis=1) <= 1) for count in (4, 8, 16, 64)]
+    assert passed == sorted(passed)
+    assert passed[0] < 0.2
+    assert passed[-1] > 0.99
+
+
+def test_where_seeds_change_nothing_nothing_else_may():
+    same = np.full((8, 2), 0.5)
+    assert compared(20, same, (same, same)).passed
+    assert not compared(20, same + np.array([0.001, 0]), (same, same)).passed
+
+
+class Fading(FakeEngine):
+    """Fewer than ``enough`` steps paint fainter, by a share of it."""
+
+    def __init__(self, enough, **options):
+        super().__init__(**options)
+        self.enough, self.asked = enough, []
+
+    def paint(self, images, masks, *, steps, **options):
+        self.asked.append(steps)
+        painted = super().paint(images, masks, steps=steps, **options)
+        share = min(steps / self.enough, 1.0)
+        return painted._replace(images=images + np.float32(share) * (painted.images - images))
+
+
+@pytest.mark.parametrize(("enough", "found"), [(1, 10), (45, 50), (120, 120)])
+def test_the_first_number_that_passes_is_found_and_no_larger_one_painted(tmp_path, enough, found):
+    engine = Fading(enough, steps=120)
+    result = fewest_steps(engine, replace(ten_pairs(tmp_path), count=24), notify=lambda notice: None)
+    assert result.steps == found, result.rows
+    tried = [10, 15, 20, 30, 50, 100]
+    assert list(dict.fromkeys(engine.asked)) == [120, *[count for count in tried if count <= found]]
+    assert [row.steps for row in result.rows] == sorted({*engine.asked})
+    assert [row.passed for row in result.rows] == [row.steps >= found for row in result.rows]
+
+
+def test_a_pair_that_is_not_finite_ends_it(tmp_path):
+    with pytest.raises(BackendError, match="a pair came out non-finite with 10 steps"):
+        fewest_steps(FakeEngine(poisoned=(0,)), ten_pairs(tmp_path), notify=lambda notice: None)
+
+
+def test_a_job_takes_what_was_measured_or_says_who_measures(tmp_path):
+    job = replace(ten_pairs(tmp_path), steps="auto")
+    model = FakeEngine(steps=120, defaults={PROMPT: PromptDefaults(steps=30)}).spec.model
+    assert resolve(job, model).steps == 30
+    with pytest.raises(
+        InputError, match="nobody measured yet how few steps prompt 'tile\\+hole' needs: run `stage-rt"
+    ):
+        resolve(job, FakeEngine().spec.model)
+    for change in ({"guidance": 2.0}, {"solver": "unipc"}, {"sampler": "sdas"}):
+        with pytest.raises(InputError, match=r"own recipe, which `(guidance|solver|sampler)` changes"):
+            resolve(replace(job, **change), model)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command on the engine that lies in ``engine``, with photographs and masks beside it."""
+    ten_pairs(tmp_path)
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / ENGINE_FILE).write_text(FakeEngine(steps=30).spec.sealed())
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments):
+        defaults = read_engine(tmp_path / "engine").model.defaults
+        engine = FakeEngine(steps=30, defaults=defaults)
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine))
+        with pytest.raises(SystemExit) as exited:
+            main([name, "engine", "--normals", "normals", "--masks", "masks", "--prompt", PROMPT, *arguments])
+        return exited.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_keeps_it_in_the_engine_and_synth_takes_it(command, tmp_path):
+    before = read_engine(tmp_path / "engine")
+    assert command("synth", "-o", "run", "--steps", "auto")[::2] == (
+        1,
+        f"error: nobody measured yet how few steps prompt {PROMPT!r} needs: run `stage-rt calibrate` with this "
+        "engine, or give a number\n",
+    )
+    code, out, err = command("calibrate", "--pairs", "24", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["prompt"], found["pairs"], found["steps"]) == (PROMPT, 24, 10)
+    assert [row["steps"] for row in found["rows"]] == [10, 30]
+    after = read_engine(tmp_path / "engine")
+    assert after.model.defaults == {PROMPT: PromptDefaults(steps=10)}
+    assert after.fingerprint == before.fingerprint
+    assert command("synth", "-o", "run", "--steps", "auto")[0] == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_bytes())["steps"] == 10
+
+
+def test_its_table_says_what_follows(command):
+    code, out, err = command("calibrate")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["steps", "fill"]
+    assert lines[-1] == f"`--steps auto` is 10 for prompt {PROMPT!r} from now on"
+
+
+def test_steps_are_a_number_or_auto(command):
+    code, _, err = command("synth", "-o", "run", "--steps", "few")
+    assert code == 2
+    assert "'few' is neither a number nor `auto`" in " ".join(err.replace("│", "").split())
