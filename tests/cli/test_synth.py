@@ -293,7 +293,7 @@ def test_steps_out_of_range_are_one_sentence(synth, here, steps):
 def test_steps_that_are_no_number_are_a_usage_error(synth):
     code, _, err = synth(steps="abc")
     assert code == 2
-    assert "Invalid value for '--steps': Input should be a valid integer" in err
+    assert "Invalid value for --steps: 'abc' is neither a number nor `auto`" in err
 
 
 def test_steps_are_told_as_json_and_a_run_of_others_is_refused(synth):
