@@ -9,7 +9,6 @@ two: 1 is proportional.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from many_pairs import resident
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
+from options import keep
 from PIL import Image
 
 from stage_rt.engine import Engine
@@ -208,8 +208,7 @@ def main(options: argparse.Namespace) -> None:
     for name, (numbers, cost) in SWEEPS.items():
         most = options.most if name == "pairs" else max(numbers)
         result[name] = sweep(name, tuple(number for number in numbers if number <= most), cost)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep(result, options.json)
     if options.plot:
         draw(result, options.plot)
 

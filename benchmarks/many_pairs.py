@@ -85,8 +85,9 @@ def inputs(folder: Path) -> tuple[Sequence[Path], Sequence[Path]]:
     return tuple(sorted((folder / name).iterdir()) for name in ("normals", "masks"))  # type: ignore[return-value]
 
 
-def resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident(process: int | str = "self") -> float:
+    """MiB of a process, by its number, that lie in memory."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 
 

@@ -59,10 +59,9 @@ def main() -> None:
                 print(f"round {rounds}: {dict(answered(site))}", file=sys.stderr)
                 if told.returncode:
                     print(told.stdout[-4000:] + told.stderr[-4000:], file=sys.stderr)
-            log = site.log()
+            answers, log = answered(site), site.log()
         finally:
             site.close()
-    answers = collections.Counter(found[3] for found in LINE.finditer(log))
     faults = [line for line in log.splitlines() if " ERROR " in line or "Traceback" in line]
     result = {
         "requests": sum(answers.values()),

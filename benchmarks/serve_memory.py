@@ -9,7 +9,6 @@ import asyncio
 import base64
 import itertools
 import json
-import re
 import statistics
 import sys
 import tempfile
@@ -17,17 +16,12 @@ import time
 from pathlib import Path
 
 import httpx
+from many_pairs import resident
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from closed_engine import Site, furnish
 
 CLIENTS, PARTS = 6, 20
-
-
-def resident(pid: int) -> float:
-    """MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
 async def ask(site: Site, count: int) -> dict:
