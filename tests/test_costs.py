@@ -86,6 +86,13 @@ def test_guidance_by_the_prompt_is_one_unet_call_more_and_no_adapters_are_none()
     assert calls_of("tile+bare", RECIPE, 20) == {VAE_ENCODER: 1, UNET: 20, VAE_DECODER: 1}
 
 
+def arrays_alive():
+    """Bytes of NumPy's arrays alone: another thread of the test's process may open a file meanwhile."""
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    traces = tracemalloc.take_snapshot().filter_traces([arrays]).traces
+    return sum(trace.size for trace in traces)
+
+
 @pytest.mark.parametrize(("solver", "most"), [("ancestral", 2), ("dpmpp-2m", 7), ("unipc", 8)])
 def test_the_loop_allocates_few_states_and_keeps_none(solver, most):
     """The next state and the soft mask, of a quarter of its size; the network allocates nothing here."""
@@ -94,8 +101,9 @@ def test_the_loop_allocates_few_states_and_keeps_none(solver, most):
     kept, peaks = [], []
 
     def watch(i, state):
-        kept.append(tracemalloc.get_traced_memory()[0])
-        peaks.append(tracemalloc.get_traced_memory()[1] - kept[-1])
+        if i in (25, 115):
+            kept.append(arrays_alive())
+        peaks.append(tracemalloc.get_traced_memory()[1] - tracemalloc.get_traced_memory()[0])
         tracemalloc.reset_peak()
 
     recipe = RECIPE.solved(solver)
@@ -112,5 +120,5 @@ def test_the_loop_allocates_few_states_and_keeps_none(solver, most):
     finally:
         tracemalloc.stop()
     # Two steps alike in all but their number, behind those that make the tables.
-    assert abs(kept[-5] - kept[25]) < clean.nbytes / 16
+    assert kept[0] == kept[1]
     assert max(peaks[20:]) < most * clean.nbytes
