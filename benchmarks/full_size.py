@@ -1,8 +1,9 @@
 """The full-size model from random weights to an engine: seconds, peak memory and sizes of every stage.
 
-``python benchmarks/full_size.py SCRATCH [--backend tensorrt-rtx|onnxruntime]`` makes the 872.3 M-parameter UNet,
-the authors' two adapters and their autoencoder with random weights, exports them in fp16 and builds an engine for
-them, each in a process of its own. About 6 GB of SCRATCH are used and given back. Nothing needs a GPU.
+``python benchmarks/full_size.py SCRATCH [--backend tensorrt-rtx|onnxruntime|openvino]`` makes the 872.3 M-parameter
+UNet, the authors' two adapters and their autoencoder with random weights, exports them and builds an engine for them,
+each in a process of its own; an engine for a CPU then paints one pair in `STEPS` steps, and shows nothing by it but
+what that costs. 6 GB of SCRATCH are used in fp16, 10 in fp32, and given back. Nothing needs a GPU.
 """
 
 import argparse
@@ -38,7 +39,15 @@ BOUNDS = {
 }
 """To hold on two cores; the build's are those of TensorRT-RTX for three targets."""
 PHASES = "phases.json"
-LIBRARIES = {"tensorrt-rtx": "tensorrt-rtx-cu13", "onnxruntime": "onnxruntime"}
+LIBRARIES = {"tensorrt-rtx": "tensorrt-rtx-cu13", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+GRAPHS = {"tensorrt-rtx": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
+"""Dtype of the graphs that each is given."""
+BUILDS = {
+    "tensorrt-rtx": "--dtype fp16 --batch 8 --target sm86,sm89,sm120",
+    "onnxruntime": "--dtype fp32 --batch 1",
+    "openvino": "--dtype bf16 --batch 1",
+}
+STEPS = 50
 ENGINE_SHARE = 1.02
 """Size of the engine beside that of the fp16 weights."""
 
@@ -48,12 +57,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scratch", type=Path, help="folder to work in; must not exist")
-    parser.add_argument("--backend", default="tensorrt-rtx", choices=("tensorrt-rtx", "onnxruntime"))
+    parser.add_argument("--backend", default="tensorrt-rtx", choices=tuple(BUILDS))
     parser.add_argument("--cores", type=int, default=2, help="cores every stage may use")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
-        STAGES[options.stage](options.scratch)
+        stage = STAGES[options.stage]
+        stage(options.scratch, GRAPHS[options.backend])
         return
     options.scratch.mkdir(parents=True)
     try:
@@ -61,7 +71,7 @@ def main() -> None:
     finally:
         shutil.rmtree(options.scratch)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"full_size-{slug(cpu_name())}.json"
+    path = RESULTS / f"full_size-{options.backend}-{slug(cpu_name())}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     print(f"written to {path}")
@@ -73,14 +83,15 @@ def measure(scratch: Path, backend: str, cores: int) -> dict[str, Any]:
     os.environ["OMP_NUM_THREADS"] = str(cores)
     model, graphs, engine = scratch / "model", scratch / "graphs", scratch / "engine"
     command = [sys.executable, "-c", "from stage_rt.cli import main; main()"]
-    own = [sys.executable, __file__, scratch, "--stage"]
-    targets = ["--target", "sm86,sm89,sm120"] if backend == "tensorrt-rtx" else []
-    build = ["build", graphs, "-o", engine, "--backend", backend, *targets, "--dtype", "fp16", "--batch", "8"]
+    own = [sys.executable, __file__, scratch, "--backend", backend, "--stage"]
+    build = ["build", graphs, "-o", engine, "--backend", backend, *BUILDS[backend].split()]
     stages = {
         "generate": ([*own, "generate"], model),
         "export": ([*own, "export"], graphs),
         "build": ([*command, *build], engine),
     }
+    if backend != "tensorrt-rtx":
+        stages["paint"] = ([*command, *paint(scratch, engine)], scratch / "run")
     figures = {name: timed(name, [*map(str, words)], folder) for name, (words, folder) in stages.items()}
     phases = json.loads((scratch / PHASES).read_text())
     # The marks taken between the phases took the kernel's own with them.
@@ -96,6 +107,34 @@ def measure(scratch: Path, backend: str, cores: int) -> dict[str, Any]:
         "engine_to_weights": share,
         "held": held(figures, backend, share),
     }
+
+
+def paint(scratch: Path, engine: Path) -> list[str]:
+    """The command that paints one pair; its photograph and its mask are written first."""
+    import numpy as np
+    from PIL import Image
+
+    photo = np.random.default_rng(0).integers(90, 160, (256, 256, 3), dtype=np.uint8)
+    label = np.zeros((256, 256), np.uint8)
+    label[100:160, 80:180] = 255
+    options = []
+    for name, picture in {"normals": photo, "masks": label}.items():
+        (scratch / name).mkdir()
+        Image.fromarray(picture).save(scratch / name / "0.png")
+        options += [f"--{name}", scratch / name]
+    return [
+        "synth",
+        engine,
+        "-o",
+        scratch / "run",
+        *options,
+        "--steps",
+        str(STEPS),
+        "--count",
+        "1",
+        "--batch",
+        "1",
+    ]
 
 
 def timed(name: str, command: list[str], folder: Path) -> dict[str, float]:
@@ -115,7 +154,7 @@ def timed(name: str, command: list[str], folder: Path) -> dict[str, float]:
     }
 
 
-def generate(scratch: Path) -> None:
+def generate(scratch: Path, dtype: str) -> None:
     """Write the model folder in fp16; no more than one network is in memory."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -177,13 +216,14 @@ def slug(name: str) -> str:
 
 
 def held(stages: dict[str, dict[str, float]], backend: str, share: float) -> dict[str, bool]:
-    """Each bound and whether it was held; those of the build were set for TensorRT-RTX."""
-    bounds = {name: bound for name, bound in BOUNDS.items() if name == "export" or backend == "tensorrt-rtx"}
+    """Each bound and whether it was held; all were set for fp16 and TensorRT-RTX."""
+    if backend != "tensorrt-rtx":
+        return {}
     return {
         "engine_to_weights": share <= ENGINE_SHARE,
         **{
             f"{stage}.{figure}": stages[stage][figure] <= limit
-            for stage, limits in bounds.items()
+            for stage, limits in BOUNDS.items()
             for figure, limit in limits.items()
         },
     }
@@ -204,8 +244,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"{bound:<20} {'held' if kept else 'NOT HELD'}")
 
 
-def export(scratch: Path) -> None:
-    """Export in fp16, with seconds and peak memory of every phase written to ``phases.json``."""
+def export(scratch: Path, dtype: str) -> None:
+    """Export, with seconds and peak memory of every phase written to ``phases.json``."""
     from stage_rt.export.graphs import export as run
 
     phases: list[dict[str, Any]] = []
@@ -223,7 +263,7 @@ def export(scratch: Path) -> None:
         # Starts the high-water mark anew (proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
 
-    run(scratch / "model", scratch / "graphs", dtype="fp16", say=say)
+    run(scratch / "model", scratch / "graphs", dtype=dtype, say=say)
     close()
     (scratch / PHASES).write_text(json.dumps(phases))
 

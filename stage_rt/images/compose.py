@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
+from stage_rt.images.joining import joined
 from stage_rt.images.regions import Region
 
 FEATHER = 2
 """Half the width of the ramp around a label in which photo and paint are mixed, in pixels of the photo."""
 GRAIN = 1.5
 """Deviation of the blur that parts a picture's grain from what it shows, in pixels of the photo."""
-SEAM = 4
-"""Half the width of the ramp between two pieces of a defect, in pixels of the photo."""
 _SHIFTS = 8
 
 
@@ -84,58 +83,16 @@ def pasted(
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with each of its regions composited with its own ``painted`` ``[S, S, 3]``.
 
-    Regions of a group are pieces of one defect: their pictures become one first (`_joined`).
+    Regions of a group are pieces of one defect: their pictures become one first (`stage_rt.images.joining`).
     """
     result = photo.copy()
     pairs = zip(regions, painted, strict=True)
     for _, members in groupby(pairs, key=lambda pair: pair[0].group):
         pieces = list(members)
-        window, levels, label = _joined(result, pieces)
+        window, levels, label = joined(result, pieces)
         pixel = float(np.median([max(region.label.shape) / len(picture) for region, picture in pieces]))
         result[window] = composite(result[window], levels, label, exact=exact, rim=rim, pixel=pixel)
     return result
-
-
-def _joined(
-    photo: NDArray[np.uint8], pieces: Sequence[tuple[Region, NDArray[np.uint8]]]
-) -> tuple[tuple[slice, slice], NDArray[np.uint8], NDArray[np.bool_]]:
-    """The window that holds the regions of all pieces, their pictures in it as one, and what is to be kept of it.
-
-    Each picture counts in its region's share; over `SEAM` pixels to either side one turns into the next.
-    """
-    first, levels = pieces[0]
-    if len(pieces) == 1:
-        return first.window, levels, first.own
-    rows, columns = (
-        slice(min(r.window[axis].start for r, _ in pieces), max(r.window[axis].stop for r, _ in pieces))
-        for axis in (0, 1)
-    )
-    seen = photo[rows, columns]
-    total = np.zeros((*seen.shape[:2], 1), dtype=np.float32)
-    paint, label = np.zeros(seen.shape, dtype=np.float32), np.zeros(seen.shape[:2], dtype=np.bool_)
-    for region, levels in pieces:
-        assert region.share is not None
-        inner = tuple(
-            slice(part.start - out.start, part.stop - out.start)
-            for part, out in zip(region.window, (rows, columns), strict=True)
-        )
-        enlarged = Image.fromarray(levels).resize(region.label.shape[::-1], Image.Resampling.BICUBIC)
-        weight = np.outer(
-            *(_ramp(part, share) for part, share in zip(region.window, region.share, strict=True))
-        )[..., None]
-        total[inner] += weight
-        paint[inner] += weight * np.asarray(enlarged, dtype=np.float32)
-        label[inner] |= region.own
-    mixed = np.where(total > 0, paint / np.maximum(total, np.float32(1e-6)), seen)
-    return (rows, columns), np.rint(mixed).astype(np.uint8), label
-
-
-def _ramp(window: slice, share: slice) -> NDArray[np.float32]:
-    """1 for the pixels of a window that lie in ``share``, falling to nearly 0 over `SEAM` pixels to either side."""
-    position = np.arange(window.start, window.stop) + np.float32(0.5)
-    inside = np.minimum(position - share.start, share.stop - position)
-    ramp: NDArray[np.float32] = np.clip(0.5 + inside / (2 * SEAM), 1e-3, 1).astype(np.float32)
-    return ramp
 
 
 def grain_of(

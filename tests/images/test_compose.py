@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from stage_rt.images.compose import FEATHER, SEAM, composite, grain_of, pasted, pixels
-from stage_rt.images.regions import regions
-from stage_rt.spec import RegionView
+from stage_rt.images.compose import FEATHER, composite, grain_of, pixels
 
 RNG = np.random.default_rng(0)
 
@@ -140,35 +138,3 @@ def test_a_photograph_with_a_rim_keeps_its_bytes_where_the_rim_ends():
     away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(5)))
     assert (result[away] == photo[away]).all()
     assert (result[39, 31:69] != photo[39, 31:69]).any()
-
-
-def line() -> tuple[np.ndarray, list]:
-    """A line of 4 px across a flat photograph, and its pieces."""
-    label = np.zeros((64, 200), dtype=bool)
-    label[30:34, 20:180] = True
-    return label, regions(label, RegionView(context=0.5, least=32, slender=4))
-
-
-def test_pieces_of_a_defect_turn_into_one_another_without_a_seam():
-    label, pieces = line()
-    photo = np.full((64, 200, 3), 120, dtype=np.uint8)
-    shades = [20 + 30 * (n % 2) for n in range(len(pieces))]
-    painted = [np.full((32, 32, 3), shade, dtype=np.uint8) for shade in shades]
-    result = pasted(photo, pieces, painted, exact=True)
-    core = result[32, 22:178, 0].astype(int)
-    assert core.min() == 20
-    assert core.max() == 50
-    assert np.abs(np.diff(core)).max() <= -(-30 // (2 * SEAM)) + 1
-    for region, shade in zip(pieces, shades, strict=True):
-        middle = (region.share[1].start + region.share[1].stop) // 2
-        assert result[32, middle, 0] == shade
-    away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3)))
-    assert (result[away] == photo[away]).all()
-
-
-def test_pieces_that_agree_are_as_one_picture():
-    label, pieces = line()
-    photo = np.full((64, 200, 3), 120, dtype=np.uint8)
-    whole = composite(photo, np.full((32, 32, 3), 40, dtype=np.uint8), label, exact=True)
-    painted = [np.full((32, 32, 3), 40, dtype=np.uint8) for _ in pieces]
-    np.testing.assert_array_equal(pasted(photo, pieces, painted, exact=True), whole)
