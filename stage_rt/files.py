@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from stage_rt.errors import InputError
@@ -37,7 +37,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path): sha256(folder / path) for path in inside(folder)}
 
 
-def write_atomic(path: Path, content: bytes | Iterable[bytes | memoryview], *, synced: bool = True) -> None:
+def write_atomic(
+    path: str | Path, content: bytes | Iterable[bytes | memoryview], *, synced: bool = True
+) -> None:
     """Write or replace a file, making its folder first; a crash leaves the old content or the new.
 
     Args:
@@ -45,20 +47,29 @@ def write_atomic(path: Path, content: bytes | Iterable[bytes | memoryview], *, s
         content: its bytes, or parts of them.
         synced: wait for the disk; otherwise a machine that loses power may leave an empty file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = _beside(path)
+    # As text: a `Path` puts each part of its name into the interpreter's table of strings, which is built anew, in
+    # another size, when so many names have come and gone.
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    staged = os.path.join(folder, _staged(name))
     try:
-        with staged.open("xb") as file:
+        with open(staged, "xb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             if synced:
                 file.flush()
                 os.fsync(file.fileno())
-        staged.replace(path)
+        os.replace(staged, path)
     except BaseException:
-        staged.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(staged)
         raise
     if synced:
-        _sync(path.parent)
+        _sync(folder or ".")
+
+
+def cache_folder() -> Path:
+    """Where users have what only saves time: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``stage-rt``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stage-rt"
 
 
 def remember(path: Path, *parts: bytes | memoryview) -> None:
@@ -184,10 +195,14 @@ def staged_for(path: Path) -> str | None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(_staged(path.name))
 
 
-def _sync(path: Path) -> None:
+def _staged(name: str) -> str:
+    return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def _sync(path: str | Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

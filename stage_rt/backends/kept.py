@@ -1,12 +1,11 @@
 """What a compiler found out on this GPU, kept for the next process: it saves time, and is made again where lost."""
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from stage_rt.cuda import device
-from stage_rt.files import write_atomic
+from stage_rt.files import cache_folder, write_atomic
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -14,13 +13,11 @@ _DIGEST = hashlib.sha256().digest_size
 def place(library: str, version: str, what: str) -> Path:
     """One file for each of ``what`` is kept, GPU, driver and version of a library.
 
-    Under ``$XDG_CACHE_HOME`` or ``~/.cache``: an engine folder holds what `engine.json` lists and nothing else, and
-    may be read-only.
+    In the user's cache: an engine folder holds what `engine.json` lists and nothing else, and may be read-only.
     """
     gpu = device.current()
     named = "\n".join([what, gpu.name, gpu.sm, str(device.driver_version()), version])
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "stage-rt" / library / hashlib.sha256(named.encode()).hexdigest()
+    return cache_folder() / library / hashlib.sha256(named.encode()).hexdigest()
 
 
 def read(file: Path) -> bytes:

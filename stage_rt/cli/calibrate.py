@@ -26,7 +26,8 @@ def calibrate(
     """Find how few steps do on your own files, and keep it in ENGINE for `stage-rt synth --steps auto`.
 
     Paints the pairs twice with all steps and then with ever more until nothing that is measured of their labels tells
-    them from those of all steps: as long as two to three times that many pairs take, once.
+    them from those of all steps: as long as two to three times that many pairs take, once. Stopped, the same command
+    goes on.
     """
     from stage_rt.cli.progress import watched_share
     from stage_rt.images import layouts

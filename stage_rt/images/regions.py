@@ -7,6 +7,7 @@ width that shows where it goes on.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,14 +154,15 @@ class _Group:
 def _joined(groups: list[_Group], shape: tuple[int, ...], view: RegionView) -> list[_Group]:
     """Groups whose squares overlap made one, as long as a defect's scale is not lost by it."""
 
+    @cache
+    def window(group: _Group) -> Window:
+        return square(group.rows, group.columns, shape, view)
+
     def side(group: _Group) -> int:
-        rows, columns = square(group.rows, group.columns, shape, view)
-        return int(max(rows.stop - rows.start, columns.stop - columns.start))
+        return int(max(part.stop - part.start for part in window(group)))
 
     def overlap(a: _Group, b: _Group) -> bool:
-        pairs = zip(
-            square(a.rows, a.columns, shape, view), square(b.rows, b.columns, shape, view), strict=True
-        )
+        pairs = zip(window(a), window(b), strict=True)
         return all(one.start < other.stop and other.start < one.stop for one, other in pairs)
 
     done: list[_Group] = []

@@ -8,6 +8,7 @@ steps: what was measured badly passes nothing, and is all steps.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ from stage_rt.files import write_atomic
 from stage_rt.folders import read_engine
 from stage_rt.noise import reseeded
 from stage_rt.progress import Progress, portion, silent
+from stage_rt.run.half_done import HalfDone
 from stage_rt.run.job import Job
 from stage_rt.run.plan import Notify, Plan, make_plan
-from stage_rt.run.sample import Samples
 from stage_rt.run.workers import Painter, Task, begin
 from stage_rt.spec import ENGINE_FILE, PromptDefaults
 
@@ -62,6 +63,8 @@ class Fewest(NamedTuple):
 def fewest_steps(engine: Painter, job: Job, *, notify: Notify, progress: Progress = silent) -> Fewest:
     """Measure them with an engine on the photographs and masks of ``job``, painted as they come.
 
+    What was painted when ``progress`` ends it is not painted again by the next call for the same.
+
     Raises:
         InputError: the job cannot be done, or changes the recipe.
         BackendError: the inference library failed, or a pair came out non-finite.
@@ -70,12 +73,17 @@ def fewest_steps(engine: Painter, job: Job, *, notify: Notify, progress: Progres
     every = plan.method.steps
     counts = [count for count in COUNTS if plan.method.recipe.fewest_calls <= count < every]
     calls, done = 2 * every + sum(counts), 0
+    kept = HalfDone("calibrate", _decided(engine, plan))
 
     def painted(steps: int, attempt: int) -> Floats:
         nonlocal done
         share = portion(progress, 0.05 + 0.95 * done / calls, 0.95 * (done + steps) / calls + 0.05)
         done += steps
-        return _figures(engine, plan, steps, reseeded(job.seed, attempt), job.batch, share)
+        rows: list[tuple[float, float]] = []
+        for task, part in _tasks(plan, steps, reseeded(job.seed, attempt), share):
+            asked = f"{attempt} {task.samples[0].index}"
+            rows += kept.of(asked, partial(_figures, engine, task, part))
+        return np.array(rows)
 
     whole = painted(every, 0), painted(every, 1)
     rows: list[Row] = []
@@ -84,6 +92,7 @@ def fewest_steps(engine: Painter, job: Job, *, notify: Notify, progress: Progres
         if rows[-1].passed:
             break
     progress(1.0)
+    kept.end()
     found = next((row.steps for row in rows if row.passed), every)
     fill, contrast = np.mean(whole, axis=(0, 1)).tolist()
     return Fewest(found, [*rows, Row(every, fill, contrast, 0.0, 0.0)])
@@ -120,25 +129,33 @@ def keep(folder: Path, prompt: str, steps: int) -> None:
         ) from None
 
 
-def _figures(engine: Painter, plan: Plan, steps: int, seed: int, batch: int, progress: Progress) -> Floats:
-    """Fill and contrast of every pair, ``[N, 2]``."""
-    method = replace(plan.method, steps=steps, own_steps=False)
+def _decided(engine: Painter, plan: Plan) -> list[object]:
+    """All that decides the figures."""
+    return [
+        engine.spec.fingerprint,
+        plan.spec.model_dump(mode="json"),
+        [plan.planned(sample) for sample in plan.samples],
+    ]
+
+
+def _figures(engine: Painter, task: Task, progress: Progress) -> list[tuple[float, float]]:
+    """Fill and contrast of every pair."""
     rows = []
-    for samples, share in _together(plan, progress):
-        wanted = frozenset(sample.index for sample in samples)
-        for result in begin(engine, Task(samples, wanted, method, seed, batch, True), share)():
-            if result.figures is None:
-                raise BackendError(
-                    f"a pair came out non-finite with {steps} steps",
-                    "check the engine with `stage-rt verify`",
-                )
-            rows.append((result.figures.fill, result.figures.contrast))
-    return np.array(rows)
+    for result in begin(engine, task, progress)():
+        if result.figures is None:
+            raise BackendError(
+                f"a pair came out non-finite with {task.method.steps} steps",
+                "check the engine with `stage-rt verify`",
+            )
+        rows.append((result.figures.fill, result.figures.contrast))
+    return rows
 
 
-def _together(plan: Plan, progress: Progress) -> Iterator[tuple[Samples, Progress]]:
+def _tasks(plan: Plan, steps: int, seed: int, progress: Progress) -> Iterator[tuple[Task, Progress]]:
     """The samples as a run takes them, each part with its share of the progress."""
-    count = len(plan.samples)
+    method, count = replace(plan.method, steps=steps, own_steps=False), len(plan.samples)
     for start in range(0, count, plan.together):
         part = plan.samples[start : start + plan.together]
-        yield part, portion(progress, start / count, (start + len(part)) / count)
+        wanted = frozenset(sample.index for sample in part)
+        share = portion(progress, start / count, (start + len(part)) / count)
+        yield Task(part, wanted, method, seed, plan.spec.batch, composited=True), share

@@ -89,7 +89,7 @@ def put(folder: Path, kind: str, record: PairRecord, picture: bytes) -> None:
 
     It is not waited for: if the machine loses power it is made again.
     """
-    write_atomic(folder / path(kind, record), picture, synced=False)
+    write_atomic(f"{folder}/{path(kind, record)}", picture, synced=False)
 
 
 def path(kind: str, record: PairRecord) -> str:

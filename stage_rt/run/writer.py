@@ -5,6 +5,7 @@ A run's folder has the MVTec layout, ``test/<type>/000000.png`` and ``ground_tru
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -43,7 +44,7 @@ def write_pair(folder: Path, paths: tuple[str, str], image: bytes, mask: bytes) 
 
     When either cannot be written neither stays.
     """
-    image_path, mask_path = (folder / path for path in paths)
+    image_path, mask_path = (f"{folder}/{path}" for path in paths)
     try:
         write_atomic(mask_path, mask)
         write_atomic(image_path, image)
@@ -51,7 +52,7 @@ def write_pair(folder: Path, paths: tuple[str, str], image: bytes, mask: bytes) 
         # A file can be in place all the same, when the sync of its folder was what failed.
         for path in (image_path, mask_path):
             with suppress(OSError):
-                path.unlink()
+                os.unlink(path)
         raise
     return hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()
 

@@ -1,6 +1,7 @@
 """The fewest steps: what passes, what does not, and that a run takes the number that was kept."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -14,6 +15,12 @@ from stage_rt.folders import read_engine
 from stage_rt.run.fewest import compared, fewest_steps
 from stage_rt.run.job import resolve
 from stage_rt.spec import ENGINE_FILE, PromptDefaults
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What a stopped measurement keeps stays in the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def figures(count, *, shift=0.0, seed=0):
@@ -78,6 +85,63 @@ def test_the_first_number_that_passes_is_found_and_no_larger_one_painted(tmp_pat
     assert list(dict.fromkeys(engine.asked)) == [120, *[count for count in tried if count <= found]]
     assert [row.steps for row in result.rows] == sorted({*engine.asked})
     assert [row.passed for row in result.rows] == [row.steps >= found for row in result.rows]
+
+
+class Stop(BaseException):
+    """As a signal ends a command."""
+
+
+def stopping(after, progress=lambda share: None):
+    def told(share):
+        progress(share)
+        if share > after:
+            raise Stop
+
+    return told
+
+
+def test_what_was_painted_before_it_was_stopped_is_not_painted_again(tmp_path):
+    job = replace(ten_pairs(tmp_path), count=24)
+
+    def measured(engine, after=1.0, **changes):
+        return fewest_steps(
+            engine, replace(job, **changes), notify=lambda notice: None, progress=stopping(after)
+        )
+
+    whole = measured(one := Fading(45, steps=120))
+    asked = []
+    for after in (0.1, 0.3, 0.5, 0.7, 1.0):
+        engine = Fading(45, steps=120)
+        if after < 1:
+            with pytest.raises(Stop):
+                measured(engine, after)
+            # The batch in hand is all that is lost.
+            engine.asked.pop()
+        else:
+            assert measured(engine) == whole
+        asked += engine.asked
+    assert asked == one.asked
+    # Nothing is left, and what is another measurement begins at its beginning.
+    assert list((tmp_path / "cache").rglob("*/calibrate/*")) == []
+    with pytest.raises(Stop):
+        measured(Fading(45, steps=120), 0.5)
+    measured(other := Fading(45, steps=120), seed=8)
+    assert other.asked == one.asked
+    measured(other := Fading(45, steps=120, fingerprint="1" * 64))
+    assert other.asked == one.asked
+
+
+def test_what_was_kept_and_is_damaged_or_cannot_be_kept_is_measured_again(tmp_path):
+    job, cache = ten_pairs(tmp_path), tmp_path / "cache"
+    whole = fewest_steps(FakeEngine(steps=30), job, notify=lambda notice: None)
+    with pytest.raises(Stop):
+        fewest_steps(FakeEngine(steps=30), job, notify=lambda notice: None, progress=stopping(0.5))
+    (kept,) = cache.rglob("calibrate/*")
+    kept.write_bytes(kept.read_bytes()[:-2])
+    assert fewest_steps(FakeEngine(steps=30), job, notify=lambda notice: None) == whole
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    assert fewest_steps(FakeEngine(steps=30), job, notify=lambda notice: None) == whole
 
 
 def test_a_pair_that_is_not_finite_ends_it(tmp_path):
