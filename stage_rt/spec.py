@@ -118,9 +118,9 @@ class ModelSpec(_Spec):
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
     the median over pictures of the training of what `stage_rt.images.labels.round_trip` says. ``surface`` names the
-    context of good surface, which `Recipe.prompt_guidance` needs. ``hoisted``: contexts are the keys and values of
-    cross-attention, which the UNet then does not compute. ``system`` is whose adapters the model has: STAGE's, one a
-    branch, or FAST's, one and a foreground network.
+    context of good surface, or of no text, which `Recipe.prompt_guidance` needs. ``hoisted``: contexts are the keys
+    and values of cross-attention, which the UNet then does not compute. ``system`` is whose adapters the model has:
+    STAGE's, one a branch, or FAST's, one and a foreground network.
     """
 
     format: Literal[1] = 1

@@ -3,10 +3,15 @@
 from typing import Any
 
 import numpy as np
+import pytest
+from closed_engine import closed_engine
+from mock_networks import HostBackend
 from numpy.typing import NDArray
 
+from stage_rt.errors import InputError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
+from stage_rt.run.job import Job, resolve
 from stage_rt.samplers.anogen import anogen, boxes
 
 Array = NDArray[Any]
@@ -68,3 +73,36 @@ def test_a_denoiser_that_knows_the_answer_reaches_it() -> None:
     found = anogen(knows, clean, mask, recipe=RECIPE, noise=PhiloxNoise([1, 2]), steps=50)
     # Level 0, where DDIM ends, is not quite the clean latent.
     assert np.abs(found - answer)[:, :, 2:5, 2:5].max() < 0.1
+
+
+def test_it_weighs_the_prompt_ten_times_unless_told_otherwise() -> None:
+    backend = HostBackend()  # type: ignore[no-untyped-call]
+    engine = closed_engine(backend)
+    images, masks = np.zeros((1, 3, 16, 16), np.float32), np.zeros((1, 1, 8, 8), np.float32)
+    masks[:, :, 2:5, 2:5] = 1
+    asked: dict[str, Any] = {
+        "prompt": "tile+crack",
+        "noise": PhiloxNoise([1]),
+        "sampler": "anogen",
+        "steps": 10,
+    }
+    own = engine.paint(images, masks, **asked).images
+    assert backend.calls.count("unet") == 20
+    assert not any(graph.startswith("adapters/") for graph in backend.calls)
+    recipe = engine.spec.model.recipe
+    assert np.array_equal(own, engine.paint(images, masks, recipe=recipe.contrasted(10), **asked).images)
+    assert not np.allclose(own, engine.paint(images, masks, recipe=recipe, **asked).images)
+
+
+@pytest.mark.parametrize(("asked", "weight"), [(None, 10.0), (1.0, 1.0), (3.0, 3.0)])
+def test_a_run_is_told_so(asked: float | None, weight: float) -> None:
+    model = closed_engine().spec.model
+    job = Job([], [], "tile+crack", 1, 0, True, 1, sampler="anogen", prompt_guidance=asked)
+    assert resolve(job, model).recipe.prompt_guidance == weight
+    plain = Job([], [], "tile+crack", 1, 0, True, 1, sampler="anomalydiffusion")
+    assert resolve(plain, model).recipe.prompt_guidance == 1
+    with pytest.raises(InputError, match="no context of good surface"):
+        resolve(
+            Job([], [], "tile+crack", 1, 0, True, 1, sampler="anogen"),
+            model.model_copy(update={"surface": None}),
+        )
