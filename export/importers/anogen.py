@@ -7,6 +7,8 @@ model: ``logs/<object>_<type>/embeddings.pt`` of their repository.
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from stage_rt.errors import CheckpointError
 from stage_rt.files import staged_folder
 from stage_rt.spec import ModelSpec
@@ -51,7 +53,7 @@ def import_anogen(
         contexts = make_contexts(checked.bert, PLACEHOLDER, vectors, options)
         contexts[NO_TEXT] = checked.bert.context("")
         options.say("computing sha256")
-        learned = {prompt: file_origin(path) for prompt, path in files.items()}
+        learned: dict[str, JsonValue] = {prompt: file_origin(path) for prompt, path in files.items()}
         provenance = origin("anogen", ldm=file_origin(ldm), embeddings=learned, caption=PLACEHOLDER)
         spec = ldm_spec(checked, dict.fromkeys(vectors), contexts, provenance, options, surface=NO_TEXT)
         write_all(ldm_networks(checked, options), staged, options)

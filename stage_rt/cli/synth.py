@@ -64,9 +64,9 @@ def synth(
     sampler: Annotated[
         SamplerName,
         typer.Option(
-            help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with. FAST's "
-            "need a model for it, the rest do without adapters: AnoGen's, RePaint, AnomalyDiffusion's, RealNet's, "
-            "which changes good surface a little."
+            help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with. "
+            "FAST's need a model for it, the rest do without adapters: AnoGen's, RePaint, AnomalyDiffusion's, "
+            "RealNet's, which changes good surface a little."
         ),
     ] = "stage",
     steps: Annotated[
