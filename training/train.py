@@ -70,8 +70,8 @@ def train(
         say: called with one line a stage.
 
     Raises:
-        InputError: ``folder`` exists, ``hold_out`` is out of range, or the training state beside ``folder`` belongs
-            to another training.
+        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or the training state
+            beside ``folder`` belongs to another training.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
     """
@@ -79,6 +79,10 @@ def train(
         raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
     if not 0 <= hold_out < 1:
         raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
+    if rim and system != "stage":
+        raise InputError(
+            "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
+        )
     sizes = PRESETS[preset]
     device = Device.best()
     found, held_out = data.hold_out(data.find(root), hold_out, seed)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stage_rt.errors import InputError
 from stage_rt.spec import FOREGROUND
 from stage_rt.training import fast
 from stage_rt.training.denoiser import Contexts
@@ -74,6 +75,11 @@ def test_loss_is_algorithm_1_with_the_weights_of_the_released_code() -> None:
     denoising = (0.75**2 + 2.25**2) / 2
     foreground = ((0.5 - 2) ** 2 + 0.5**2) / 2
     assert math.isclose(loss.item(), 2 * denoising + 5 * foreground, rel_tol=1e-5)
+
+
+def test_no_rim_is_measured_for_it(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    with pytest.raises(InputError, match="only STAGE has: leave `--rim` out"):
+        train(dataset, tmp_path / "model", system="fast", rim=True, report=print, say=print)
 
 
 def test_a_model_of_fasts_has_no_other_branch_and_nothing_calibrated(
