@@ -16,6 +16,7 @@ from stage_rt.backends.triton import model_names
 from stage_rt.errors import GraphsError, InputError
 from stage_rt.files import digests, staged_folder
 from stage_rt.networks import Tensor, TensorDType, tensors
+from stage_rt.samplers import check_sampler
 from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
 
 from .graphs import REMEDY, read_graphs
@@ -71,6 +72,7 @@ def write_repository(source: Path, folder: Path, *, name: str) -> list[str]:
             f"the graphs in `{source}` are bf16, which Triton's ONNX Runtime does not take: export the model again "
             "with `stage-rt export --dtype fp32` or `--dtype fp16`"
         )
+    check_sampler("stage", graphs.model)
     names = model_names(graphs.model, name)
     files = _files(source, graphs)
     with staged_folder(folder) as staged:

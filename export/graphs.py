@@ -22,6 +22,7 @@ from stage_rt.spec import (
     VAE_ENCODER,
     GraphsSpec,
     ModelSpec,
+    is_foreground,
 )
 
 from ..training.adapter import MaskGuidanceAdapter
@@ -108,7 +109,7 @@ def _graph(graph: str, network: nn.Module, model: Description, dtype: DType, ops
 
 
 def _network(graph: str, source: Path, dtype: torch.dtype) -> nn.Module:
-    if graph in (UNET, VAE_ENCODER, VAE_DECODER):
+    if graph in (UNET, VAE_ENCODER, VAE_DECODER) or is_foreground(graph):
         return load(source, graph, dtype)
     adapter = load(source, graph, torch.float32)
     assert isinstance(adapter, MaskGuidanceAdapter)

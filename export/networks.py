@@ -12,10 +12,17 @@ from torch.func import functional_call
 from stage_rt.errors import ModelError, first_line
 from stage_rt.names import DType
 from stage_rt.networks import tensors
-from stage_rt.spec import MODEL_FILE, UNET, VAE_DECODER, VAE_ENCODER, adapter_graph
+from stage_rt.spec import FOREGROUND, MODEL_FILE, UNET, VAE_DECODER, VAE_ENCODER, adapter_graph, is_foreground
 
-from ..training.adapter import MaskGuidanceAdapter
-from ..training.folder import AGAIN, Autoencoder, Description, Model, load_autoencoder, load_network
+from ..training.folder import (
+    AGAIN,
+    Autoencoder,
+    Description,
+    Model,
+    load_autoencoder,
+    load_network,
+    load_part,
+)
 
 TORCH_DTYPES: dict[DType, torch.dtype] = {
     "fp32": torch.float32,
@@ -73,9 +80,9 @@ class Decoder(nn.Module):
 def networks(model: Model) -> dict[str, nn.Module]:
     """Every network of ``model`` under the name of its graph, in eval mode."""
     adapters = {
-        adapter_graph(name, branch): adapter
-        for name, branches in model.adapters.items()
-        for branch, adapter in branches.items()
+        adapter_graph(name, part): network
+        for name, parts in model.adapters.items()
+        for part, network in parts.items()
     }
     return {
         UNET: Denoiser(model.unet).eval(),
@@ -101,8 +108,7 @@ def load(folder: Path, graph: str, dtype: torch.dtype) -> nn.Module:
             if hasattr(vae, part):
                 delattr(vae, part)
         return half(vae).eval()
-    adapter: nn.Module = load_network(MaskGuidanceAdapter, folder / graph.replace(".", "/"), dtype)
-    return adapter
+    return load_part(folder / graph.replace(".", "/"), dtype)
 
 
 def check(network: nn.Module, graph: str, model: Description) -> None:
@@ -133,6 +139,8 @@ def check(network: nn.Module, graph: str, model: Description) -> None:
 
 def output_name(graph: str) -> str:
     """Name of a graph's only output."""
+    if is_foreground(graph):
+        return FOREGROUND
     return {UNET: "eps", VAE_ENCODER: "moments", VAE_DECODER: "image"}.get(graph, "guided")
 
 
@@ -149,10 +157,10 @@ def random_inputs(
     def latent() -> Tensor:
         return torch.randn(batch, spec.latent_channels, *size, generator=generator)
 
+    steps = torch.tensor([timesteps[n % len(timesteps)] for n in range(batch)])
     if graph == UNET:
         contexts = list(model.contexts.values())
         context = torch.stack([contexts[n % len(contexts)] for n in range(batch)])
-        steps = torch.tensor([timesteps[n % len(timesteps)] for n in range(batch)])
         return {"sample": latent(), "timestep": steps, "context": context}
     if graph == VAE_ENCODER:
         pixels = torch.rand(batch, spec.image_channels, spec.image_size, spec.image_size, generator=generator)
@@ -160,4 +168,6 @@ def random_inputs(
     if graph == VAE_DECODER:
         return {"latent": latent() / spec.latent_scale}
     mask = torch.randint(2, (batch, 1, *size), generator=generator).float()
+    if is_foreground(graph):
+        return {"sample": latent(), "timestep": steps, "mask": mask}
     return {"eps": latent(), "mask": mask}

@@ -16,7 +16,7 @@ from torch import nn
 from stage_rt.errors import ParityError
 from stage_rt.names import DType
 from stage_rt.networks import TOLERANCE
-from stage_rt.spec import UNET
+from stage_rt.spec import UNET, is_foreground
 
 from ..training.folder import Description, Model, load_description
 from .hoist import projected
@@ -51,7 +51,7 @@ class Parity:
 
 
 def references(model: Model) -> dict[str, list[Case]]:
-    """Cases for every graph of ``model``, at each batch of `BATCHES`; the UNet at three timesteps, mixed too."""
+    """Cases for every graph of ``model``, at each batch of `BATCHES`; those with a timestep at three, mixed."""
     return {graph: _cases(graph, network, model) for graph, network in networks(model).items()}
 
 
@@ -93,7 +93,7 @@ def _cases(graph: str, network: nn.Module, model: Description) -> list[Case]:
     turns = [[last, last // 2, 0], [last // 2, 0, last], [0, last, last // 2]]
     cases = []
     for batch in BATCHES:
-        for timesteps in turns if graph == UNET else ([0],):
+        for timesteps in turns if graph == UNET or is_foreground(graph) else ([0],):
             inputs = random_inputs(graph, model, batch=batch, timesteps=timesteps, generator=generator)
             arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
             cases.append(Case(arrays, network(**inputs).numpy()))

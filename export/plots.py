@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from stage_rt.networks import TOLERANCE
 from stage_rt.recipe import Branch
-from stage_rt.spec import UNET
+from stage_rt.spec import FOREGROUND, UNET
 
 from .verify import TRAJECTORY_TOLERANCE, Report
 
@@ -21,12 +21,14 @@ FLOOR = 1e-9
 def plot_errors(report: Report) -> bytes:
     """A PNG: the graphs' errors against timestep, and the trajectory's against iteration, beside what is allowed."""
     figure, (graphs, trajectory) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for label, ending in {"UNet": UNET, **{f"adapter, {branch}": f".{branch}" for branch in Branch}}.items():
+    adapters = {f"adapter, {part}": f".{part}" for part in (*Branch, FOREGROUND)}
+    for label, ending in {"UNet": UNET, **adapters}.items():
         worst: dict[int, float] = {}
         for point in report.points:
             if point.timestep is not None and point.graph.endswith(ending):
                 worst[point.timestep] = max(worst.get(point.timestep, FLOOR), point.error.max_rel)
-        graphs.plot(*zip(*sorted(worst.items()), strict=True), ".-", label=label)
+        if worst:
+            graphs.plot(*zip(*sorted(worst.items()), strict=True), ".-", label=label)
     errors = [max(FLOOR, error.max_rel) for error in report.trajectory.values()]
     trajectory.plot(list(report.trajectory), errors, label=report.prompt)
     _dress(graphs, "graphs, each on the same input", TOLERANCE[report.dtype])

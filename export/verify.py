@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,12 @@ from stage_rt.names import DType
 from stage_rt.networks import TOLERANCE, Backend
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.recipe import Branch, Recipe
-from stage_rt.sampler import Denoiser, sample
+from stage_rt.recipe import Branch
+from stage_rt.sampler import Denoiser
+from stage_rt.samplers import SAMPLERS
+from stage_rt.samplers.fast import Foreground
 from stage_rt.spec import (
+    FOREGROUND,
     PROMPTS_FILE,
     UNET,
     VAE_DECODER,
@@ -125,15 +129,15 @@ def spread(steps: int, count: int) -> list[int]:
     return sorted({round(float(step)) for step in np.linspace(0, steps - 1, count)}, reverse=True)
 
 
-def shortened(recipe: Recipe, quick: bool) -> Recipe:
-    """The recipe of the trajectory: ``recipe`` itself, or in `QUICK_CALLS` network calls."""
-    return recipe.respaced(max(recipe.fewest_calls, min(QUICK_CALLS, recipe.steps))) if quick else recipe
+def calls(model: ModelSpec, quick: bool) -> int:
+    """Network calls of the trajectory: as many as the model's own sampler makes, or at most `QUICK_CALLS`."""
+    way, recipe = SAMPLERS[model.system], model.recipe
+    return max(way.range(recipe)[0], min(QUICK_CALLS, recipe.steps)) if quick else way.steps(recipe)
 
 
 def work(spec: EngineSpec, timesteps: int, *, quick: bool = False) -> int:
     """How much there is to `verify`: timesteps compared and steps of both trajectories."""
-    recipe = spec.model.recipe
-    return len(spread(recipe.steps, timesteps)) + 2 * len(shortened(recipe, quick).coefficients)
+    return len(spread(spec.model.recipe.steps, timesteps)) + 2 * calls(spec.model, quick)
 
 
 def verify(
@@ -148,7 +152,7 @@ def verify(
     """Run an engine and its model side by side.
 
     The graphs are compared one by one, each on inputs from torch and at each of the engine's batches. The
-    trajectory is one sample over the whole recipe: the same noise for both, each on its own states.
+    trajectory is one sample by the sampler of the model's system: the same noise for both, each on its own states.
 
     Args:
         engine: engine folder.
@@ -180,7 +184,7 @@ def verify(
             loaded = load_model(model)
             if spec.model.hoisted:
                 loaded = hoisted_model(loaded)
-            sides = _Sides(spec, backend, contexts, loaded, shortened(spec.model.recipe, quick))
+            sides = _Sides(spec, backend, contexts, loaded, calls(spec.model, quick))
             return sides.measure(prompt or prompts[0], spread(spec.model.recipe.steps, timesteps), progress)
         finally:
             backend.close()
@@ -224,9 +228,10 @@ class _Sides:
         backend: Backend,
         contexts: dict[str, Float32],
         model: Model,
-        recipe: Recipe,
+        steps: int,
     ) -> None:
-        self.backend, self.contexts, self.model, self.recipe = backend, contexts, model, recipe
+        self.backend, self.contexts, self.model, self.steps = backend, contexts, model, steps
+        self.recipe = model.spec.recipe
         self.executor = HostExecutor(spec.model, backend)
         self.engine = Engine(spec, self.executor, contexts)
         self.networks = networks(model)
@@ -235,7 +240,7 @@ class _Sides:
     @torch.no_grad()
     def measure(self, prompt: str, timesteps: Sequence[int], progress: Progress) -> Report:
         points = [*self.prompts(), *self.autoencoder()]
-        total = len(timesteps) + 2 * len(self.recipe.coefficients)
+        total = len(timesteps) + 2 * self.steps
         for done, timestep in enumerate(timesteps, 1):
             points += self.denoising(timestep)
             progress(done / total)
@@ -252,17 +257,22 @@ class _Sides:
             yield from self.compare(graph, None, self.inputs(graph, 0))[1]
 
     def denoising(self, timestep: int) -> Iterator[Point]:
-        """The UNet, then every adapter on what torch's UNet gave and the mask of its branch at ``timestep``."""
+        """The UNet, then every adapter on what torch's UNet gave and the mask of its branch at ``timestep``.
+
+        Foreground networks are compared on inputs of their own.
+        """
         eps, points = self.compare(UNET, timestep, self.inputs(UNET, timestep))
         yield from points
-        recipe = self.model.spec.recipe
-        for adapter in self.model.spec.adapters:
-            for branch in Branch:
-                graph = adapter_graph(adapter, branch)
-                mask = self.inputs(graph, timestep)["mask"]
-                if branch is Branch.AWARE:
-                    mask = mask + recipe.ema(timestep) * (1 - mask)
-                yield from self.compare(graph, timestep, {"eps": eps, "mask": mask})[1]
+        spec = self.model.spec
+        for adapter, part in product(spec.adapters, spec.parts):
+            graph = adapter_graph(adapter, part)
+            inputs = self.inputs(graph, timestep)
+            if "eps" in inputs:
+                mask = inputs["mask"]
+                if part == Branch.AWARE:
+                    mask = mask + spec.recipe.ema(timestep) * (1 - mask)
+                inputs = {"eps": eps, "mask": mask}
+            yield from self.compare(graph, timestep, inputs)[1]
 
     def inputs(self, graph: str, timestep: int) -> dict[str, Tensor]:
         batch = max(self.engine.spec.batch)
@@ -282,7 +292,7 @@ class _Sides:
 
     def trajectory(self, prompt: str, progress: Progress) -> tuple[dict[int, Error], Error]:
         """The error of every state, by iteration, and of the decoded image."""
-        steps, scale = len(self.recipe.coefficients), self.model.spec.latent_scale
+        steps, scale = self.steps, self.model.spec.latent_scale
         states: dict[int, Float32] = {}
         errors: dict[int, Error] = {}
 
@@ -294,23 +304,36 @@ class _Sides:
             errors[i] = error_of(state, states[i])
             progress((steps + len(errors)) / (2 * steps))
 
-        expected = self.sample(self.torch_denoiser(prompt), keep)
+        condition = self.engine.condition(prompt)
+        expected = self.sample(self.torch_denoiser(prompt), self.torch_foreground(prompt), keep)
         found = self.sample(
-            self.executor.denoiser(self.engine.condition(prompt), guidance=self.recipe.guidance),
+            self.executor.denoiser(condition, guidance=self.recipe.guidance),
+            self.executor.foreground(condition),
             judge,
         )
         image = self.networks[VAE_DECODER](latent=torch.from_numpy(expected) / scale).numpy()
         return dict(sorted(errors.items())), error_of(self.engine.decode(found), image)
 
-    def sample(self, denoise: Denoiser, callback: Callable[[int, Float32], None]) -> Float32:
-        """One sample of the trajectory's recipe, with a square in the middle for a mask."""
+    def sample(
+        self, denoise: Denoiser, foreground: Foreground, callback: Callable[[int, Float32], None]
+    ) -> Float32:
+        """One sample of the trajectory, with a square in the middle for a mask."""
         spec = self.model.spec
         noise = PhiloxNoise([SEED])
         clean = noise.encode((1, spec.latent_channels, spec.latent_size, spec.latent_size))
         mask = np.zeros((1, 1, spec.latent_size, spec.latent_size), np.float32)
         edge = spec.latent_size // 4
         mask[:, :, edge : spec.latent_size - edge, edge : spec.latent_size - edge] = 1
-        return sample(denoise, clean, mask, recipe=self.recipe, noise=noise, callback=callback)
+        needed = {"foreground": foreground} if spec.system == "fast" else {}
+        latent: Float32 = SAMPLERS[spec.system].run(
+            *(denoise, clean, mask),
+            recipe=self.recipe,
+            noise=noise,
+            steps=self.steps,
+            callback=callback,
+            **needed,
+        )
+        return latent
 
     def torch_denoiser(self, prompt: str) -> Denoiser:
         context = self.model.contexts[prompt][None]
@@ -325,6 +348,16 @@ class _Sides:
             return guide(eps.numpy(), adapted.numpy(), self.recipe.guidance)
 
         return denoise
+
+    def torch_foreground(self, prompt: str) -> Foreground:
+        graph = adapter_graph(str(self.model.spec.prompts[prompt]), FOREGROUND)
+
+        def foresee(x: Float32, i: int, mask: Float32) -> Float32:
+            timestep, told = torch.full((len(x),), i), torch.from_numpy(mask)
+            foreseen = self.networks[graph](sample=torch.from_numpy(x), timestep=timestep, mask=told)
+            return np.asarray(foreseen.numpy())
+
+        return foresee
 
 
 def _require_same_model(engine: Path, found: ModelSpec, model: Path) -> None:

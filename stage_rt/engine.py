@@ -18,7 +18,7 @@ from stage_rt.noise import PhiloxNoise, stream
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import check_inputs, untouched
-from stage_rt.samplers import steps_of
+from stage_rt.samplers import check_sampler, recipe_of, steps_of
 from stage_rt.slots import Slots
 from stage_rt.spec import EngineSpec
 
@@ -164,7 +164,8 @@ class Engine:
         self._check_usable()
         model = self.spec.model
         condition = self.condition(prompt)
-        recipe = model.recipe if recipe is None else recipe
+        check_sampler(sampler, model)
+        recipe = recipe_of(sampler, model.recipe) if recipe is None else recipe
         _require("recipe", recipe, Recipe)
         model.check(recipe)
         _require("noise", noise, PhiloxNoise)
@@ -231,12 +232,13 @@ class Engine:
         ``size`` is one of the engine's batch sizes. One thread at a time uses it.
 
         Raises:
-            InputError: the engine was not built for ``size``.
+            InputError: the engine was not built for ``size``, or its adapters are not STAGE's.
             PromptError: the model does not know ``prompt``.
             EngineError, BackendError: as `synthesize`.
             DeviceMemoryError: it does not fit beside what is there.
         """
         self._check_usable()
+        check_sampler("stage", self.spec.model)
         if size not in self.spec.batch:
             sizes = ", ".join(map(str, self.spec.batch))
             raise InputError(f"the engine was not built for a batch of {size}: use one of {sizes}")

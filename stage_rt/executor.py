@@ -1,7 +1,7 @@
 """What runs an engine's networks and its sampling loop; `HostExecutor` drives any backend from NumPy."""
 
 import itertools
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from stage_rt.progress import Progress
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.sampler import Denoiser
 from stage_rt.samplers import SAMPLERS
+from stage_rt.samplers.fast import Foreground
 from stage_rt.slots import HostSlots, Slots
-from stage_rt.spec import VAE_DECODER, VAE_ENCODER, ModelSpec
+from stage_rt.spec import FOREGROUND, VAE_DECODER, VAE_ENCODER, ModelSpec, adapter_graph
 
 Float32 = NDArray[np.float32]
 
@@ -107,7 +108,9 @@ class HostExecutor:
     ) -> Float32:
         """See `Executor`."""
         way = SAMPLERS[sampler]
-        told = {"label": label} if way.guided else {}
+        told: dict[str, Any] = {"label": label} if way.guided else {}
+        if way.system == "fast":
+            told["foreground"] = self.foreground(condition)
         denoise = self.denoiser(
             condition if way.guided else condition._replace(adapter=None),
             guidance=recipe.guidance,
@@ -152,6 +155,15 @@ class HostExecutor:
             )
 
         return denoise
+
+    def foreground(self, condition: Condition) -> Foreground:
+        """The foreground network of a prompt, as FAST's sampler calls it."""
+        graph = adapter_graph(str(condition.adapter), FOREGROUND)
+
+        def foresee(x: Float32, i: int, mask: Float32) -> Float32:
+            return self._backend.run(graph, sample=x, timestep=np.full(len(x), i, np.int64), mask=mask)
+
+        return foresee
 
     def slots(self, adapter: str | None, size: int) -> HostSlots:
         """See `Executor`."""

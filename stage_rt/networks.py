@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.names import DType
-from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, ModelSpec
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER, ModelSpec, is_foreground
 
 TensorDType = Literal["fp32", "fp16", "bf16", "int32", "int64", "uint32", "uint64"]
 
@@ -81,6 +81,9 @@ def tensors(
     if graph == VAE_DECODER:
         return {"latent": latent}, ("image", image)
     mask = Tensor((batch, 1, model.latent_size, model.latent_size), dtype)
+    if is_foreground(graph):
+        timestep = Tensor((batch,), "int64")
+        return {"sample": latent, "timestep": timestep, "mask": mask}, ("foreground", latent)
     return {"eps": latent, "mask": mask}, ("guided", latent)
 
 

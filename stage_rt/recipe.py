@@ -131,6 +131,11 @@ class Recipe(BaseModel):
         return cls(name="masked", only_intervals=((300, 999),), guidance=2.0)
 
     @classmethod
+    def fast(cls) -> Self:
+        """The schedule of FAST, whose sampler has one branch and no use for the rest of a recipe."""
+        return cls(name="fast", only_intervals=())
+
+    @classmethod
     def ablated(cls, name: RecipeName) -> Self:
         """The paper's ablation (Fig. 5 and 6): the baseline with one part of the method, or with all.
 

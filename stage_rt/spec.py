@@ -20,8 +20,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from stage_rt.errors import InputError, printable
-from stage_rt.names import BackendName, DType, SamplerName, ViewName
-from stage_rt.recipe import Recipe
+from stage_rt.names import BackendName, DType, SamplerName, SystemName, ViewName
+from stage_rt.recipe import Branch, Recipe
 
 MODEL_FILE = "stage.json"
 GRAPHS_FILE = "model.json"
@@ -33,11 +33,18 @@ PROMPTS_FILE = "prompts.safetensors"
 UNET = "unet"
 VAE_ENCODER = "vae_encoder"
 VAE_DECODER = "vae_decoder"
+FOREGROUND = "foreground"
+"""What stands for the branch in the name of FAST's foreground network, which belongs to an adapter."""
 
 
-def adapter_graph(adapter: str, branch: str) -> str:
-    """Name of an adapter's graph, without suffix: ``adapters/<adapter>.<branch>``."""
-    return f"adapters/{adapter}.{branch}"
+def adapter_graph(adapter: str, part: str) -> str:
+    """Name of an adapter's graph, without suffix: ``adapters/<adapter>.<part>``, one of `ModelSpec.parts`."""
+    return f"adapters/{adapter}.{part}"
+
+
+def is_foreground(graph: str) -> bool:
+    """Whether a graph is a foreground network; the names of adapters have no dot."""
+    return graph.endswith(f".{FOREGROUND}")
 
 
 def _relative(path: str) -> str:
@@ -111,8 +118,9 @@ class ModelSpec(_Spec):
     Sizes are in pixels (image) and cells (latent); both are square. A prompt without an adapter (None) is painted
     with the UNet's own estimate. A model without a ``region`` was trained on whole photographs. ``round_trip`` is
     the median over pictures of the training of what `stage_rt.images.labels.round_trip` says. ``surface`` names the
-    context of good surface, which `Recipe.prompt_guidance` needs. ``hoisted``: contexts are the keys and values of
-    cross-attention, which the UNet then does not compute.
+    context of good surface, or of no text, which `Recipe.prompt_guidance` needs. ``hoisted``: contexts are the keys
+    and values of cross-attention, which the UNet then does not compute. ``system`` is whose adapters the model has:
+    STAGE's, one a branch, or FAST's, one and a foreground network.
     """
 
     format: Literal[1] = 1
@@ -133,6 +141,7 @@ class ModelSpec(_Spec):
     round_trip: float | None = Field(default=None, gt=0, exclude_if=lambda levels: levels is None)
     surface: PromptName | None = Field(default=None, exclude_if=lambda name: name is None)
     hoisted: bool = Field(default=False, exclude_if=lambda hoisted: not hoisted)
+    system: SystemName = Field(default="stage", exclude_if=lambda system: system == "stage")
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -141,6 +150,8 @@ class ModelSpec(_Spec):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of latent_size {self.latent_size}"
             )
+        if self.system == "fast" and None in self.prompts.values():
+            raise ValueError("a prompt of a model for `fast` has an adapter")
         return self
 
     def seen(self, view: ViewName | None) -> RegionView | None:
@@ -181,11 +192,14 @@ class ModelSpec(_Spec):
         return sorted({name for name in self.prompts.values() if name is not None})
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What every adapter has: one for each branch, or one and a foreground network."""
+        return (Branch.AWARE, FOREGROUND) if self.system == "fast" else tuple(Branch)
+
+    @property
     def graphs(self) -> list[str]:
         """Names (no suffix) of every graph the model exports to."""
-        from stage_rt.recipe import Branch
-
-        adapters = [adapter_graph(name, branch) for name in self.adapters for branch in Branch]
+        adapters = [adapter_graph(name, part) for name in self.adapters for part in self.parts]
         return [UNET, *adapters, VAE_ENCODER, VAE_DECODER]
 
 

@@ -313,7 +313,10 @@ print(paint(engine), os.waitstatus_to_exitcode(status))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "ddim"}, r"unknown sampler 'ddim': use one of stage, repaint, anomalydiffusion, sdas"),
+        (
+            {"sampler": "ddim"},
+            "unknown sampler 'ddim': use one of stage, fast, fast-published, anogen",
+        ),
         ({"sampler": None}, "unknown sampler None"),
         ({"sampler": ["stage"]}, r"unknown sampler \['stage'\]"),
         ({"steps": 0}, "0 steps are not to be had: give sampler `stage` between 10 and 10"),

@@ -58,13 +58,19 @@ def latents(shape: tuple[int, ...] = (3, 4, 6, 5)) -> tuple[Array, Array]:
     return draws.standard_normal(shape).astype(np.float32), mask.astype(np.float32)
 
 
+def ripple(x: Array, i: int, mask: Array) -> Array:
+    """A foreground network."""
+    return np.asarray(mask * np.cos(x + 0.02 * i), dtype=x.dtype)
+
+
 def run(
     name: SamplerName, *arguments: Any, recipe: Recipe, steps: int | None = None, **options: Any
 ) -> Array:
     """A sampler of the table over ``steps`` levels, its own number if None."""
-    return SAMPLERS[name].run(
-        *arguments, recipe=recipe, steps=SAMPLERS[name].steps(recipe) if steps is None else steps, **options
-    )
+    way = SAMPLERS[name]
+    needed = {"foreground": ripple} if way.system == "fast" else {}
+    steps = way.steps(recipe) if steps is None else steps
+    return way.run(*arguments, recipe=recipe, steps=steps, **(needed | options))
 
 
 def test_anomalydiffusion_at_every_logged_iteration(golden: Golden) -> None:
@@ -216,7 +222,15 @@ def test_calls_of_the_published_settings() -> None:
         name: sampler.calls(Recipe.authors(), sampler.steps(Recipe.authors()))
         for name, sampler in SAMPLERS.items()
     }
-    assert calls == {"stage": 1000, "repaint": 2410, "anomalydiffusion": 200, "sdas": 20}
+    assert calls == {
+        "stage": 1000,
+        "fast": 50,
+        "fast-published": 50,
+        "anogen": 50,
+        "repaint": 2410,
+        "anomalydiffusion": 200,
+        "sdas": 20,
+    }
 
 
 def test_sdas_draws_its_strength_evenly() -> None:
@@ -251,7 +265,7 @@ def test_sdas_draws_its_strength_evenly() -> None:
     assert abs(s.mean() - 0.15) < 0.005
 
 
-@pytest.mark.parametrize("name", ["repaint", "anomalydiffusion", "sdas"])
+@pytest.mark.parametrize("name", ["fast", "fast-published", "anogen", "repaint", "anomalydiffusion", "sdas"])
 def test_wrong_shapes_are_named(name: SamplerName) -> None:
     clean, mask = latents()
     noise = PhiloxNoise([1, 2, 3])
@@ -261,7 +275,7 @@ def test_wrong_shapes_are_named(name: SamplerName) -> None:
         run(name, wave, clean, mask / 2, recipe=SHORT, noise=noise)
 
 
-@pytest.mark.parametrize("name", ["repaint", "anomalydiffusion"])
+@pytest.mark.parametrize("name", ["fast", "repaint", "anomalydiffusion"])
 def test_the_background_reaches_the_result(name: SamplerName) -> None:
     """Where nothing is masked the last state is near the clean latent, whatever is masked beside it."""
     clean, mask = latents()
@@ -303,7 +317,7 @@ def test_steps_out_of_range_are_refused_with_the_range(name: str, steps: Any) ->
 
 
 def test_unknown_samplers_are_refused_with_the_names() -> None:
-    with pytest.raises(InputError, match="unknown sampler 'ddim': use one of stage, repaint"):
+    with pytest.raises(InputError, match="unknown sampler 'ddim': use one of stage, fast"):
         find("ddim")
 
 

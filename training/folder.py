@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from stage_rt.errors import ModelError
 from stage_rt.files import inside, sha256, staged_folder
 from stage_rt.folders import read_description
-from stage_rt.recipe import Branch
-from stage_rt.spec import MODEL_FILE, PROMPTS_FILE, ModelSpec
+from stage_rt.spec import FOREGROUND, MODEL_FILE, PROMPTS_FILE, ModelSpec
 
 from .adapter import MaskGuidanceAdapter
+from .foreground import ForegroundNetwork
 from .lossless import HaarAutoencoder
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -48,21 +48,21 @@ class Description:
 
 @dataclass(frozen=True)
 class Model(Description):
-    """A trained model in memory."""
+    """A trained model in memory; ``adapters`` has the parts of each by `ModelSpec.parts`."""
 
     unet: UNet2DConditionModel
     vae: Autoencoder
-    adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
+    adapters: Mapping[str, Mapping[str, nn.Module]]
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Every network by its place in the folder."""
-        pairs = {
-            f"adapters/{name}/{branch}": module
-            for name, branches in self.adapters.items()
-            for branch, module in branches.items()
+        parts = {
+            f"adapters/{name}/{part}": module
+            for name, each in self.adapters.items()
+            for part, module in each.items()
         }
-        return {"unet": self.unet, "vae": self.vae, **pairs}
+        return {"unet": self.unet, "vae": self.vae, **parts}
 
 
 def save_model(
@@ -173,20 +173,29 @@ def load_model(folder: Path) -> Model:
         ModelError: a file is missing, unreadable or disagrees with ``stage.json``.
     """
     description = load_description(folder)
+    spec = description.spec
     adapters = {
-        name: {
-            branch: load_network(MaskGuidanceAdapter, folder / "adapters" / name / branch)
-            for branch in Branch
-        }
-        for name in description.spec.adapters
+        name: {part: load_part(folder / "adapters" / name / part) for part in spec.parts}
+        for name in spec.adapters
     }
     return Model(
         unet=load_network(UNet2DConditionModel, folder / "unet"),
         vae=load_autoencoder(folder / "vae"),
         adapters=adapters,
         contexts=description.contexts,
-        spec=description.spec,
+        spec=spec,
     )
+
+
+def load_part(folder: Path, dtype: torch.dtype = torch.float32) -> MaskGuidanceAdapter | ForegroundNetwork:
+    """A part of an adapter, of the class that its folder's name tells.
+
+    Raises:
+        ModelError: as `load_network`.
+    """
+    kind = ForegroundNetwork if folder.name == FOREGROUND else MaskGuidanceAdapter
+    part: MaskGuidanceAdapter | ForegroundNetwork = load_network(kind, folder, dtype)
+    return part
 
 
 def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:

@@ -44,10 +44,10 @@ class Trials:
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of model and how long each of its stages trains; ``guidance`` is counted per prompt.
+    """One size of model and how long each of its stages trains.
 
-    ``image_size`` is in pixels. ``autoencoder`` is None where latents are wavelets, which need no training
-    (`stage_rt.training.lossless`).
+    ``guidance`` and ``foreground``, one of which is trained, are counted per prompt. ``image_size`` is in pixels.
+    ``autoencoder`` is None where latents are wavelets, which need no training (`stage_rt.training.lossless`).
     """
 
     image_size: int
@@ -62,6 +62,8 @@ class Preset:
     denoiser: Stage
     guidance: Stage
     calibration: Trials
+    foreground_width: int
+    foreground: Stage
 
     @property
     def latent_size(self) -> int:
@@ -87,6 +89,8 @@ PRESETS: dict[PresetName, Preset] = {
         denoiser=Stage(steps=12000, batch=8, rate=1e-3),
         guidance=Stage(steps=350, batch=8, rate=2e-3),
         calibration=Trials(pairs=16, calls=100),
+        foreground_width=32,
+        foreground=Stage(steps=1500, batch=8, rate=1e-3),
     ),
     "small": Preset(
         image_size=256,
@@ -103,5 +107,7 @@ PRESETS: dict[PresetName, Preset] = {
         denoiser=Stage(steps=16000, batch=32, rate=3e-4),
         guidance=Stage(steps=1000, batch=32, rate=1e-3),
         calibration=Trials(pairs=32, calls=100),
+        foreground_width=64,
+        foreground=Stage(steps=4000, batch=32, rate=3e-4),
     ),
 }

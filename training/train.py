@@ -1,4 +1,4 @@
-"""The three training stages in order, then the calibration, from a folder of photographs to a model folder."""
+"""The training stages in order, then STAGE's calibration, from a folder of photographs to a model folder."""
 
 import json
 import re
@@ -14,18 +14,18 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.names import PresetName, ViewName
+from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
 
-from . import autoencoder, calibration, data, denoiser, guidance
+from . import autoencoder, calibration, data, denoiser, fast, guidance
 from .adapter import MaskGuidanceAdapter
 from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Learned, Preset
 
-TRAINED = ("autoencoder", "denoiser", "guidance")
+TRAINED = ("autoencoder", "denoiser", "guidance", "foreground")
 FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
@@ -38,6 +38,7 @@ def train(
     folder: Path,
     *,
     preset: PresetName = "tiny",
+    system: SystemName = "stage",
     view: ViewName = "region",
     turn: bool = True,
     rim: bool = False,
@@ -56,6 +57,8 @@ def train(
         root: one object's folder, or a folder of such folders.
         folder: model folder to write; must not exist.
         preset: size of the networks and length of the stages.
+        system: whose adapters are trained on the UNet, STAGE's or FAST's (`stage_rt.training.fast`). Nothing is
+            calibrated for FAST: there is no guidance to choose, and no pair is painted again by default.
         view: train on crops around defects at their own scale, or on whole photographs.
         turn: crops may be turned by quarters; not where up and down matter.
         rim: measure how defects fade out beyond their labels, for pairs that do (`stage_rt.training.rim`).
@@ -67,8 +70,8 @@ def train(
         say: called with one line a stage.
 
     Raises:
-        InputError: ``folder`` exists, ``hold_out`` is out of range, or the training state beside ``folder`` belongs
-            to another training.
+        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or the training state
+            beside ``folder`` belongs to another training.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
     """
@@ -76,11 +79,15 @@ def train(
         raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
     if not 0 <= hold_out < 1:
         raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
+    if rim and system != "stage":
+        raise InputError(
+            "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
+        )
     sizes = PRESETS[preset]
     device = Device.best()
     found, held_out = data.hold_out(data.find(root), hold_out, seed)
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
-    spec = _spec(sizes, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
+    spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
     examples = data.load(
         found,
         spec,
@@ -89,7 +96,8 @@ def train(
         progress=lambda share: report("reading", round(100 * share), 100, None),
     )
     digest = int(examples.images.long().sum()) ^ len(examples.images)
-    work = _open_work(folder, {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest})
+    job: dict[str, object] = {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest}
+    work = _open_work(folder, job if system == "stage" else job | {"system": system})
     say(
         f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
         f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
@@ -103,22 +111,25 @@ def train(
     autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
     latents = denoiser.Latents(vae, examples, spec.recipe, device)
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
-    adapters = _train_guidance(unet, contexts, latents, spec, sizes, seed, work, device, report)
-    networks = calibration.Networks(unet, vae, adapters, contexts)
-    defaults, round_trip = calibration.calibrate(
-        networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report, reach=rim
-    )
+    trained = (unet, contexts, latents, spec, sizes, seed, work, device, report)
+    measured: dict[str, object] = {}
+    if system == "fast":
+        parts = fast.train(*trained)
+    else:
+        adapters = _train_guidance(*trained)
+        networks = calibration.Networks(unet, vae, adapters, contexts)
+        defaults, round_trip = calibration.calibrate(
+            networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report, reach=rim
+        )
+        measured = {"defaults": defaults, "round_trip": round_trip}
+        parts = {name: {str(b): adapter for b, adapter in pair.items()} for name, pair in adapters.items()}
     model = Model(
         unet=unet.cpu().eval(),
         vae=vae.cpu().eval(),
-        adapters={name: {b: adapter.cpu() for b, adapter in pair.items()} for name, pair in adapters.items()},
+        adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
         spec=spec.model_copy(
-            update={
-                "defaults": defaults,
-                "round_trip": round_trip,
-                "provenance": _provenance(root, examples, held_out, preset, seed),
-            }
+            update=measured | {"provenance": _provenance(root, examples, held_out, preset, seed)}
         ),
     )
     curves = {stage: work / f"{stage}.csv" for stage in TRAINED}
@@ -128,7 +139,9 @@ def train(
     shutil.rmtree(work)
 
 
-def _spec(preset: Preset, view: ViewName, channels: Literal[1, 3], names: list[str]) -> ModelSpec:
+def _spec(
+    preset: Preset, system: SystemName, view: ViewName, channels: Literal[1, 3], names: list[str]
+) -> ModelSpec:
     return ModelSpec(
         region=RegionView(least=FINEST * preset.latent_size, slender=SLENDER) if view == "region" else None,
         image_size=preset.image_size,
@@ -138,9 +151,10 @@ def _spec(preset: Preset, view: ViewName, channels: Literal[1, 3], names: list[s
         latent_scale=1.0,
         tokens=preset.tokens,
         context_dim=preset.context_dim,
-        recipe=Recipe.masked(),
+        recipe=Recipe.masked() if system == "stage" else Recipe.fast(),
         prompts=dict(zip(names, _adapter_names(names), strict=True)),
         surface=data.GOOD,
+        system=system,
     )
 
 

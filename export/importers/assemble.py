@@ -115,6 +115,7 @@ def ldm_spec(
     contexts: Mapping[str, Tensor],
     provenance: dict[str, JsonValue],
     options: Options,
+    surface: str | None = None,
 ) -> ModelSpec:
     """``stage.json`` of a model made from an LDM checkpoint. Raises `CheckpointError`."""
     tokens, dim = next(iter(contexts.values())).shape
@@ -128,6 +129,7 @@ def ldm_spec(
         context_dim=dim,
         recipe=Recipe.authors().model_copy(update={"mask_rule": options.mask_rule}),
         prompts=dict(prompts),
+        surface=surface,
         provenance=provenance,
     )
 

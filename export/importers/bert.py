@@ -21,8 +21,10 @@ PLACEHOLDER = 1008
 CAPTIONS = {
     "Anomaly *": (101, 28685, PLACEHOLDER, 102),
     "a photo of a *": (101, 1037, 6302, 1997, 1037, PLACEHOLDER, 102),
+    "*": (101, PLACEHOLDER, 102),
+    "": (101, 102),
 }
-"""The texts models were trained with, as ids of the BERT-uncased vocabulary with its start and end tokens."""
+"""The texts models are painted with, as ids of the BERT-uncased vocabulary with its start and end tokens."""
 
 
 @torch.no_grad()

@@ -42,13 +42,14 @@ class TextEncoder:
     sizes: BertSizes
     read: Callable[[str], Tensor]
 
-    def context(self, caption: str, vectors: Tensor) -> Tensor:
-        """Context float32 ``[tokens, dim]`` of one of `CAPTIONS` with ``vectors`` ``[n, dim]`` for its ``*``."""
+    def context(self, caption: str, vectors: Tensor | None = None) -> Tensor:
+        """Context float32 ``[tokens, dim]`` of one of `CAPTIONS`, with ``vectors`` ``[n, dim]`` for its ``*``."""
         ids = CAPTIONS[caption]
-        if len(ids) - 1 + len(vectors) > self.sizes.tokens or max(ids) >= self.sizes.words:
+        learned = 0 if vectors is None else len(vectors)
+        if len(ids) - (learned > 0) + learned > self.sizes.tokens or max(ids) >= self.sizes.words:
             raise CheckpointError(
                 f"`{self.path}` has a text encoder of {self.sizes.tokens} tokens and {self.sizes.words} words, too "
-                f"few for {caption!r} with {len(vectors)} learned vectors"
+                f"few for {caption!r} with {learned} learned vectors"
             )
         return encode(self.read, self.sizes, ids, vectors)
 

@@ -91,7 +91,8 @@ def bench(
         engine, timed = _opened(folder, spec, notify)
         loaded = time.perf_counter() - start
         opened.callback(engine.close)
-        job = Job([], [], engine.prompts[0], 1, 0, composite=True, batch=1, steps=steps, min_fill=0.0)
+        asked: dict[str, Any] = {"sampler": spec.model.system, "steps": steps, "min_fill": 0.0}
+        job = Job([], [], engine.prompts[0], 1, 0, composite=True, batch=1, **asked)
         method = resolve(job, spec.model)
         scratch = Path(opened.enter_context(TemporaryDirectory(prefix="stage-rt-bench.")))
         rows = [

@@ -95,6 +95,35 @@ def anomalydiffusion(
 
 
 @app.command()
+def anogen(
+    ldm: Ldm,
+    embeddings: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder with a folder for each defect type that holds an `embeddings.pt`."
+        ),
+    ],
+    output: Output,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One of those folders; give it once for each.", show_default="all"),
+    ] = None,
+    dtype: Dtype = "fp32",
+    image_size: ImageSize = 256,
+    heads: Heads = 8,
+    mask_rule: Rule = "cover",
+    max_gib: MaxGib = 8,
+    as_json: AsJson = False,
+) -> None:
+    """An AnoGen model: `model.ckpt` and a learned embedding for each defect type, no adapters."""
+    with _options(dtype, image_size, heads, mask_rule, max_gib) as options:
+        from stage_rt.export.importers.anogen import import_anogen
+
+        spec = import_anogen(ldm, embeddings, output, prompts=prompt or (), options=options)
+    _result(output, spec, as_json)
+
+
+@app.command()
 def diffusers(
     source: Annotated[
         Path,

@@ -64,8 +64,9 @@ def synth(
     sampler: Annotated[
         SamplerName,
         typer.Option(
-            help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with and "
-            "do without the adapters: RePaint, AnomalyDiffusion's, RealNet's, which changes good surface a little."
+            help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with. "
+            "FAST's need a model for it, the rest do without adapters: AnoGen's, RePaint, AnomalyDiffusion's, "
+            "RealNet's, which changes good surface a little."
         ),
     ] = "stage",
     steps: Annotated[
@@ -74,7 +75,7 @@ def synth(
             metavar="N",
             help="Network calls a pair takes, 10 to 1000; 100 is nearly ten times as fast and a little fainter; "
             "`auto` is the fewest that `stage-rt calibrate` found.",
-            show_default="1000; repaint 250 levels, anomalydiffusion 200, sdas 20",
+            show_default="1000; repaint 250 levels, anomalydiffusion 200, fast and anogen 50, sdas 20",
         ),
     ] = None,
     recipe: Annotated[
@@ -100,7 +101,7 @@ def synth(
             metavar="W",
             help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
             "plainer, at twice the time.",
-            show_default="1",
+            show_default="1; anogen 10",
         ),
     ] = None,
     solver: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from stage_rt.cli import console
-from stage_rt.names import PresetName, ViewName, WeightDType
+from stage_rt.names import PresetName, SystemName, ViewName, WeightDType
 
 
 def train(
@@ -18,6 +18,13 @@ def train(
     preset: Annotated[
         PresetName, typer.Option(help="`tiny`: 64 px, a CPU, about an hour. `small`: 256 px, one GPU.")
     ] = "tiny",
+    system: Annotated[
+        SystemName,
+        typer.Option(
+            help="Whose networks guide the UNet: STAGE's two adapters a type, or FAST's one and a foreground network "
+            "(docs/samplers.md), for `synth --sampler fast`."
+        ),
+    ] = "stage",
     view: Annotated[
         ViewName,
         typer.Option(
@@ -48,7 +55,7 @@ def train(
 ) -> None:
     """Train a model on photographs of good parts and of labelled defects, one data set or several.
 
-    First what surface and defects look like (the UNet), then how to keep to a mask (two adapters a type, Eq. 12).
+    First what surface and defects look like (the UNet), then how to keep to a mask (adapters of each type).
     The same command again goes on where it was interrupted.
     """
     from stage_rt.cli.progress import watched_stages
@@ -61,6 +68,7 @@ def train(
             data,
             output,
             preset=preset,
+            system=system,
             view=view,
             turn=turn,
             rim=rim,

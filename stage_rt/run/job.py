@@ -10,7 +10,7 @@ from stage_rt.images.masks import AS_IT_IS, Reading
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
-from stage_rt.samplers import SAMPLERS, steps_of
+from stage_rt.samplers import SAMPLERS, check_sampler, recipe_of, steps_of
 from stage_rt.spec import ModelSpec, PromptDefaults, RegionView
 
 
@@ -78,7 +78,7 @@ def resolve(job: Job, model: ModelSpec) -> Method:
 
     Raises:
         PromptError: the model does not know the prompt.
-        InputError: recipe or guidance do not fit the model, or the sampler cannot take that many steps.
+        InputError: sampler, recipe or guidance do not fit the model, or the sampler cannot take that many steps.
     """
     if job.prompt not in model.prompts:
         raise PromptError(f"unknown prompt {job.prompt!r}: use one of {', '.join(sorted(model.prompts))}")
@@ -87,6 +87,7 @@ def resolve(job: Job, model: ModelSpec) -> Method:
             "without compositing the result is the decoded picture of a whole photograph",
             "add `--view whole`",
         )
+    check_sampler(job.sampler, model)
     defaults = model.defaults.get(job.prompt, PromptDefaults())
     recipe = model.recipe.named(job.recipe) if job.recipe else model.recipe
     if job.guidance is not None:
@@ -100,6 +101,8 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         recipe = recipe.guided(defaults.guidance)
     if job.prompt_guidance is not None:
         recipe = recipe.contrasted(job.prompt_guidance)
+    else:
+        recipe = recipe_of(job.sampler, recipe)
     if job.solver is not None:
         if job.sampler != "stage":
             raise InputError(

@@ -4,20 +4,22 @@ Each takes what `stage_rt.sampler.sample` takes, and ``steps``: how many of the 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import InputError
-from stage_rt.names import SamplerName
+from stage_rt.names import SamplerName, SystemName
 from stage_rt.noise import NoiseSource
 from stage_rt.recipe import Recipe
 from stage_rt.sampler import Callback, Denoiser, sample
-from stage_rt.samplers import anomalydiffusion, repaint, sdas
+from stage_rt.samplers import anogen, anomalydiffusion, fast, repaint, sdas
 from stage_rt.schedule import FEWEST_CALLS
+from stage_rt.spec import ModelSpec
 
-__all__ = ["SAMPLERS", "Sampler", "find", "steps_of"]
+__all__ = ["SAMPLERS", "Sampler", "check_sampler", "find", "recipe_of", "steps_of"]
 
 Array = NDArray[Any]
 
@@ -26,14 +28,21 @@ class Sampler(NamedTuple):
     """A sampler.
 
     ``steps`` is its own number of levels for a recipe, ``range`` the fewest and the most it can be told to visit,
-    ``calls`` how often it calls the denoiser, and ``guided`` whether it wants the adapters.
+    ``calls`` how often it calls the denoiser, ``system`` whose adapters it wants, None for nobody's, and
+    ``prompt_guidance`` its own weight of the prompt against good surface.
     """
 
     run: Callable[..., Array]
     steps: Callable[[Recipe], int]
     range: Callable[[Recipe], tuple[int, int]]
     calls: Callable[[Recipe, int], int]
-    guided: bool
+    system: SystemName | None = None
+    prompt_guidance: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether it wants adapters."""
+        return self.system is not None
 
 
 def find(name: str) -> Sampler:
@@ -65,6 +74,30 @@ def steps_of(name: str, recipe: Recipe, steps: int | None) -> int:
     return int(steps)
 
 
+def check_sampler(name: str, model: ModelSpec) -> None:
+    """Refuse a sampler whose adapters are not those of a model.
+
+    Raises:
+        InputError: they are another system's, or there is no such sampler.
+    """
+    system = find(name).system
+    if system not in (None, model.system):
+        raise InputError(
+            f"sampler `{name}` needs the adapters of a model for `{system}`, and this one is for `{model.system}`",
+            f"paint with `stage-rt synth --sampler {model.system}`",
+        )
+
+
+def recipe_of(name: str, recipe: Recipe) -> Recipe:
+    """``recipe`` with the weight of the prompt that sampler ``name`` has of its own, where it has none.
+
+    Raises:
+        InputError: there is no such sampler.
+    """
+    weight = find(name).prompt_guidance
+    return recipe if weight == 1 or recipe.prompt_guidance != 1 else recipe.contrasted(weight)
+
+
 def _stage(
     denoise: Denoiser,
     clean: Array,
@@ -85,33 +118,49 @@ def _from_ten(most: Callable[[Recipe], int]) -> Callable[[Recipe], tuple[int, in
     return lambda recipe: (min(FEWEST_CALLS, most(recipe)), most(recipe))
 
 
+def _fast(published: bool) -> Sampler:
+    return Sampler(
+        partial(fast.fast, published=published),
+        steps=lambda recipe: min(fast.STEPS, recipe.steps),
+        range=_from_ten(lambda recipe: recipe.steps),
+        calls=lambda recipe, steps: steps,
+        system="fast",
+    )
+
+
 SAMPLERS: dict[SamplerName, Sampler] = {
     "stage": Sampler(
         _stage,
         steps=lambda recipe: recipe.calls or recipe.steps,
         range=lambda recipe: (recipe.fewest_calls, recipe.steps),
         calls=lambda recipe, steps: steps,
-        guided=True,
+        system="stage",
+    ),
+    "fast": _fast(published=False),
+    "fast-published": _fast(published=True),
+    "anogen": Sampler(
+        anogen.anogen,
+        steps=lambda recipe: min(anogen.STEPS, recipe.steps // 2),
+        range=_from_ten(lambda recipe: recipe.steps - 1),
+        calls=lambda recipe, steps: steps,
+        prompt_guidance=anogen.PROMPT_GUIDANCE,
     ),
     "repaint": Sampler(
         repaint.repaint,
         steps=lambda recipe: min(repaint.STEPS, recipe.steps),
         range=_from_ten(lambda recipe: recipe.steps),
         calls=lambda recipe, steps: repaint.calls(steps),
-        guided=False,
     ),
     "anomalydiffusion": Sampler(
         anomalydiffusion.anomalydiffusion,
         steps=lambda recipe: min(anomalydiffusion.STEPS, recipe.steps // 2),
         range=_from_ten(lambda recipe: recipe.steps - 1),
         calls=lambda recipe, steps: steps,
-        guided=False,
     ),
     "sdas": Sampler(
         sdas.sdas,
         steps=lambda recipe: min(sdas.STEPS, recipe.steps),
         range=_from_ten(lambda recipe: recipe.steps),
         calls=lambda recipe, steps: steps,
-        guided=False,
     ),
 }

@@ -19,8 +19,9 @@ def anomalydiffusion(
     noise: NoiseSource,
     steps: int,
     callback: Callback | None = None,
+    eta: float = 1.0,
 ) -> Array:
-    """AnomalyDiffusion's sampler: DDIM with eta 1, the background put back before every step.
+    """AnomalyDiffusion's sampler: DDIM with ``eta`` 1, the background put back before every step.
 
     Hu et al., "AnomalyDiffusion", AAAI 2024, without its adaptive attention; DDIM is Song et al., ICLR 2021,
     Eq. 12 and 16. The last step goes to level 0, and nothing is blended after it. ``steps`` is the number of network
@@ -32,7 +33,7 @@ def anomalydiffusion(
     for k in reversed(range(len(taus))):
         abar = float(recipe.levels.abar[taus[k]])
         before = float(recipe.levels.abar[taus[k - 1] if k else 0])
-        sigma = math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
+        sigma = eta * math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
         x = with_background(x, clean, mask, abar, noise.background(k, x.shape))
         eps = estimate(denoise, x, taus[k], mask)
         x0 = x0_of(x, eps, abar)

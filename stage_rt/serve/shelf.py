@@ -15,6 +15,7 @@ from stage_rt.folders import read_engine
 from stage_rt.loading import load
 from stage_rt.machine import cores
 from stage_rt.noise import PhiloxNoise
+from stage_rt.samplers import check_sampler
 from stage_rt.serve.driver import Driver, shared, slot_count
 from stage_rt.serve.executor import SharedExecutor, Terms
 from stage_rt.slots import IDLE
@@ -60,7 +61,7 @@ class Shelf:
         driver: loads and closes them, and drives them.
 
     Raises:
-        InputError: two folders have one name, or an engine alone is over the budget.
+        InputError: two folders have one name, or an engine alone is over the budget or for another system.
         EngineError: a folder is none of an engine.
     """
 
@@ -189,6 +190,7 @@ class Shelf:
 
 def _book(folder: Path) -> Book:
     spec = read_engine(folder)
+    check_sampler("stage", spec.model)
     on_cpu = spec.devices == ["cpu"]
     files = sum((folder / name).stat().st_size for name in spec.files)
     size = slot_count(spec.batch, cores(), on_cpu=on_cpu)

@@ -15,7 +15,7 @@ from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, ModelError, ParityError, PromptError
 from stage_rt.export import verify as module
 from stage_rt.export.plots import plot_errors
-from stage_rt.export.verify import CONTEXTS, Error, Report, error_of, require, shortened, spread, verify, work
+from stage_rt.export.verify import CONTEXTS, Error, Report, calls, error_of, require, spread, verify, work
 from stage_rt.files import digests
 from stage_rt.folders import read_engine
 from stage_rt.recipe import Recipe
@@ -102,8 +102,8 @@ def test_timesteps_spread_from_the_last_to_the_first(steps, count, expected):
 
 def test_quick_is_the_same_in_fewer_calls(engine_folder, model_folder):
     spec = read_engine(engine_folder)
-    assert shortened(Recipe.masked(), quick=False) == Recipe.masked()
-    assert len(shortened(Recipe.masked(), quick=True).coefficients) == 50
+    longer = spec.model.model_copy(update={"recipe": Recipe.masked()})
+    assert [calls(longer, quick) for quick in (False, True)] == [1000, 50]
     told = []
     found = verify(engine_folder, model_folder, timesteps=2, quick=True, progress=told.append)
     require(found)

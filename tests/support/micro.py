@@ -20,6 +20,8 @@ MICRO = Preset(
     denoiser=Stage(steps=4, batch=2, rate=1e-3),
     guidance=Stage(steps=4, batch=2, rate=1e-3),
     calibration=Trials(pairs=2, calls=10),
+    foreground_width=8,
+    foreground=Stage(steps=3, batch=2, rate=1e-3),
 )
 
 

@@ -1,14 +1,16 @@
 """A random model small enough to export in seconds, with everything that makes graphs differ in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.spec import ModelSpec
+from stage_rt.spec import FOREGROUND, ModelSpec
 from stage_rt.training.adapter import MaskGuidanceAdapter
 from stage_rt.training.folder import Model, save_model
+from stage_rt.training.foreground import ForegroundNetwork
 
 PROMPTS = ("tile+crack", "tile+hole")
 
@@ -65,6 +67,15 @@ def small_adapter() -> MaskGuidanceAdapter:
         elif "running_mean" in name:
             tensor.normal_()
     return adapter.eval()
+
+
+def small_fast_model() -> Model:
+    """`small_model` with a foreground network in the place of the adapter of the only branch, as FAST has it."""
+    model = small_model()
+    aware = model.adapters["tile"][Branch.AWARE]
+    parts = {Branch.AWARE: aware, FOREGROUND: ForegroundNetwork(width=8).eval()}
+    spec = model.spec.model_copy(update={"system": "fast"})
+    return replace(model, spec=spec, adapters={"tile": parts})
 
 
 def write_small_model(folder: Path, seed: int = 0) -> Path:
