@@ -5,11 +5,13 @@ counted from its shapes (`stage_rt.engines.operations`): it does its arithmetic,
 result; weights are read once a batch. What lies between two of them is taken to be done on the way, and an attention
 in one go, so a step cannot be faster than the sum, over them, of the longer of arithmetic and traffic. Nothing is
 run but the machine's own rates, as `stage-rt bench` measures them: a product of matrices and a copy, by NumPy, in
-float32 on the cores this process may use. Caches are left out: where weights or activations stay in one, traffic
-takes less than is said here.
+float32, by CPU time: give it one core, ``OMP_NUM_THREADS=1 taskset -c 0``. Caches are left out: where weights or
+activations stay in one, traffic takes less than is said here.
 """
 
 import argparse
+import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,6 @@ from matplotlib import pyplot as plt
 from options import keep
 
 from stage_rt.bench.rates import rates
-from stage_rt.bench.result import read_result
 from stage_rt.engines.operations import Product, products
 from stage_rt.machine import cpu_name
 from stage_rt.recipe import Branch
@@ -87,7 +88,7 @@ def bound(counted: list[Product], batch: int, machine: Machine) -> dict[str, flo
 def draw(result: dict[str, Any], machines: list[Machine], path: Path) -> None:
     """The roofs, and what a step can come to under them."""
     figure, axis = plt.subplots(figsize=(9, 5.6), layout="constrained")
-    across = np.logspace(0, 3.3, 200)
+    across = np.logspace(0, 4, 200)
     markers = dict(zip(result["steps"], "osD^v", strict=False))
     for number, machine in enumerate(machines):
         axis.plot(across, np.minimum(machine.flops, across * machine.bandwidth) / 1e9, color=f"C{number}")
@@ -105,7 +106,13 @@ def draw(result: dict[str, Any], machines: list[Machine], path: Path) -> None:
                 axis.plot(row["FLOP a byte"], row["GFLOP/s"], markers[name], color=f"C{number}", mfc=fill)
     for row in result["measured"]:
         axis.plot(row["FLOP a byte"], row["GFLOP/s"], "x", color="black", ms=8)
-        axis.annotate(f"measured, batch {row['batch']}", (row["FLOP a byte"], row["GFLOP/s"]), fontsize=8)
+        axis.annotate(
+            f"measured, batch {row['batch']}",
+            (row["FLOP a byte"], row["GFLOP/s"]),
+            (8, -12),
+            textcoords="offset points",
+            fontsize=8,
+        )
     for name, marker in markers.items():
         for batch, fill in zip(BATCHES, ("white", "grey"), strict=True):
             axis.plot([], [], marker, color="grey", mfc=fill, label=f"{name}, batch {batch}")
@@ -116,19 +123,19 @@ def draw(result: dict[str, Any], machines: list[Machine], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def measured(paths: list[Path], counted: list[Product], machine: Machine) -> list[dict[str, Any]]:
-    """What `stage-rt bench --json` found of UNets, by batch, beside what the step moves."""
-    rows = []
-    for path in paths:
-        for row in read_result(path).rows:
-            if row.unet_gflops is not None:
-                moved = bound(counted, row.batch, machine)["FLOP a byte"]
-                rows.append({"batch": row.batch, "FLOP a byte": moved, "GFLOP/s": round(row.unet_gflops, 1)})
-    return rows
+def measured(path: Path | None, counted: list[Product], machine: Machine) -> list[dict[str, Any]]:
+    """What this engine's first row in a result of `compare.py` came to, beside what bounds it."""
+    if path is None:
+        return []
+    found = json.loads(path.read_text())
+    row = bound(counted, found["batch"], machine)
+    taken = found["medians_and_quartiles"][0]["ms_a_step"][0]
+    kept = {name: row[name] for name in ("batch", "FLOP a byte")}
+    return [{**kept, "ms": taken, "GFLOP/s": round(row["GFLOP"] / taken * 1e3, 1)}]
 
 
 def main(options: argparse.Namespace) -> None:
-    product, copy = rates()
+    product, copy = rates(time.process_time)
     here = Machine("this machine, fp32", product * 1e9, copy * 1e9, 4)
     machines = [here, *PUBLISHED]
     named = dict(each.split("=", 1) for each in options.graphs)
@@ -147,7 +154,7 @@ def main(options: argparse.Namespace) -> None:
             name: {each.name: [bound(parts, batch, each) for batch in BATCHES] for each in machines}
             for name, parts in counted.items()
         },
-        "measured": measured(options.bench, next(iter(counted.values())), here),
+        "measured": measured(options.compared, next(iter(counted.values())), here),
     }
     for name, by_machine in result["steps"].items():
         for machine, rows in by_machine.items():
@@ -166,7 +173,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("graphs", nargs="+", metavar="NAME=GRAPHS")
     parser.add_argument(
-        "--bench", type=Path, action="append", default=[], metavar="JSON", help="of the first model here"
+        "--compared", type=Path, metavar="JSON", help="of compare.py, of the first model here"
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
