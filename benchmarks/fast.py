@@ -43,6 +43,7 @@ WAYS: tuple[tuple[SamplerName, int], ...] = (
     ("stage", 50),
     ("fast", 50),
     ("fast-published", 50),
+    ("stage", 10),
     ("fast", 10),
     ("fast-published", 10),
 )
@@ -133,7 +134,12 @@ def main(options: argparse.Namespace) -> None:
         "stage": engine_of(options.model, out / "stage"),
         "fast": engine_of(out / "model", out / "fast"),
     }
-    result: dict[str, Any] = {"machine": cpu_name(), "pairs_a_type": options.count, "rows": []}
+    result: dict[str, Any] = {
+        "machine": cpu_name(),
+        "pairs_a_type": options.count,
+        "training_steps_a_type": options.steps or PRESETS["tiny"].foreground.steps,
+        "rows": [],
+    }
     shown: list[tuple[str, np.ndarray]] = []
     for kind in DEFECTS:
         good, rendered, labels = scenes(kind, options.count)
