@@ -3,7 +3,7 @@
 ``python benchmarks/full_size.py SCRATCH [--backend tensorrt-rtx|onnxruntime|openvino]`` makes the 872.3 M-parameter
 UNet, the authors' two adapters and their autoencoder with random weights, exports them and builds an engine for them,
 each in a process of its own; an engine for a CPU then paints one pair in `STEPS` steps, and shows nothing by it but
-what that costs. 6 GB of SCRATCH are used in fp16, 10 in fp32, and given back. Nothing needs a GPU.
+what that costs. 6 GB of SCRATCH are used, in fp32 10, and given back. Nothing needs a GPU.
 """
 
 import argparse
@@ -40,7 +40,7 @@ BOUNDS = {
 """To hold on two cores; the build's are those of TensorRT-RTX for three targets."""
 PHASES = "phases.json"
 LIBRARIES = {"tensorrt-rtx": "tensorrt-rtx-cu13", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-GRAPHS = {"tensorrt-rtx": "fp16", "onnxruntime": "fp32", "openvino": "fp32"}
+GRAPHS = {"tensorrt-rtx": "fp16", "onnxruntime": "fp32", "openvino": "bf16"}
 """Dtype of the graphs that each is given."""
 BUILDS = {
     "tensorrt-rtx": "--dtype fp16 --batch 8 --target sm86,sm89,sm120",
