@@ -48,9 +48,9 @@ async def _news(
 ) -> AsyncIterator[str]:
     seen, quiet = -1, 0.0
     while True:
-        # In this order, so that what was changed last is told.
+        # The end is told whatever the version: a job is over a moment before its version grows.
         last, now = over(), version()
-        if now != seen:
+        if last or now != seen:
             seen, quiet = now, 0.0
             yield f"data: {json.dumps(state())}\n\n"
         if last:
