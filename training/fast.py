@@ -6,7 +6,6 @@ algorithm keeps apart. The paper leaves open whether prompts share a foreground 
 has its own here.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,8 +19,9 @@ from .adapter import MaskGuidanceAdapter
 from .denoiser import Contexts, Latents
 from .foreground import ForegroundNetwork
 from .guidance import build
-from .loop import Device, Report, fit
+from .loop import Device, Report
 from .presets import Preset
+from .prompts import fit_prompts
 
 DENOISING_WEIGHT = 2.0
 FOREGROUND_WEIGHT = 5.0
@@ -46,26 +46,25 @@ def train(
     fronts = {
         name: ForegroundNetwork(spec.latent_channels, preset.foreground_width) for name in spec.adapters
     }
-    nets = [nn.ModuleList([aware[name], fronts[name]]) for name in spec.adapters]
-    trainables = nn.ModuleDict({"adapters": nn.ModuleList(nets), "contexts": contexts})
+    nets = {name: nn.ModuleList([aware[name], fronts[name]]) for name in spec.adapters}
 
-    def drawn(draws: torch.Generator) -> Tensor:
-        prompt = int(torch.randint(1, len(latents.examples.names), (), generator=draws))
-        name = spec.prompts[latents.examples.names[prompt]]
-        assert name is not None
+    def loss_of(name: str, prompt: int, draws: torch.Generator) -> Tensor:
         batch = preset.foreground.batch
         return loss(unet, aware[name], fronts[name], contexts, latents, prompt, batch, device, draws)
 
-    fit(
+    fit_prompts(
         "foreground",
-        device.place(trainables).train(),
-        drawn,
-        replace(preset.foreground, steps=preset.foreground.steps * len(aware)),
+        nets,
+        contexts,
+        loss_of,
+        latents.examples.names,
+        spec,
+        preset.foreground,
         seed=seed,
         work=work,
+        device=device,
         report=report,
     )
-    trainables.eval()
     return {name: {Branch.AWARE.value: aware[name], FOREGROUND: fronts[name]} for name in spec.adapters}
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from .folder import Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Learned, Preset
+from .prompts import fit_prompts
 
 TRAINED = ("autoencoder", "denoiser", "guidance", "foreground")
 FINEST = 2
@@ -250,26 +250,28 @@ def _train_guidance(
 ) -> dict[str, dict[Branch, MaskGuidanceAdapter]]:
     """The adapters of every prompt by their name; each step trains those of one prompt, drawn at random."""
     adapters = {name: guidance.build(preset, spec.latent_channels) for name in spec.adapters}
-    pairs = [nn.ModuleDict({str(b): adapter for b, adapter in pair.items()}) for pair in adapters.values()]
-    trainables = nn.ModuleDict({"adapters": nn.ModuleList(pairs), "contexts": contexts})
+    nets = {
+        name: nn.ModuleDict({str(b): adapter for b, adapter in pair.items()})
+        for name, pair in adapters.items()
+    }
 
-    def loss(draws: torch.Generator) -> Tensor:
-        prompt = int(torch.randint(1, len(latents.examples.names), (), generator=draws))
-        name = spec.prompts[latents.examples.names[prompt]]
-        assert name is not None
+    def loss_of(name: str, prompt: int, draws: torch.Generator) -> Tensor:
         batch = preset.guidance.batch
         return guidance.loss(
             unet, adapters[name], contexts, latents, spec.recipe, prompt, batch, device, draws
         )
 
-    fit(
+    fit_prompts(
         "guidance",
-        device.place(trainables).train(),
-        loss,
-        replace(preset.guidance, steps=preset.guidance.steps * len(adapters)),
+        nets,
+        contexts,
+        loss_of,
+        latents.examples.names,
+        spec,
+        preset.guidance,
         seed=seed,
         work=work,
+        device=device,
         report=report,
     )
-    trainables.eval()
     return adapters

@@ -111,7 +111,7 @@ def test_many_defects_get_fewer_crops_each():
 
 def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     found = data.find(dataset)
-    spec = _spec(MICRO, "region", 1, ["part+dent", "part+spot"])
+    spec = _spec(MICRO, "stage", "region", 1, ["part+dent", "part+spot"])
     assert spec.region == RegionView(least=32, slender=4)
     examples = data.load(found, spec, seed=0, turn=True)
     assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
