@@ -195,7 +195,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.legend()
         axis.set(xlabel=name, ylabel="ms a pair", xscale="log", title=f"all seconds ~ {name}^{exponent}")
         axis.set_xticks(numbers, [str(number) for number in numbers])
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * axis.dataLim.ymax)
         axis.xaxis.minorticks_off()
     rows = result["pairs"]["rows"]
     axes[1, 2].plot([row["pairs"] for row in rows], [row["MiB"] for row in rows], "o-")
