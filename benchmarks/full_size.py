@@ -47,6 +47,7 @@ BUILDS = {
     "onnxruntime": "--dtype fp32 --batch 1",
     "openvino": "--dtype bf16 --batch 1",
 }
+PROMPT = "random+weights"
 STEPS = 50
 ENGINE_SHARE = 1.02
 """Size of the engine beside that of the fp16 weights."""
@@ -128,6 +129,8 @@ def paint(scratch: Path, engine: Path) -> list[str]:
         "-o",
         scratch / "run",
         *options,
+        "--prompt",
+        PROMPT,
         "--steps",
         str(STEPS),
         "--count",
@@ -175,14 +178,14 @@ def generate(scratch: Path, dtype: str) -> None:
         tokens=77,
         context_dim=1280,
         recipe=Recipe.authors(),
-        prompts={"random+weights": "random"},
+        prompts={PROMPT: "random"},
     )
     torch.manual_seed(0)
     write_random(folder / "unet", UNet2DConditionModel, UNETS["full"], FULL_PARAMETERS)
     write_random(folder / "vae", AutoencoderKL, VAE, VAE_PARAMETERS)
     for branch in Branch:
         write_random(folder / "adapters/random" / branch, MaskGuidanceAdapter, {}, ADAPTER_PARAMETERS)
-    save_file({"random+weights": torch.randn(spec.tokens, spec.context_dim)}, folder / PROMPTS_FILE)
+    save_file({PROMPT: torch.randn(spec.tokens, spec.context_dim)}, folder / PROMPTS_FILE)
     (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
 
 
