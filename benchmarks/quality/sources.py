@@ -33,6 +33,7 @@ SHIFT = 20
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours-1000": {"steps": None},
+    "ours-10": {"steps": 10},
     "ours-whole": {"view": "whole"},
     "ours-once": {"min_fill": 0.0},
     SHIFTED: {},

@@ -30,8 +30,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Comma-separated: ours, ours-1000, ours-whole, ours-once, ours-shifted, realnet, cutpaste, draem, "
-            "nsa, glass, procedural, or NAME=DIR of a published run.",
+            help="Comma-separated: ours, ours-1000, ours-10, ours-whole, ours-once, ours-shifted, realnet, "
+            "cutpaste, draem, nsa, glass, procedural, or NAME=DIR of a published run.",
         ),
     ] = "cutpaste,draem,nsa,ours",
     segmenter: Annotated[
