@@ -56,6 +56,7 @@ class Lesson:
             "brightness": BRIGHTNESS,
             "contrast": CONTRAST,
             "shares": (GOOD, AROUND),
+            "labels": "nearest, centred",
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -176,7 +177,7 @@ def _scaled(
         return np.asarray(cv2.resize(array, (side, side), interpolation=how), dtype=np.uint8)
 
     smooth = cv2.INTER_AREA if len(label) > side else cv2.INTER_LINEAR
-    return sized(image, smooth), sized(label, cv2.INTER_NEAREST)
+    return sized(image, smooth), sized(label, cv2.INTER_NEAREST_EXACT)
 
 
 def _lit(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:

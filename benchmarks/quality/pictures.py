@@ -64,9 +64,13 @@ def load(pairs: Iterable[tuple[Path, Path | None, int]], side: int) -> Pictures:
 
 
 def at_size(image: NDUint8, label: NDArray[np.bool_] | None, side: int) -> tuple[NDUint8, NDUint8]:
-    """An image uint8 ``[H, W, 3]`` and its label bool ``[H, W]`` as ``[S, S, 3]`` and 0/1 ``[S, S]``."""
+    """An image uint8 ``[H, W, 3]`` and its label bool ``[H, W]`` as ``[S, S, 3]`` and 0/1 ``[S, S]``.
+
+    Of a label that covers no pixel well enough those stay that it covers best: it would be good surface otherwise.
+    """
     small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3))
     if label is None:
         return small, np.zeros((side, side), dtype=np.uint8)
     share = Image.fromarray(label.astype(np.float32)).resize((side, side), Image.Resampling.BOX)
-    return small, (np.asarray(share) >= LABELLED).astype(np.uint8)
+    covered = np.asarray(share)
+    return small, (covered >= min(LABELLED, covered.max())).astype(np.uint8)

@@ -14,13 +14,14 @@ from stage_rt.files import write_atomic
 from stage_rt.run.report import template
 
 from .pictures import Pictures
+from .protocol import REAL
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
 
 RESULT, PAGE, PLOT, EXAMPLES = "result.json", "report.html", "miou.png", "examples.png"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_COLOURS = np.array([[0, 0, 0], [230, 80, 60], [60, 140, 230], [240, 180, 40], [90, 190, 90], [170, 90, 200]])
+_COLOURS = np.array([[230, 80, 60], [60, 140, 230], [240, 180, 40], [90, 190, 90], [170, 90, 200]])
 _CELL, _LINE = 128, 20
 
 
@@ -36,11 +37,11 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every row with real pairs against real only, in words: helps, harms, or no difference that can be told."""
     told = []
     for one in result["differences"]:
-        if one["from"] != "real only":
+        if one["from"] != REAL:
             continue
-        word = (
-            "no difference that can be told" if not one["real"] else "helps" if one["points"] > 0 else "harms"
-        )
+        word = "helps" if one["points"] > 0 else "harms"
+        if not one["told_apart"]:
+            word = "no difference that can be told"
         told.append({**one, "word": word})
     return told
 
@@ -81,6 +82,6 @@ def write_examples(
 
 
 def _over(image: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    colour = _COLOURS[classes % len(_COLOURS)]
+    colour = _COLOURS[(classes - 1) % len(_COLOURS)]
     mixed = np.where(classes[..., None] > 0, 0.45 * image + 0.55 * colour, image)
     return np.rint(mixed).astype(np.uint8)

@@ -15,18 +15,19 @@ DIGITS = 2
 
 def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any]:
     """``how`` it was made, one entry a row, and the differences of every row with real pairs from the others'."""
-    seeds = len(outcome.rows[0].figures)
-    several = {row.name: _counts(row) for row in outcome.rows if len(row.figures) == seeds and _has_real(row)}
+    several = {row.name: _counts(row) for row in outcome.rows if _has_real(row)}
+    subjects = split.subjects()
     return {
         "object": split.name,
         "types": split.types,
         "real_pairs": {kind: len(split.real[kind]) for kind in split.types},
         "test_pairs": {kind: len(split.test[kind]) for kind in split.types},
+        "test_defects": {kind: len(set(split.shown[kind])) for kind in split.types},
         "test_good": len(split.test_good),
         "how": how,
         "rows": [_entry(row, split) for row in outcome.rows],
         "differences": [
-            {"row": name, "from": other, **_rounded(difference(counts, several[other]))}
+            {"row": name, "from": other, **_rounded(difference(counts, several[other], subjects))}
             for name, counts in several.items()
             for other in several
             if name != other
@@ -71,7 +72,7 @@ def _by_type(each: np.ndarray[Any, Any], split: Split) -> dict[str, float]:
 
 def _rounded(one: Difference) -> dict[str, float | bool]:
     low, high = round(one.low, DIGITS), round(one.high, DIGITS)
-    return {"points": round(one.points, DIGITS), "low": low, "high": high, "real": one.real}
+    return {"points": round(one.points, DIGITS), "low": low, "high": high, "told_apart": one.told_apart}
 
 
 def _agreement(opinions: list[Opinion], split: Split) -> dict[str, dict[str, float]]:

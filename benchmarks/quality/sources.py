@@ -1,5 +1,6 @@
 """Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +21,11 @@ from stage_rt.run.job import Job
 from stage_rt.run.plan import make_plan
 from stage_rt.run.sample import Samples
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
+from stage_rt.spec import MANIFEST_FILE
 
 from . import procedural, published
 from .baselines import BASELINES
-from .split import Split
+from .split import Split, refuse_tested
 
 PROCEDURAL = "procedural"
 SHIFTED = "ours-shifted"
@@ -123,7 +125,7 @@ def make(
 
 
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:
-    for line in (run / "manifest.jsonl").read_text().splitlines():
+    for line in (run / MANIFEST_FILE).read_text().splitlines():
         yield json.loads(line)
 
 
@@ -140,28 +142,45 @@ def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Pat
 def _painted(
     name: str, split: Split, kind: str, samples: Samples, run: Path, seed: int, progress: Progress
 ) -> list[tuple[Path, Path]]:
-    """Pairs of a baseline under the labels of a plan's samples, and what each was made of in ``manifest.jsonl``."""
+    """Pairs of a baseline under the labels of a plan's samples, and what each was made of in ``manifest.jsonl``.
+
+    A pair that was made of the same is not made again.
+    """
     paint = _painter(name, kind)
+    known = {line["index"]: line for line in _manifest(run)} if (run / MANIFEST_FILE).exists() else {}
     made, lines = [], []
     for done, sample in enumerate(samples, start=1):
         paths = pair_paths(split.prompt(kind), sample.index)
         image, mask = run / paths[0], run / paths[1]
-        if not image.exists() or not mask.exists():
-            rng = np.random.default_rng([seed, sample.index])
-            photo = read_image(sample.normal)
-            label = sample.label(photo)
-            other = read_image(split.good[int(rng.integers(len(split.good)))])
+        rng = np.random.default_rng([seed, sample.index])
+        photo = read_image(sample.normal)
+        label = sample.label(photo)
+        other = read_image(split.good[int(rng.integers(len(split.good)))])
+        line = {
+            "index": sample.index,
+            "image": paths[0],
+            "mask": paths[1],
+            "normal": sample.normal.name,
+            "made_of": _made_of(name, seed, photo, label, other),
+        }
+        if known.get(sample.index) != line or not image.exists() or not mask.exists():
             painted, label = paint(photo, label, other, rng)
             picture = Image.fromarray(painted)
             write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
         made.append((image, mask))
-        lines.append(
-            {"index": sample.index, "image": paths[0], "mask": paths[1], "normal": sample.normal.name}
-        )
+        lines.append(line)
         progress(done / len(samples))
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(run / "manifest.jsonl", text.encode())
+    write_atomic(run / MANIFEST_FILE, text.encode())
     return made
+
+
+def _made_of(name: str, seed: int, *arrays: NDArray[Any]) -> str:
+    """Digest of all that a baseline is handed."""
+    content = hashlib.sha256(json.dumps([name, seed, *(array.shape for array in arrays)]).encode())
+    for array in arrays:
+        content.update(array.tobytes())
+    return content.hexdigest()
 
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
@@ -188,11 +207,14 @@ def check(name: str, outside: Mapping[str, Path], split: Split) -> None:
         InputError, DatasetError: it cannot.
     """
     if name in outside:
-        of_others(name, outside[name], split, most=1)
+        pairs = of_others(name, outside[name], split)
+        refuse_tested(split, (image for found in pairs.values() for image, _ in found))
     elif name not in OURS:
         _painter(name, split.types[0])
 
 
-def of_others(name: str, folder: Path, split: Split, most: int) -> dict[str, list[tuple[Path, Path]]]:
+def of_others(
+    name: str, folder: Path, split: Split, most: int | None = None
+) -> dict[str, list[tuple[Path, Path]]]:
     """Pairs that somebody published, up to ``most`` a type (`stage_rt.quality.published`)."""
     return {kind: published.pairs(name, folder, split.name, kind)[:most] for kind in split.types}

@@ -1,13 +1,16 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
-from stage_rt.images.layouts import Dataset, datasets, normals
+from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import labelled
 
@@ -21,7 +24,8 @@ Pair = tuple[Path, Path]
 class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
-    ``good`` are those the generator may paint on, ``test_good`` those that only test.
+    ``good`` are those the generator may paint on, ``test_good`` those that only test. ``shown`` are numbers of the
+    defects that the photographs of ``test`` show: one defect may be photographed several times.
     """
 
     name: str
@@ -30,6 +34,16 @@ class Split:
     test_good: list[Path]
     real: dict[str, list[Pair]]
     test: dict[str, list[Pair]]
+    shown: dict[str, list[int]]
+
+    def subjects(self) -> NDArray[np.intp]:
+        """What each picture of the test shows, ``[N]``, by type and then the good ones, each of which is its own."""
+        first, numbers = 0, []
+        for each in (*(self.shown[kind] for kind in self.types), range(len(self.test_good))):
+            place = np.unique(np.asarray(each, dtype=np.intp), return_inverse=True)[1]
+            numbers.append(first + place)
+            first += len(set(each))
+        return np.concatenate(numbers)
 
     def prompt(self, kind: str) -> str:
         """What a model that was trained on the object calls a type."""
@@ -80,11 +94,9 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
             )
     if not dataset.normals:
         raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
-    good_folder = root / "test" / "good"
-    test_good = normals(good_folder) if good_folder.is_dir() and any(good_folder.iterdir()) else []
-    result = Split(dataset.name, chosen, dataset.normals, test_good, real, test)
-    _refuse_leaks(result)
-    _refuse_twins(result)
+    shown = {kind: _shown(real[kind], test[kind]) for kind in chosen}
+    result = Split(dataset.name, chosen, dataset.normals, dataset.tested, real, test, shown)
+    refuse_tested(result, [*(photo for pairs in real.values() for photo, _ in pairs), *result.good])
     return result
 
 
@@ -101,10 +113,13 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
     return [kind for kind in known if not types or kind in types]
 
 
-def _refuse_leaks(parts: Split) -> None:
-    """A photograph of the test must not be among those that anything learns from, under whatever name."""
+def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
+    """A photograph of the test must not be among those that anything learns from, under whatever name.
+
+    Raises:
+        DatasetError: it is.
+    """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
-    learned = [photo for pairs in parts.real.values() for photo, _ in pairs] + parts.good
     known = {_digest(path): path for path in tested}
     for path in learned:
         if (twin := known.get(_digest(path))) is not None:
@@ -113,18 +128,18 @@ def _refuse_leaks(parts: Split) -> None:
             )
 
 
-def _refuse_twins(parts: Split) -> None:
-    """A defect of the test must not have been learned from another photograph of it."""
-    for kind in parts.types:
-        learned, tested = parts.real[kind], parts.test[kind]
-        shown = twins.defects(labelled(photo, mask) for photo, mask in (*learned, *tested))
-        known = dict(zip(shown[: len(learned)].tolist(), learned, strict=True))
-        for (photo, _), defect in zip(tested, shown[len(learned) :].tolist(), strict=True):
-            if defect in known:
-                raise DatasetError(
-                    f"`{photo}` of the test shows the same defect as `{known[defect][0]}`, which was learned from",
-                    "train again with `--hold-out`, which keeps all photographs of a defect on one side",
-                )
+def _shown(learned: Sequence[Pair], tested: Sequence[Pair]) -> list[int]:
+    """Which defect each photograph of the test shows; none of them may have been learned from another photograph."""
+    numbers: list[int] = twins.defects(labelled(photo, mask) for photo, mask in (*learned, *tested)).tolist()
+    known = dict(zip(numbers[: len(learned)], learned, strict=True))
+    shown = numbers[len(learned) :]
+    for (photo, _), defect in zip(tested, shown, strict=True):
+        if defect in known:
+            raise DatasetError(
+                f"`{photo}` of the test shows the same defect as `{known[defect][0]}`, which was learned from",
+                "train again with `--hold-out`, which keeps all photographs of a defect on one side",
+            )
+    return shown
 
 
 def _digest(path: Path) -> str:

@@ -12,14 +12,14 @@ LEVEL = 0.95
 
 
 class Difference(NamedTuple):
-    """A difference of mean IoU in points and the interval it lies in (`LEVEL`); ``real`` if that is without 0."""
+    """A difference of mean IoU in points and the interval it lies in (`LEVEL`), `told_apart` if that is without 0."""
 
     points: float
     low: float
     high: float
 
     @property
-    def real(self) -> bool:
+    def told_apart(self) -> bool:
         """Whether a difference may be called one."""
         return self.low > 0 or self.high < 0
 
@@ -30,17 +30,27 @@ def mean_iou(counts: Counts) -> NDArray[np.float64]:
     return np.asarray(100 * np.nanmean(each, axis=-1))
 
 
-def difference(row: Counts, other: Counts, seed: int = 0) -> Difference:
+def difference(row: Counts, other: Counts, subjects: NDArray[np.integer], seed: int = 0) -> Difference:
     """How much better ``row`` is than ``other``, int64 ``[seeds, N, classes, classes]`` of the same test and seeds.
 
-    A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over the test's pictures and the seeds: both are drawn
-    again with replacement, and for both rows alike.
+    A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over what the test's pictures show and the seeds: both
+    are drawn again with replacement, and for both rows alike. Photographs of one defect, whose ``subjects`` ``[N]``
+    are one number, are drawn together: they are one thing that a segmenter finds or does not.
     """
     rng = np.random.default_rng(seed)
-    seeds, pictures = row.shape[:2]
+    first, second = (_by_subject(counts, subjects) for counts in (row, other))
+    seeds, shown = first.shape[:2]
     draws = np.empty(RESAMPLES)
     for n in range(RESAMPLES):
-        s, p = rng.integers(seeds, size=seeds), rng.integers(pictures, size=pictures)
-        draws[n] = (mean_iou(row[s][:, p]) - mean_iou(other[s][:, p])).mean()
+        s, p = rng.integers(seeds, size=seeds), rng.integers(shown, size=shown)
+        draws[n] = (mean_iou(first[s][:, p]) - mean_iou(second[s][:, p])).mean()
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(float((mean_iou(row) - mean_iou(other)).mean()), float(low), float(high))
+
+
+def _by_subject(counts: Counts, subjects: NDArray[np.integer]) -> Counts:
+    """The sums of the pictures of each subject, ``[seeds, subjects, classes, classes]``."""
+    _, place = np.unique(subjects, return_inverse=True)
+    sums = np.zeros((place.max() + 1, counts.shape[0], *counts.shape[2:]), counts.dtype)
+    np.add.at(sums, place, counts.swapaxes(0, 1))
+    return sums.swapaxes(0, 1)

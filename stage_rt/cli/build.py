@@ -32,7 +32,8 @@ def build(
     backend: Annotated[
         BackendChoice,
         typer.Option(
-            help="Inference library to build for; `auto` tries what is installed for a CPU and keeps the fastest."
+            help="Inference library to build for; `auto` tries what is installed for a CPU and keeps the fastest, "
+            "where there is no GPU."
         ),
     ] = "onnxruntime",
     target: Annotated[

@@ -73,7 +73,7 @@ def synth(
         str | None,
         typer.Option(
             metavar="N",
-            help="Network calls a pair takes, 10 to 1000; 100 is nearly ten times as fast and a little fainter; "
+            help="Network calls a pair takes, 10 to 1000; 100 is ten times as fast and, on the demo, no worse; "
             "`auto` is the fewest that `stage-rt calibrate` found.",
             show_default="1000; repaint 250 levels, anomalydiffusion 200, fast and anogen 50, sdas 20",
         ),

@@ -253,5 +253,5 @@ def fatbin() -> bytes:
             return path.read_bytes()
     raise BackendError(
         f"the CUDA kernels `{FATBIN}` are missing, install again where CUDA's compiler `nvcc` is found: "
-        "`pip install --force-reinstall --no-deps stage-rt`"
+        "`pip install --force-reinstall --no-deps .` in a checkout of stage-rt"
     )

@@ -33,11 +33,15 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One object: its good photographs and, for every defect type, its (photograph, mask) files."""
+    """One object: its good photographs and, for every defect type, its (photograph, mask) files.
+
+    ``tested`` are good photographs beside the defective ones, which a layout keeps for tests.
+    """
 
     name: str
     normals: list[Path]
     defects: dict[str, list[tuple[Path, Path]]]
+    tested: list[Path]
 
 
 def normals(folder: Path) -> list[Path]:
@@ -86,6 +90,12 @@ def _dataset(root: Path) -> Dataset | None:
                 name=root.resolve().name,
                 normals=[path for folder in folders for path in _images(folder)],
                 defects=_defects(root / images, root / labels),
+                tested=[
+                    path
+                    for folder in (_folders(root / images) if (root / images).is_dir() else [])
+                    if folder.name.lower() in _GOOD and folder not in folders
+                    for path in _images(folder)
+                ],
             )
     return None
 
@@ -141,4 +151,6 @@ def _visible(folder: Path) -> list[Path]:
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
     parts = re.split(r"([0-9]+)", path.name)
-    return [int(part) if part.isdecimal() else part.casefold() for part in parts], path.name
+    # Digits of other scripts are decimal too, but stand where letters do.
+    numbered = [int(part) if part.isascii() and part.isdecimal() else part.casefold() for part in parts]
+    return numbered, path.name

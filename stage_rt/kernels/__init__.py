@@ -26,7 +26,9 @@ __all__ = ["fused_step", "normal", "philox_words", "step"]
 
 LIBRARY = "libstage_step.so"
 
-REINSTALL = "install again with a C++ compiler: `pip install --force-reinstall --no-deps stage-rt`"
+REINSTALL = (
+    "install again with a C++ compiler: `pip install --force-reinstall --no-deps .` in a checkout of stage-rt"
+)
 
 
 def philox_words(

@@ -10,7 +10,7 @@ from fake_engine import FakeEngine, opened
 from micro import write_dataset
 from PIL import Image
 
-from stage_rt.errors import InputError, StageError
+from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.quality import evaluate, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
@@ -201,6 +201,31 @@ def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
     assert "with dfmgan" in [row["row"] for row in result["rows"]]
     with pytest.raises(InputError, match="asked for twice"):
         evaluate._named(["ours", "ours"])
+
+
+def test_a_published_run_that_shows_the_test_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is to be learned from and is the test's .*2\.png"):
+        evaluated(data, tmp_path / "r", sources=[f"mine={data}"])
+
+
+def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: Path, tmp_path: Path) -> None:
+    evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    run = tmp_path / "r" / "pairs" / "cutpaste" / "dent"
+    files = [run / "test/dent/000000.png", run / "ground_truth/dent/000000_mask.png"]
+    before, times = [path.read_bytes() for path in files], [path.stat().st_mtime_ns for path in files]
+    evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    assert [path.stat().st_mtime_ns for path in files] == times
+    for n in (0, 1):
+        path = data / "ground_truth" / "dent" / f"{n}_mask.png"
+        mask = np.asarray(opened(path))
+        Image.fromarray(np.maximum(mask, np.roll(mask, 4, axis=0))).save(path)
+    evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    assert files[1].read_bytes() != before[1]
+    ours = tmp_path / "other" / "pairs" / "cutpaste" / "dent"
+    evaluated(data, tmp_path / "other", sources=["cutpaste"], seeds=1)
+    assert [path.read_bytes() for path in files] == [
+        (ours / path.relative_to(run)).read_bytes() for path in files
+    ]
 
 
 @pytest.mark.parametrize("name", ["nothing", "procedurally"])

@@ -59,6 +59,10 @@ def test_pro_at_random_is_half_the_limit() -> None:
     assert metrics.pro(np.random.default_rng(0).random((1, 64, 64)), truth) == pytest.approx(0.15, abs=0.01)
 
 
+ALL = np.arange(40)
+"""Every picture shows something of its own."""
+
+
 def pictures(quality: float, seed: int, seeds: int = 3, count: int = 40) -> np.ndarray:
     """Counts of segmenters that find so much of a class of 100 pixels in each picture."""
     rng = np.random.default_rng(seed)
@@ -69,13 +73,33 @@ def pictures(quality: float, seed: int, seeds: int = 3, count: int = 40) -> np.n
 
 
 def test_a_difference_is_called_one_only_if_it_is() -> None:
-    better = statistics.difference(pictures(0.8, 1), pictures(0.6, 2))
-    assert better.real
+    better = statistics.difference(pictures(0.8, 1), pictures(0.6, 2), ALL)
+    assert better.told_apart
     assert better.points == pytest.approx(20, abs=2)
     assert better.low < better.points < better.high
-    same = statistics.difference(pictures(0.7, 3), pictures(0.7, 4))
-    assert not same.real
+    same = statistics.difference(pictures(0.7, 3), pictures(0.7, 4), ALL)
+    assert not same.told_apart
     assert same.low < 0 < same.high
-    worse = statistics.difference(pictures(0.6, 2), pictures(0.8, 1))
+    worse = statistics.difference(pictures(0.6, 2), pictures(0.8, 1), ALL)
     assert worse.points == pytest.approx(-better.points)
     assert worse.high < 0
+
+
+def test_photographs_of_one_defect_count_once() -> None:
+    """A defect found by luck is found in each of its photographs: as pictures of their own they are certainty."""
+    rng, subjects = np.random.default_rng(5), np.repeat(np.arange(8), 5)
+
+    def found() -> np.ndarray:
+        hit = np.repeat(np.clip(rng.normal(70, 15, 8), 0, 100), 5).astype(int)
+        counts = np.zeros((2, 40, 2, 2), dtype=np.int64)
+        counts[..., 0, 0], counts[..., 1, 1], counts[..., 1, 0] = 900, hit, 100 - hit
+        return counts
+
+    pairs = [(found(), found()) for _ in range(20)]
+    once, five_times = (
+        sum(statistics.difference(*pair, shown).told_apart for pair in pairs) for shown in (subjects, ALL)
+    )
+    assert once <= 4
+    assert five_times >= 8
+    mean = statistics.difference(*pairs[0], subjects)
+    assert mean.points == statistics.difference(*pairs[0], ALL).points

@@ -14,7 +14,7 @@ from stage_rt.errors import InputError
 from stage_rt.quality import learning
 from stage_rt.quality.learning import Lesson, find, learn
 from stage_rt.quality.metrics import confusion, iou
-from stage_rt.quality.pictures import Pictures
+from stage_rt.quality.pictures import Pictures, at_size
 from stage_rt.quality.segmenters import SEGMENTERS
 from stage_rt.quality.segmenters.encoder import load_encoder
 from stage_rt.quality.segmenters.stdc import STDC
@@ -164,3 +164,25 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8
     assert found.anomaly[classes > 0].mean() > 0.8
     assert told[-1] == 1
+
+
+@pytest.mark.parametrize("side", [46, 90, 100])
+def test_labels_of_crops_lie_where_their_pictures_do(side: int) -> None:
+    """A label that ends in a row of a crop ends where the smaller crop shows it, in the mean of all rows."""
+    off = []
+    for row in range(1, side):
+        label = np.zeros((side, side), np.uint8)
+        label[:row] = 1
+        image, drawn = learning._scaled(np.repeat(label[..., None] * np.uint8(200), 3, axis=2), label, 64)
+        off.append(drawn[:, 0].sum() - image[:, 0, 0].sum() / 200)
+    assert abs(np.mean(off)) < 0.02
+
+
+def test_a_label_never_vanishes_at_the_segmenters_size() -> None:
+    image = np.zeros((1000, 1500, 3), np.uint8)
+    for rows, columns in ((slice(500, 502), slice(700, 703)), (slice(400, 401), slice(300, 900))):
+        label = np.zeros((1000, 1500), dtype=bool)
+        label[rows, columns] = True
+        small = at_size(image, label, 256)[1]
+        assert 1 <= small.sum() <= 110
+        assert small[500 * 256 // 1000 if rows.start == 500 else 400 * 256 // 1000].any()

@@ -98,3 +98,17 @@ def test_without_good_photographs_nothing_can_be_painted(data: Path) -> None:
         path.unlink()
     with pytest.raises(DatasetError, match="no good photographs in `train/good`"):
         split(data, model(HELD_OUT))
+
+
+def test_good_photographs_of_the_test_are_found_under_the_names_layouts_give_them(data: Path) -> None:
+    (data / "test" / "good").rename(data / "test" / "ok")
+    assert [path.parent.name for path in split(data, model(HELD_OUT)).test_good] == ["ok", "ok"]
+    shutil.rmtree(data / "test" / "ok")
+    (data / "test" / "good").mkdir()
+    (data / "test" / "good" / ".gitkeep").touch()
+    assert split(data, model(HELD_OUT)).test_good == []
+
+
+def test_every_picture_of_the_test_has_a_subject(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stage_rt.quality.split.twins.defects", lambda pairs: np.array([0, 1, 2, 2, 4, 4, 4]))
+    assert split(data, model(HELD_OUT)).subjects().tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5]
