@@ -25,6 +25,8 @@ from ..training.folder import Model, load_model
 from .fold import FoldedAdapter
 from .hoist import hoistable, hoisted_model
 from .networks import TORCH_DTYPES, networks, random_inputs
+from .origin import deciding
+from .verify import error_of
 
 # The weights lie in a file of their own: three batch sizes shall not hold them three times.
 _OPTIONS: dict[str, bool | str] = {"aot_inductor.package_constants_in_so": False}
@@ -211,8 +213,8 @@ def _compare(
 ) -> None:
     """Hold a package, opened as the runtime opens it, against its network."""
     kept = {name: tensor.contiguous() for name, tensor in needed.items()}
-    found, expected = open_package(torch, path, kept)(**inputs).float(), network(**inputs).float()
-    error = float((found - expected).abs().max() / expected.abs().max())
+    found, expected = open_package(torch, path, kept)(**inputs), network(**inputs)
+    error = error_of(*(output.float().cpu().numpy() for output in (found, expected))).max_rel
     if not error <= TOLERANCE[dtype]:
         raise ParityError(
             f"`{path.name}` is off by {error:.1e} of its network's largest value, more than {TOLERANCE[dtype]:g}: "
@@ -234,5 +236,5 @@ def _target(device: str | None) -> str:
 
 def _fingerprint(source: Path, dtype: DType) -> str:
     """sha256 of all that decides what the networks compute."""
-    decides = {"files": digests(source), "dtype": dtype}
+    decides = {"files": deciding(source), "dtype": dtype}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

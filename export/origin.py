@@ -10,8 +10,15 @@ from stage_rt.names import DType
 LIBRARIES = ("torch", "diffusers", "onnx", "onnx-ir", "onnxscript")
 """What turns networks into graphs, beside our own code."""
 
-DECIDING = (".json", ".safetensors")
-"""What decides the graphs in a model folder, which also holds pictures and may hold a page."""
+_DECIDING = (".json", ".safetensors")
+
+
+def deciding(model: Path) -> dict[str, str]:
+    """sha256 by path of the files that decide what a model folder's networks compute.
+
+    Such a folder also holds pictures and may hold a page.
+    """
+    return {str(path): sha256(model / path) for path in inside(model) if path.suffix in _DECIDING}
 
 
 def origin(model: Path, dtype: DType) -> str:
@@ -26,7 +33,7 @@ def origin(model: Path, dtype: DType) -> str:
     own = [*sorted((package / "export").glob("*.py")), *sorted((package / "training").glob("*.py"))]
     parts = [
         dtype,
-        *(f"{path} {sha256(model / path)}" for path in inside(model) if path.suffix in DECIDING),
+        *(f"{path} {digest}" for path, digest in deciding(model).items()),
         *(f"{path.name} {sha256(path)}" for path in own),
         *(f"{library} {_version(library)}" for library in LIBRARIES),
     ]

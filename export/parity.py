@@ -22,6 +22,7 @@ from ..training.folder import Description, Model, load_description
 from .hoist import projected
 from .memory import collect
 from .networks import Denoiser, load, networks, random_inputs
+from .verify import Error, error_of
 
 BATCHES = (1, 3)
 SEED = 0
@@ -129,7 +130,7 @@ def _compare(folder: Path, graph: str, cases: Sequence[Case], dtype: DType) -> P
         path = folder / f"{graph}.onnx"
         session = _session(_in_float32(path, Path(scratch)) if dtype == "bf16" else path)
         errors = [_error(session, case) for case in cases]
-    max_abs, max_rel = np.max(errors, axis=0)
+    max_abs, max_rel, _ = np.max(errors, axis=0)
     return Parity(graph, float(max_abs), float(max_rel), TOLERANCE[dtype])
 
 
@@ -146,12 +147,11 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _error(session: onnxruntime.InferenceSession, case: Case) -> tuple[float, float]:
+def _error(session: onnxruntime.InferenceSession, case: Case) -> Error:
     half = {node.name for node in session.get_inputs() if node.type == "tensor(float16)"}
     inputs = {name: a.astype(np.float16) if name in half else a for name, a in case.inputs.items()}
     (output,) = session.run(None, inputs)
-    error = float(np.abs(output.astype(np.float64) - case.output).max())
-    return error, error / float(np.abs(case.output).max())
+    return error_of(output, case.output)
 
 
 def _in_float32(path: Path, scratch: Path) -> Path:

@@ -5,6 +5,7 @@ import io
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -15,7 +16,7 @@ from stage_rt.spec import FOREGROUND, UNET
 from .verify import TRAJECTORY_TOLERANCE, Report
 
 FLOOR = 1e-9
-"""Errors below this are drawn here: a logarithmic axis has no 0."""
+"""Errors below this are drawn here: a logarithmic axis has no 0. Those that are not finite leave a gap."""
 
 
 def plot_errors(report: Report) -> bytes:
@@ -26,10 +27,11 @@ def plot_errors(report: Report) -> bytes:
         worst: dict[int, float] = {}
         for point in report.points:
             if point.timestep is not None and point.graph.endswith(ending):
-                worst[point.timestep] = max(worst.get(point.timestep, FLOOR), point.error.max_rel)
+                # Not by `max`, which passes NaN over.
+                worst[point.timestep] = np.maximum(worst.get(point.timestep, FLOOR), point.error.max_rel)
         if worst:
             graphs.plot(*zip(*sorted(worst.items()), strict=True), ".-", label=label)
-    errors = [max(FLOOR, error.max_rel) for error in report.trajectory.values()]
+    errors = [np.maximum(FLOOR, error.max_rel) for error in report.trajectory.values()]
     trajectory.plot(list(report.trajectory), errors, label=report.prompt)
     _dress(graphs, "graphs, each on the same input", TOLERANCE[report.dtype])
     _dress(trajectory, "trajectory, each on its own states", TRAJECTORY_TOLERANCE[report.dtype])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from stage_rt import files
 from stage_rt.errors import EngineError, GraphsError
-from stage_rt.files import digests
+from stage_rt.files import digests, write_atomic
 from stage_rt.folders import read_description, read_engine, up_to_date, verify
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
@@ -112,3 +113,13 @@ def test_a_file_that_is_not_as_listed_is_named_and_the_engine_not_up_to_date(
 def test_another_fingerprint_or_no_engine_is_not_up_to_date(engine: Path, tmp_path: Path) -> None:
     assert not up_to_date(engine, engine_spec(batch=[1, 8]))
     assert not up_to_date(tmp_path, engine_spec())
+
+
+def test_of_a_file_that_is_waited_for_the_folders_that_were_made_are_too(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "_sync", lambda path: synced.append(Path(path)))
+    for name in ("a/b/one", "a/b/two"):
+        write_atomic(tmp_path / name, b"")
+    assert synced == [tmp_path / "a/b", tmp_path / "a", tmp_path, tmp_path / "a/b"]
+    write_atomic(tmp_path / "c/d/three", b"", synced=False)
+    assert len(synced) == 4

@@ -22,6 +22,7 @@ from stage_rt.spec import PromptDefaults
 
 from . import rim
 from .adapter import MaskGuidanceAdapter
+from .autoencoder import decode
 from .data import Examples
 from .denoiser import Contexts, Latents
 from .folder import Autoencoder
@@ -95,6 +96,7 @@ def calibrate(
         seed: seed of the training.
         device: where the networks are.
         report: called after every call of the networks.
+        reach: whether the cells around labels are tried too.
 
     Returns:
         The defaults of every prompt, and the model's ``round_trip``.
@@ -234,8 +236,7 @@ def _painted(
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
     shorter: dict[str, Any] = {"recipe": recipe.respaced(trials.calls), "noise": noise, "callback": called}
     latent = sample(denoise, clean, masks, label=told, **shorter)
-    decoded = networks.vae.decode(torch.from_numpy(latent).to(device.device)).sample.float().cpu()
-    images = ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
+    images = decode(networks.vae, torch.from_numpy(latent), device).numpy()
     before = examples.images[surface].numpy()
     figures = [
         measure(_rgb(good), _rgb(image), label, cells)

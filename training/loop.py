@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import math
 import os
 import pickle
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stage_rt.errors import ModelError
+from stage_rt.files import write_atomic
 
 from .presets import Stage
 
@@ -69,7 +71,10 @@ def fit(
     work: Path,
     report: Report,
 ) -> None:
-    """Train ``trainables`` in place; continues from ``work/<name>.pt`` and appends to ``work/<name>.csv``.
+    """Train ``trainables`` in place; goes on from ``work/<name>.pt``.
+
+    ``work/<name>.csv`` is written anew with every checkpoint: what it held up to the step of the checkpoint that the
+    stage goes on from, and what came since.
 
     Args:
         name: stage name, the stem of its files.
@@ -85,8 +90,8 @@ def fit(
     """
     optimizer = torch.optim.AdamW(trainables.parameters(), lr=stage.rate, weight_decay=1e-4)
     checkpoint = work / f"{name}.pt"
-    start = _resume(checkpoint, trainables, optimizer)
-    losses = _Losses(work / f"{name}.csv", start)
+    start, window = _resume(checkpoint, trainables, optimizer)
+    losses = _Losses(work / f"{name}.csv", start, window)
     saved = time.monotonic()
     for step in range(start, stage.steps):
         for group in optimizer.param_groups:
@@ -110,8 +115,9 @@ def fit(
             raise
         finally:
             if due:
-                _save(checkpoint, step + 1, trainables, optimizer)
+                # In this order: rows beyond the checkpoint are passed over, rows missing before it are lost.
                 losses.flush()
+                _save(checkpoint, step + 1, trainables, optimizer, losses.window)
                 saved = time.monotonic()
 
 
@@ -120,21 +126,33 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _save(path: Path, step: int, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, trainables: nn.Module, optimizer: torch.optim.Optimizer, window: list[float]
+) -> None:
     staged = path.with_suffix(".tmp")
-    state = {"step": step, "trainables": trainables.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state, staged)
+    state = {
+        "step": step,
+        "trainables": trainables.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "window": window,
+    }
+    # Into the file and not by `write_atomic`, which would need the bytes in memory beside the networks.
+    with staged.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(staged, path)
 
 
-def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    """The step to go on at, and the losses since the last row of the CSV file; older checkpoints lack these."""
     if not path.exists():
-        return 0
+        return 0, []
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         trainables.load_state_dict(state["trainables"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        return int(state["step"]), list(state.get("window", ()))
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"`{path}` is not a checkpoint of this training ({type(error).__name__}); remove its folder"
@@ -142,12 +160,15 @@ def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 class _Losses:
-    """Running mean of the loss for the eye, and every tenth mean on disk for the plot."""
+    """Running mean of the loss for the eye, and the mean of every ten steps on disk for the plot.
 
-    def __init__(self, path: Path, start: int) -> None:
+    ``window`` holds the losses of which there are not ten yet.
+    """
+
+    def __init__(self, path: Path, start: int, window: list[float]) -> None:
         self._path = path
         self._rows: list[tuple[int, float]] = []
-        self._window: list[float] = []
+        self.window = window
         self.mean = math.nan
         if path.exists():
             with path.open(newline="") as file:
@@ -155,14 +176,13 @@ class _Losses:
             self.mean = self._rows[-1][1] if self._rows else math.nan
 
     def add(self, step: int, value: float) -> None:
-        self._window.append(value)
+        self.window.append(value)
         self.mean = value if math.isnan(self.mean) else 0.98 * self.mean + 0.02 * value
-        if len(self._window) == LOSS_EVERY:
-            self._rows.append((step + 1, sum(self._window) / LOSS_EVERY))
-            self._window.clear()
+        if len(self.window) == LOSS_EVERY:
+            self._rows.append((step + 1, sum(self.window) / LOSS_EVERY))
+            self.window.clear()
 
     def flush(self) -> None:
-        staged = self._path.with_suffix(".csv.tmp")
-        with staged.open("w", newline="") as file:
-            csv.writer(file).writerows((step, f"{value:.6g}") for step, value in self._rows)
-        os.replace(staged, self._path)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows((step, f"{value:.6g}") for step, value in self._rows)
+        write_atomic(self._path, text.getvalue().encode())

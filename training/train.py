@@ -1,5 +1,6 @@
 """The training stages in order, then STAGE's calibration, from a folder of photographs to a model folder."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,19 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
+from stage_rt.files import write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
 
 from . import autoencoder, calibration, data, denoiser, fast, guidance
 from .adapter import MaskGuidanceAdapter
-from .folder import Model, save_model
+from .folder import Autoencoder, Model, save_model
 from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Learned, Preset
@@ -30,6 +33,7 @@ FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
 """Defects more than so many times as long as wide are learned and painted in pieces."""
+_DATA = "data"
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -75,16 +79,8 @@ def train(
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
     """
-    if folder.exists():
-        raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
-    if not 0 <= hold_out < 1:
-        raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
-    if rim and system != "stage":
-        raise InputError(
-            "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
-        )
-    sizes = PRESETS[preset]
-    device = Device.best()
+    _require(folder, system, hold_out, rim=rim)
+    sizes, device = PRESETS[preset], Device.best()
     found, held_out = data.hold_out(data.find(root), hold_out, seed)
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
     spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
@@ -95,47 +91,47 @@ def train(
         turn=turn,
         progress=lambda share: report("reading", round(100 * share), 100, None),
     )
-    digest = int(examples.images.long().sum()) ^ len(examples.images)
-    job: dict[str, object] = {"preset": preset, "seed": seed, "names": examples.names, "pixels": digest}
-    work = _open_work(folder, job if system == "stage" else job | {"system": system})
+    work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
     say(
         f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
         f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
         f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
     )
     torch.manual_seed(seed)
-    if sizes.autoencoder:
-        vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
-    else:
-        vae = autoencoder.wavelets(examples, device)
+    vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
     autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
     latents = denoiser.Latents(vae, examples, spec.recipe, device)
     unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
-    trained = (unet, contexts, latents, spec, sizes, seed, work, device, report)
-    measured: dict[str, object] = {}
-    if system == "fast":
-        parts = fast.train(*trained)
-    else:
-        adapters = _train_guidance(*trained)
-        networks = calibration.Networks(unet, vae, adapters, contexts)
-        defaults, round_trip = calibration.calibrate(
-            networks, latents, spec.prompts, spec.recipe, sizes.calibration, seed, device, report, reach=rim
-        )
-        measured = {"defaults": defaults, "round_trip": round_trip}
-        parts = {name: {str(b): adapter for b, adapter in pair.items()} for name, pair in adapters.items()}
+    parts, measured = _guided(
+        unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
+    )
+    provenance = _provenance(root, examples, held_out, preset, seed)
     model = Model(
         unet=unet.cpu().eval(),
         vae=vae.cpu().eval(),
         adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
         contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
-        spec=spec.model_copy(
-            update=measured | {"provenance": _provenance(root, examples, held_out, preset, seed)}
-        ),
+        spec=spec.model_copy(update=measured | {"provenance": provenance}),
     )
+    _write(model, folder, work, WEIGHT_DTYPES[dtype])
+
+
+def _require(folder: Path, system: SystemName, hold_out: float, *, rim: bool) -> None:
+    if folder.exists():
+        raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+    if not 0 <= hold_out < 1:
+        raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
+    if rim and system != "stage":
+        raise InputError(
+            "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
+        )
+
+
+def _write(model: Model, folder: Path, work: Path, dtype: torch.dtype) -> None:
+    """The model folder with the pictures of its training, whose state goes."""
     curves = {stage: work / f"{stage}.csv" for stage in TRAINED}
     plot_losses({stage: path for stage, path in curves.items() if path.exists()}, work / "losses.png")
-    pictures = [work / "losses.png", work / "reconstructions.png"]
-    save_model(model, folder, WEIGHT_DTYPES[dtype], extra=pictures)
+    save_model(model, folder, dtype, extra=[work / "losses.png", work / "reconstructions.png"])
     shutil.rmtree(work)
 
 
@@ -179,22 +175,43 @@ def _provenance(
     }
 
 
+def _job(
+    examples: data.Examples, preset: str, system: SystemName, view: ViewName, seed: int, *, turn: bool
+) -> dict[str, object]:
+    """What tells a training from another."""
+    digest = hashlib.sha256(f"{view} {turn}".encode())
+    for part in (examples.images, examples.labels, examples.masks, examples.prompt):
+        digest.update(part.numpy().data)
+    # By numpy: torch would copy the images to sum them up.
+    pixels = int(examples.images.numpy().sum(dtype=np.int64)) ^ len(examples.images)
+    job = {"preset": preset, "seed": seed, "names": examples.names, "pixels": pixels}
+    return job | ({} if system == "stage" else {"system": system}) | {_DATA: digest.hexdigest()}
+
+
 def _open_work(folder: Path, job: dict[str, object]) -> Path:
     work = folder.with_name(f"{folder.name}.training")
-    work.mkdir(parents=True, exist_ok=True)
     path = work / "job.json"
-    text = json.dumps(job, indent=2)
-    if path.exists() and path.read_text() != text:
+    if not path.exists():
+        write_atomic(path, json.dumps(job, indent=2).encode())
+        return work
+    try:
+        known = json.loads(path.read_bytes())
+    except ValueError:
+        known = None
+    # Trainings begun before labels were digested go on, told by their pixels.
+    if known not in (job, {name: value for name, value in job.items() if name != _DATA}):
         raise InputError(
             f"`{work}` holds another training (preset, seed or data differ); remove it or choose another `-o`"
         )
-    path.write_text(text)
     return work
 
 
 def _train_autoencoder(
-    examples: data.Examples, learned: Learned, seed: int, work: Path, device: Device, report: Report
-) -> AutoencoderKL:
+    examples: data.Examples, learned: Learned | None, seed: int, work: Path, device: Device, report: Report
+) -> Autoencoder:
+    """A trained one, or wavelets for a preset that has nothing ``learned``."""
+    if learned is None:
+        return autoencoder.wavelets(examples, device)
     _, channels, size, _ = examples.images.shape
     vae = device.place(autoencoder.build(learned, channels, size))
     fit(
@@ -235,6 +252,35 @@ def _train_denoiser(
     )
     unet.eval().requires_grad_(False)
     return unet, contexts
+
+
+def _guided(
+    unet: UNet2DConditionModel,
+    vae: Autoencoder,
+    contexts: denoiser.Contexts,
+    latents: denoiser.Latents,
+    spec: ModelSpec,
+    preset: Preset,
+    seed: int,
+    work: Path,
+    device: Device,
+    report: Report,
+    *,
+    reach: bool,
+) -> tuple[dict[str, dict[str, nn.Module]], dict[str, object]]:
+    """The parts of every adapter by their names, trained on the UNet, and what is calibrated of the spec."""
+    trained = (unet, contexts, latents, spec, preset, seed, work, device, report)
+    if spec.system == "fast":
+        return fast.train(*trained), {}
+    adapters = _train_guidance(*trained)
+    networks = calibration.Networks(unet, vae, adapters, contexts)
+    defaults, round_trip = calibration.calibrate(
+        networks, latents, spec.prompts, spec.recipe, preset.calibration, seed, device, report, reach=reach
+    )
+    parts: dict[str, dict[str, nn.Module]] = {
+        name: {str(b): adapter for b, adapter in pair.items()} for name, pair in adapters.items()
+    }
+    return parts, {"defaults": defaults, "round_trip": round_trip}
 
 
 def _train_guidance(

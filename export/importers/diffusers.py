@@ -234,13 +234,19 @@ def _spec(
             f"`{source}` has a UNet of {unet.config.get('in_channels')} channels for latents of {channels}, one that "
             "reads only the latent was wanted"
         )
+    widths = vae.config.get("block_out_channels")
+    if not isinstance(widths, list) or not widths:
+        raise CheckpointError(
+            f"`{vae.source.with_name('config.json')}` has no `block_out_channels`, the widths of an autoencoder were "
+            "wanted"
+        )
     if unet.config.get("cross_attention_dim") != dim:
         raise CheckpointError(
             f"`{source}` has a text encoder {dim} wide and a UNet for contexts "
             f"{unet.config.get('cross_attention_dim')} wide"
         )
     return make_spec(
-        image_size=latent_size * 2 ** (len(vae.config["block_out_channels"]) - 1),
+        image_size=latent_size * 2 ** (len(widths) - 1),
         image_channels=vae.config.get("in_channels", 3),
         latent_channels=channels,
         latent_size=latent_size,

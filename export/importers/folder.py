@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stage_rt import __version__
-from stage_rt.errors import CheckpointError
+from stage_rt.errors import CheckpointError, first_line
 from stage_rt.files import sha256
 
 from .checks import compare
@@ -39,10 +39,9 @@ def write_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
     """Write ``config.json`` and the weights of a network as ``dtype``.
 
     Raises:
-        CheckpointError: the weights are not those of the network, or do not fit ``dtype``.
+        CheckpointError: the configuration makes no network, or the weights are not its own or do not fit ``dtype``.
     """
-    with torch.device("meta"):
-        empty = network.kind.from_config(dict(network.config))
+    empty = _empty(network)
     weights = network.weights()
     compare(
         network.source,
@@ -56,6 +55,17 @@ def write_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
     save_file(cast, folder / WEIGHTS, metadata={"format": "pt"})
     # The library lets nobody but the owner read what it writes.
     shutil.copymode(folder / "config.json", folder / WEIGHTS)
+
+
+def _empty(network: Network) -> Any:
+    try:
+        with torch.device("meta"):
+            return network.kind.from_config(dict(network.config))
+    except Exception as error:  # The library checks little: what odd values end in has no common base.
+        raise CheckpointError(
+            f"no {network.kind.__name__} can be made for `{network.source}` by its configuration "
+            f"({first_line(error)})"
+        ) from None
 
 
 def adapter_name(prompt: str, taken: Collection[str]) -> str:

@@ -38,7 +38,7 @@ def merge(
         photographs = _Photographs(normals)
         staged = stack.enter_context(staged_folder(folder))
         types = _by_type(found)
-        total, done, summaries = sum(len(parts[0].every) for parts in types), 0, {}
+        total, done, summaries = sum(parts[0].spec.count for parts in types), 0, {}
         joined = []
         for parts in types:
             spec = parts[0].spec

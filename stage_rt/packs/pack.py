@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, count
@@ -16,7 +16,7 @@ from stage_rt.packs.photographs import find
 from stage_rt.packs.picture import SIDES, Side
 from stage_rt.packs.pictures import good, pairs
 from stage_rt.packs.runs import FinishedRun, opened, places
-from stage_rt.packs.split import Counts, held_out, kept_good
+from stage_rt.packs.split import Counts, alike, held_out, kept_good
 from stage_rt.packs.survey import GOOD, Survey, check_any, survey
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.sample import readable
@@ -60,16 +60,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Sides:
-    """Where photographs stand: ``out`` are held out, and what was painted into those ``taken`` has no place."""
+    """Where photographs stand: ``out`` are held out, and what was painted into those ``taken`` has no place.
 
+    Both are known by the first name they have, which ``first`` tells of every name.
+    """
+
+    first: Mapping[str, str]
     out: frozenset[str]
     taken: frozenset[str] = frozenset()
 
     def of_good(self, name: str) -> Side:
-        return "val" if name in self.out else "train"
+        return "val" if self.first[name] in self.out else "train"
 
     def of_pairs(self, name: str) -> Side | None:
-        return None if name in self.taken else self.of_good(name)
+        return None if self.first[name] in self.taken else self.of_good(name)
 
 
 def pack(request: Request, output: Path, progress: Progress = silent) -> Summary:
@@ -91,7 +95,7 @@ def pack(request: Request, output: Path, progress: Progress = silent) -> Summary
         runs = [held.enter_context(opened(at)) for folder in request.runs for at in places(folder)]
         with staged_folder(output) as folder:
             found = survey(runs, weak=request.weak, progress=portion(progress, 0.0, _SURVEY))
-            photographs = find(request.normals, found.used) if request.normals else []
+            photographs = find(request.normals, found.used) if request.normals else {}
             return _write(folder, request, runs, found, photographs, portion(progress, _SURVEY, 1.0))
 
 
@@ -106,12 +110,11 @@ def _write(
     request: Request,
     runs: Sequence[FinishedRun],
     found: Survey,
-    photographs: Sequence[Path],
+    photographs: Mapping[Path, str],
     progress: Progress,
 ) -> Summary:
     classes = sorted({run.kind for run in runs})
-    names = {readable(path) for path in photographs}
-    sides = _sides(request, {name: found.painted.get(name, {}) for name in {*found.painted, *names}}, names)
+    sides = _sides(request, found, photographs)
     skipped, written = found.skipped.copy(), {side: Counter[str]() for side in SIDES}
     numbers, total = count(), found.pairs + len(photographs)
     painted = pairs(runs, sides.of_pairs, numbers, skipped, weak=request.weak)
@@ -119,7 +122,7 @@ def _write(
         closing(FORMATS[request.format](folder, classes)) as writer,
         (folder / PROVENANCE_FILE).open("w", encoding="utf-8") as provenance,
     ):
-        for picture in chain(painted, good(photographs, sides.of_good, numbers)):
+        for picture in chain(painted, good(list(photographs), sides.of_good, numbers)):
             progress(picture.number / total)
             kind = picture.kind or GOOD
             said = {"file": writer.add(picture), "side": picture.side, "type": kind, **picture.provenance}
@@ -133,19 +136,27 @@ def _write(
     return summary
 
 
-def _sides(request: Request, painted: Counts, photographs: set[str]) -> _Sides:
-    """The sides of all photographs; ``painted`` counts the pairs of each, ``photographs`` go along as good ones."""
+def _sides(request: Request, found: Survey, photographs: Mapping[Path, str]) -> _Sides:
+    """The sides of all photographs; ``photographs``, with their sha256, go along as good ones."""
+    named = [(readable(path), digest) for path, digest in photographs.items()]
+    first = alike([*found.contents, *named])
+    goods = Counter(first[name] for name in dict(named))
+    painted: dict[str, Counter[str]] = {name: Counter() for name in goods}
+    for name in sorted(found.painted):
+        painted.setdefault(first[name], Counter()).update(found.painted[name])
     if request.format == "mvtec":
         # Readers of the layout learn from `train/good` alone, so that all pairs are for tests.
-        kept = kept_good({name: painted[name] for name in photographs}, request.split, request.seed)
-        return _Sides(frozenset(painted) - kept, kept)
+        kept = kept_good({name: painted[name] for name in goods}, request.split, request.seed)
+        return _Sides(first, frozenset(painted) - kept, kept)
     if len(painted) == 1 and 0 < request.split < 1:
         raise InputError(
             "every pair was painted into the same photograph, which a split would put on both sides",
             "take `--split 1`",
         )
-    counts = {name: {**its, GOOD: 1} if name in photographs else its for name, its in painted.items()}
-    return _Sides(held_out(counts, request.split, request.seed))
+    counts: Counts = {
+        name: {**its, GOOD: goods[name]} if name in goods else its for name, its in painted.items()
+    }
+    return _Sides(first, held_out(counts, request.split, request.seed))
 
 
 def _description(request: Request, runs: Sequence[FinishedRun], summary: Summary) -> dict[str, object]:

@@ -12,8 +12,8 @@ from stage_rt.run.plan import files_digest
 from stage_rt.run.sample import readable
 
 
-def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | None]]) -> list[Path]:
-    """All photographs of ``folders``, each of which some run was given as its ``--normals``.
+def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | None]]) -> dict[Path, str]:
+    """All photographs of ``folders`` and their sha256; some run was given each folder as its ``--normals``.
 
     ``runs`` maps every run to the photographs that it used, by their names, and their sha256.
 
@@ -39,7 +39,7 @@ def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | 
         left -= {each.path for each in given}
     if left:
         raise DatasetError(f"no run was painted into the photographs of `{min(left)}`", "leave it out")
-    return [path for each in known for path in each.headers]
+    return {path: each.content(path) for each in known for path in each.headers}
 
 
 class _Folder:
@@ -57,11 +57,12 @@ class _Folder:
 
     def holds(self, used: Mapping[str, str | None]) -> bool:
         """Whether those that a run used, by name, still have the contents that they had."""
-        for path in self.headers:
-            if readable(path) in used and path not in self._contents:
-                self._contents[path] = sha256(path)
         return all(
-            used[readable(path)] == digest
-            for path, digest in self._contents.items()
-            if readable(path) in used
+            used[readable(path)] == self.content(path) for path in self.headers if readable(path) in used
         )
+
+    def content(self, path: Path) -> str:
+        """sha256 of one of its photographs."""
+        if path not in self._contents:
+            self._contents[path] = sha256(path)
+        return self._contents[path]

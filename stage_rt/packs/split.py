@@ -1,7 +1,8 @@
 """Which side a good photograph and all that was painted into it stands on.
 
 Pairs painted into the same photograph share all but the defect. On both sides of a split they would let a network be
-tested on what it learned, so whole photographs are dealt out. The rule knows names, counts and the seed alone.
+tested on what it learned, so whole photographs are dealt out. The rule knows names, counts and the seed alone;
+`alike` gives photographs of one content one name.
 """
 
 import hashlib
@@ -13,6 +14,28 @@ Counts = Mapping[str, Mapping[str, int]]
 
 _ALL = "all/types"
 """Counted as a type is, and the name of none."""
+
+
+def alike(named: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Every name by the first, in alphabetical order, of all that are the same photograph.
+
+    ``named`` are names and their sha256, if known. Names of one content are the same photograph, and so is what had
+    one name in several runs, whatever it held: pairs tell of a photograph only its name.
+    """
+    contents: dict[str, set[str | None]] = {}
+    names: dict[str | None, set[str]] = {}
+    for name, digest in named:
+        contents.setdefault(name, set()).add(digest)
+        names.setdefault(digest, set()).add(name)
+    first: dict[str, str] = {}
+    for name in sorted(contents):
+        queue = [] if name in first else [name]
+        while queue:
+            one = queue.pop()
+            if one not in first:
+                first[one] = name
+                queue += (other for digest in contents[one] - {None} for other in names[digest])
+    return first
 
 
 def held_out(photographs: Counts, share: float, seed: int) -> frozenset[str]:

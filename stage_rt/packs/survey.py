@@ -19,12 +19,13 @@ Sizes = set[tuple[int, int]]
 class Survey:
     """``painted`` counts by the name of a good photograph the pairs of each type that were painted into it.
 
-    ``used`` maps the names of the photographs every run took to their sha256, ``skipped`` counts samples by why they
-    are left out.
+    ``used`` maps the names of the photographs every run took to their sha256, ``contents`` are both of all runs, with
+    all that had one name. ``skipped`` counts samples by why they are left out.
     """
 
     painted: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     used: dict[FinishedRun, dict[str, str | None]] = field(default_factory=dict)
+    contents: set[tuple[str, str | None]] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -48,7 +49,7 @@ def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Su
         InputError: nothing is left to be packed.
     """
     found, sizes, done = Survey(), dict[Path, Sizes](), 0
-    total = sum(run.spec.count for run in runs)
+    total = sum(len(run.every) for run in runs)
     for run in runs:
         if run.kind == GOOD:
             raise RunError(
@@ -59,6 +60,7 @@ def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Su
             progress(done / total)
             done += 1
             found.used[run][record.normal] = record.normal_sha256
+            found.contents.add((record.normal, record.normal_sha256))
             if reason := left_out(record, weak=weak):
                 found.skipped[reason] += 1
                 continue

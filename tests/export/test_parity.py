@@ -7,7 +7,7 @@ from small_model import small_model
 
 from stage_rt.errors import ParityError
 from stage_rt.export import parity
-from stage_rt.export.parity import Parity, StoredReferences, compare, references, require
+from stage_rt.export.parity import Case, Parity, StoredReferences, compare, references, require
 from stage_rt.training.folder import load_model
 
 
@@ -65,3 +65,25 @@ def test_networks_read_one_by_one_give_the_same_references(model_folder):
             np.testing.assert_array_equal(found.output, right.output)
             for name, values in found.inputs.items():
                 np.testing.assert_array_equal(values, right.inputs[name])
+
+
+class Answering:
+    """A session that answers ``output`` to all."""
+
+    def __init__(self, output):
+        self.output = output
+
+    def get_inputs(self):
+        return []
+
+    def run(self, *_):
+        return [self.output]
+
+
+def test_a_network_that_gives_zeros_is_compared(tmp_path, monkeypatch):
+    zeros, cases = np.zeros((1, 2), np.float32), {"unet": [Case({}, np.zeros((1, 2), np.float32))]}
+    for output, worst in ((zeros, 0.0), (zeros + 1, math.inf), (zeros + np.nan, math.nan)):
+        monkeypatch.setattr(parity, "_session", lambda path, output=output: Answering(output))
+        [row] = compare(tmp_path, cases, "fp32")
+        assert row.max_rel == pytest.approx(worst, nan_ok=True)
+        assert row.passed == (worst == 0)

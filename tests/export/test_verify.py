@@ -13,6 +13,7 @@ from small_model import PROMPTS, small_model, write_small_model
 
 from stage_rt.engines.build import build
 from stage_rt.errors import BackendError, EngineError, ModelError, ParityError, PromptError
+from stage_rt.export import plots
 from stage_rt.export import verify as module
 from stage_rt.export.plots import plot_errors
 from stage_rt.export.verify import CONTEXTS, Error, Report, calls, error_of, require, spread, verify, work
@@ -254,3 +255,20 @@ def test_the_plot_is_a_picture_also_of_errors_that_have_no_logarithm(report):
     odd = [Error(0.0, 0.0, 1.0), Error(math.nan, math.nan, math.nan), Error(1.0, math.inf, 0.0)]
     states = dict(enumerate(odd))
     assert plot_errors(Report("fp32", "x", report.points, states, odd[0])).startswith(b"\x89PNG")
+
+
+def test_an_error_that_is_not_finite_is_a_gap_in_the_plot(report, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    bad = Error(math.nan, math.nan, math.nan)
+    points = [
+        replace(point, error=bad) if point.timestep == 0 and point.graph == UNET else point
+        for point in report.points
+    ]
+    plot_errors(replace(report, points=points, trajectory=report.trajectory | {0: bad}))
+    graphs, trajectory = figures[0].axes
+    for line in (graphs.lines[0], trajectory.lines[0]):
+        steps, errors = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert steps[np.isnan(errors)].tolist() == [0]
+    monkeypatch.undo()
+    plots.plt.close(figures[0])

@@ -91,6 +91,12 @@ def test_files_come_as_a_person_counts_without_hidden_and_foreign_ones(tmp_path)
     assert [path.name for path in masks(tmp_path)] == expected
 
 
+def test_digits_of_other_scripts_are_letters(tmp_path):
+    lay(tmp_path, "\u06633.png", "10.png", "a3.png", "\u066310.png", "a\uff11.png")
+    expected = ["10.png", "a3.png", "a\uff11.png", "\u06633.png", "\u066310.png"]
+    assert [path.name for path in normals(tmp_path)] == expected
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -1,6 +1,7 @@
 """Shards are joined to the folder that one process would have filled, or nothing is."""
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ from fake_engine import FakeEngine, contents, labels, manifest, photographs, ten
 from stage_rt.errors import DatasetError, RunError
 from stage_rt.packs.merge import merge
 from stage_rt.packs.pack import Request, pack
+from stage_rt.packs.runs import opened, places
+from stage_rt.packs.survey import survey
 from stage_rt.progress import silent
 from stage_rt.run.fill import fill, follow
 from stage_rt.run.ledger import Place, locked_run
@@ -56,6 +59,17 @@ def test_the_bytes_are_those_of_one_process(job, tmp_path, of):
     fill(engine, replace(job, count=12), tmp_path / "run")
     assert engine.batches == [[8, 9, 10, 11]]
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_progress_is_a_share_of_all_samples(job, shards, tmp_path):
+    told = []
+    merge(shards, [tmp_path / "normals"], tmp_path / "run", told.append)
+    assert told == pytest.approx([n / 10 for n in range(10)])
+    with ExitStack() as stack:
+        runs = [stack.enter_context(opened(at)) for shard in shards for at in places(shard)]
+        told.clear()
+        survey(runs, weak=True, progress=told.append)
+    assert told == pytest.approx([n / 10 for n in range(10)])
 
 
 def test_failures_and_what_is_left_out_are_joined_too(job, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,57 @@ def test_no_photograph_stands_on_both_sides(packed, form):
     for side in ("train", "val"):
         for kind, number in summary.pictures[side].items():
             assert sum((line["side"], line["type"]) == (side, kind) for line in lines) == number
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory):
+    """``normals`` holds every photograph under two names, three are painted into; read only."""
+    folder = tmp_path_factory.mktemp("doubled")
+    for path in photographs(folder / "normals", 5):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    normals = sorted((folder / "normals").iterdir())
+    job = Job(normals, labels(folder / "masks", 4), "tile+hole", 8, 1, composite=True, batch=4)
+    fill(FakeEngine(), job, folder / "run")
+    return folder
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("form", ["yolo", "mvtec"])
+def test_no_content_stands_on_both_sides(doubled, tmp_path, form, given):
+    normals = [doubled / "normals"] if given else []
+    for seed in range(5):
+        folder = tmp_path / str(seed)
+        pack(Request([doubled / "run"], form, split=0.5, seed=seed, normals=normals), folder)
+        sides = {"train": set(), "val": set()}
+        for line in provenance(folder):
+            sides[line["side"]].add((doubled / "normals" / line["normal"]).read_bytes())
+        assert not sides["train"] & sides["val"]
+        assert sides["train"] or not (given or form == "yolo")
+        assert sides["val"]
+
+
+def test_all_that_had_one_name_stands_on_one_side(tmp_path):
+    normals = [*photographs(tmp_path / "a", 4), *photographs(tmp_path / "b", 4, seed=1)]
+    more = [shutil.copy(path, tmp_path / f"{n}{path.name}") for n, path in enumerate(normals)]
+    job = Job(
+        [*normals, *map(Path, more)],
+        labels(tmp_path / "masks", 4),
+        "tile+hole",
+        16,
+        1,
+        composite=True,
+        batch=4,
+    )
+    fill(FakeEngine(), job, tmp_path / "run")
+    digests = {line["index"]: line["normal_sha256"] for line in manifest(tmp_path / "run")}
+    assert len(digests) == 2 * len(set(digests.values())) == 16
+    for seed in range(5):
+        pack(Request([tmp_path / "run"], "yolo", split=0.5, seed=seed), tmp_path / str(seed))
+        sides = {"train": set(), "val": set()}
+        for line in provenance(tmp_path / str(seed)):
+            sides[line["side"]].add(digests[line["index"]])
+        assert sides["train"]
+        assert not sides["train"] & sides["val"]
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMATS) - {"mvtec"}))
@@ -297,6 +349,14 @@ class TestRefused:
         run = made("single", normals=1)
         refused(InputError, "into the same photograph.*: take `--split 1`", [run])
 
+    def test_a_split_of_one_photograph_of_two_names(self, refused, tmp_path):
+        [path] = photographs(tmp_path / "normals", 1)
+        shutil.copy(path, path.with_name("copy.png"))
+        normals = sorted((tmp_path / "normals").iterdir())
+        job = Job(normals, labels(tmp_path / "masks", 4), "tile+hole", 6, 1, composite=True, batch=4)
+        fill(FakeEngine(), job, tmp_path / "run")
+        refused(InputError, "into the same photograph.*: take `--split 1`", [tmp_path / "run"])
+
     def test_nothing_to_pack(self, refused, made):
         run = made("poisoned", engine=FakeEngine(poisoned=range(6)))
         refused(InputError, "no pair to pack: of the samples 6 are failed", [run])
@@ -309,6 +369,14 @@ class TestRefused:
         photographs(tmp_path / "normals", 9, seed=1)
         match = "normals` does not hold the photographs of `.*hole` as they were.*: give the folder"
         refused(DatasetError, match, runs, normals=[tmp_path / "normals"])
+
+    def test_a_photograph_that_was_changed(self, refused, runs, here, tmp_path):
+        folder = shutil.copytree(here / "normals", tmp_path / "normals")
+        photograph = np.asarray(opened(folder / "004.png")).copy()
+        photograph[0, 0] ^= 255
+        Image.fromarray(photograph).save(folder / "004.png")
+        match = "normals` does not hold the photographs of `.*hole` as they were.*: give the folder"
+        refused(DatasetError, match, runs, normals=[folder])
 
     def test_photographs_of_no_run(self, refused, runs, here, tmp_path):
         photographs(tmp_path / "more", 2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage_rt.packs.split import held_out, kept_good
+from stage_rt.packs.split import alike, held_out, kept_good
 
 photographs = st.dictionaries(
     st.text("abc0123456789", min_size=1, max_size=6),
@@ -65,3 +65,13 @@ def test_good_photographs_that_nothing_was_painted_into_are_learned_first():
     assert not any(counts[name] for name in kept)
     assert sum(bool(counts[name]) for name in kept_good(counts, 0.8, 0)) == 2
     assert kept_good(counts, 0.0, 0) == frozenset()
+
+
+def test_names_of_one_content_are_one_photograph():
+    assert alike([("b", "1"), ("a", "1"), ("c", "2")]) == {"a": "a", "b": "a", "c": "c"}
+    # By way of a name that was another photograph in another run.
+    assert set(alike([("d", "1"), ("b", "1"), ("b", "2"), ("c", "2"), ("e", "3")]).items()) == {
+        *(("d", "b"), ("b", "b"), ("c", "b"), ("e", "e"))
+    }
+    # What has no digest is known by name.
+    assert alike([("a", None), ("b", None), ("b", "1")]) == {"a": "a", "b": "b"}

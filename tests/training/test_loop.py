@@ -1,5 +1,6 @@
 """The stage loop: resuming changes nothing, a diverged loss is an error."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,43 @@ def test_a_training_that_is_stopped_loses_no_step(tmp_path: Path) -> None:
     resumed = run(parts, steps=40, report=lambda stage, step, *_: seen.append(step))
     assert seen[0] == 18
     assert torch.equal(run(whole, steps=40).weight, resumed.weight)
+    assert (parts / "stage.csv").read_bytes() == (whole / "stage.csv").read_bytes()
+
+
+def test_a_checkpoint_from_before_losses_were_kept_goes_on(tmp_path: Path) -> None:
+    def stop(stage: str, step: int, steps: int, loss: float | None) -> None:
+        if step == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps=40, report=stop)
+    state = torch.load(tmp_path / "stage.pt", weights_only=True)
+    state.pop("window", None)
+    torch.save(state, tmp_path / "stage.pt")
+    run(tmp_path, steps=40)
+    assert len((tmp_path / "stage.csv").read_text().split()) == 3
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace = os.fsync, os.replace
+    synced, named = set(), []
+
+    def syncing(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def naming(source: str, target: str) -> None:
+        named.append(Path(target).name)
+        assert os.stat(source).st_ino in synced
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", naming)
+    run(tmp_path, steps=5)
+    # The losses first: those of a step whose checkpoint is missing are passed over, not the other way round.
+    assert named == ["stage.csv", "stage.pt"]
 
 
 def test_finished_stage_draws_nothing_more(tmp_path: Path) -> None:

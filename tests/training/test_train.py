@@ -1,17 +1,20 @@
 """From a folder of photographs to a model folder, and the ways it can go wrong."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from stage_rt.errors import DatasetError, InputError, ModelError
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
 from stage_rt.training.presets import Preset
-from stage_rt.training.train import _adapter_names, train
+from stage_rt.training.train import _adapter_names, _open_work, train
 
 
 def ignore(*_: object) -> None:
@@ -75,6 +78,52 @@ def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, mic
     (work / "job.json").write_text("{}")
     with pytest.raises(InputError, match="holds another training"):
         run(dataset, tmp_path / "model")
+
+
+class StoppedError(Exception):
+    """What a user who presses Ctrl-C is here."""
+
+
+def test_a_training_does_not_go_on_with_other_labels(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    def begin() -> None:
+        train(dataset, tmp_path / "model", view="whole", report=late, say=ignore)
+
+    def late(stage: str, *_: object) -> None:
+        if stage == "denoiser":
+            raise StoppedError
+
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            begin()
+    path = dataset / "ground_truth" / "dent" / "0_mask.png"
+    Image.fromarray(np.roll(np.asarray(Image.open(path)), 8, axis=0)).save(path)
+    with pytest.raises(InputError, match="holds another training"):
+        begin()
+
+
+def test_a_job_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    job = {"seed": 1, "pixels": 2, "data": "3"}
+    path = _open_work(tmp_path / "model", job) / "job.json"
+    before = path.stat()
+    assert before.st_ino in synced
+    _open_work(tmp_path / "model", job)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1, "pixels": 2, "data": "4"}', '{"seed": 1}', "", "[]"])
+def test_another_job_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "job.json").write_text(text)
+    with pytest.raises(InputError, match="holds another training"):
+        _open_work(tmp_path / "model", {"seed": 1, "pixels": 2, "data": "3"})
+
+
+def test_a_job_from_before_labels_were_digested_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / "job.json").write_text('{\n  "seed": 1,\n  "pixels": 2\n}')
+    _open_work(tmp_path / "model", {"seed": 1, "pixels": 2, "data": "3"})
 
 
 def test_dataset_without_labelled_defects_is_refused(dataset: Path, tmp_path: Path, micro: Preset) -> None:

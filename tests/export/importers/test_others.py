@@ -263,3 +263,30 @@ def test_a_stable_diffusion_folder_reads_texts_with_clip(tmp_path):
     assert (spec.image_size, spec.tokens, spec.context_dim) == (16, 9, 16)
     contexts = load_model(tmp_path / "model").contexts
     assert not torch.allclose(contexts["dent"], contexts["none"], atol=1e-3)
+
+
+@pytest.mark.parametrize("widths", [None, [], 4, "ab"])
+def test_an_autoencoder_without_widths_is_refused(pipeline, runs, tmp_path, widths):
+    path = pipeline / "vqvae" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("block_out_channels")
+    path.write_text(json.dumps(config if widths is None else config | {"block_out_channels": widths}))
+    with pytest.raises(CheckpointError, match=r"vqvae/config.json` has no `block_out_channels`"):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"down_block_types": ["NoSuchBlock", "DownBlock2D"]},
+        {"block_out_channels": []},
+        {"norm_num_groups": 0},
+        {"layers_per_block": "many"},
+    ],
+)
+def test_a_configuration_that_makes_no_network_is_refused(pipeline, runs, tmp_path, values):
+    change(pipeline / "unet" / "config.json", **values)
+    with pytest.raises(CheckpointError, match=r"no UNet2DConditionModel can be made .*unet"):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    assert not (tmp_path / "model").exists()
