@@ -50,7 +50,10 @@ def write_atomic(
     # As text: a `Path` puts each part of its name into the interpreter's table of strings, which is built anew, in
     # another size, when so many names have come and gone.
     folder, name = os.path.split(path)
-    os.makedirs(folder or ".", exist_ok=True)
+    changed = [folder or "."]
+    while not os.path.exists(changed[-1]):
+        changed.append(os.path.dirname(changed[-1]) or ".")
+    os.makedirs(changed[0], exist_ok=True)
     staged = os.path.join(folder, _staged(name))
     try:
         with open(staged, "xb") as file:
@@ -64,7 +67,8 @@ def write_atomic(
             os.unlink(staged)
         raise
     if synced:
-        _sync(folder or ".")
+        for place in changed:
+            _sync(place)
 
 
 def cache_folder() -> Path:

@@ -56,7 +56,8 @@ def serve(
     from stage_rt.machine import memory as of_the_machine
 
     with console.extra("serve"):
-        from stage_rt.serve.listen import is_loopback, run
+        from stage_rt.serve.guard import is_loopback
+        from stage_rt.serve.listen import run
         from stage_rt.serve.metrics import Figures
     from stage_rt.run.ledger import locked_run
     from stage_rt.serve.server import Server, Settings

@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from stage_rt.files import write_atomic
+from stage_rt.errors import ImageError
+from stage_rt.files import identity, write_atomic
 from stage_rt.images.inputs import read_header, read_image
+from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.sample import readable
 from stage_rt.run.writer import png
 
@@ -26,10 +29,10 @@ def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path
 
     Those that were ``painted`` into are in ``test/good`` and the others in ``train/good``, so that nothing learns the
     background of a pair; where all were painted into, one in `HELD_OUT` is in ``test/good``. PNG files are linked
-    where the file system allows, others are written as the pairs are. Photographs of the same name from several
-    folders get a number in the order of their paths.
+    where the file system allows, others are written as the pairs are; what shows its photograph already stays.
+    Photographs of the same name from several folders get a number in the order of their paths.
     """
-    names = _names(sorted(set(photographs)))
+    names, checks = _names(sorted(set(photographs))), Checks(folder / CHECKS_FILE)
     used = set(painted)
     unused = any(path not in used for path in names)
     places = {}
@@ -38,7 +41,8 @@ def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path
         places[path] = f"{TEST if tested else TRAIN}/{name}"
         # A run that grew paints into more of them.
         (folder / (TRAIN if tested else TEST) / name).unlink(missing_ok=True)
-        _put(path, folder / places[path])
+        _put(path, folder / places[path], checks)
+    checks.save()
     return places
 
 
@@ -56,8 +60,12 @@ def _names(photographs: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _put(path: Path, place: Path) -> None:
-    if place.exists() and (place.samefile(path) or place.stat().st_mtime_ns >= path.stat().st_mtime_ns):
+def _put(path: Path, place: Path, checks: Checks) -> None:
+    # A name can have been another photograph's, before a type was added. What is no link is read for that, once.
+    question = f"good of {path.absolute()} {identity(path)}"
+    if place.exists() and (
+        place.samefile(path) or checks.of(place, question, lambda place: _shows(place, path))
+    ):
         return
     place.unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +78,17 @@ def _put(path: Path, place: Path) -> None:
     except OSError:
         # Another file system, or one that has no links.
         write_atomic(place, path.read_bytes())
+
+
+def _shows(place: Path, path: Path) -> bool:
+    """Whether the file at ``place`` is what `_put` makes of a photograph."""
+    if _as_pairs_are(path):
+        return place.stat().st_size == path.stat().st_size and place.read_bytes() == path.read_bytes()
+    try:
+        same = read_header(place) == read_header(path)
+        return same and np.array_equal(read_image(place), read_image(path))
+    except ImageError:
+        return False
 
 
 def _as_pairs_are(path: Path) -> bool:

@@ -164,7 +164,8 @@ def _first(error: ValidationError) -> str:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[_Written]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not `splitlines`, which cuts at characters that JSON has in its strings.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield _Written(number, json.loads(line))

@@ -82,12 +82,22 @@ class Manifest:
         return _Records(self._path, self._prompt, self._index)
 
     def append(self, record: PairRecord) -> None:
-        """Add a line and sync it."""
+        """Add a line and sync it.
+
+        Raises:
+            OSError: the disk is full or failed; the line is not there.
+        """
         line = line_of(record)
-        with self._path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # What came of it would be part of the next line, or move it from where the index has it.
+            with suppress(OSError):
+                os.truncate(self._path, self._index.size)
+            raise
         self._index.add(record.index, line)
         if self._index.new >= INDEXED:
             self.save()

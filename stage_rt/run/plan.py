@@ -109,7 +109,22 @@ def make_plan(
     digests = {path: photographs.digest(path) for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
     }
-    spec = RunSpec(
+    objects = {path: _header(checks, path) for path in job.objects}
+    spec = _described(engine, job, method, photographs.headers, masks, objects)
+    together = _together(used.largest, job.batch, method.region)
+    return Plan(method, samples, together, spec, digests, list(photographs.headers), notices)
+
+
+def _described(
+    engine: EngineSpec,
+    job: Job,
+    method: Method,
+    normals: Mapping[Path, Header],
+    masks: Mapping[Path, Header],
+    objects: Mapping[Path, Header],
+) -> RunSpec:
+    """What ``run.json`` will hold."""
+    return RunSpec(
         engine=engine.graphs_fingerprint,
         backend=engine.backend,
         recipe=method.recipe,
@@ -125,15 +140,13 @@ def make_plan(
         rim=method.rim,
         retries=method.retries,
         strict=job.strict,
-        normals=files_digest(photographs.headers),
+        normals=files_digest(normals),
         augment=job.augment,
         mask_class=job.reading.value,
         mask_threshold=job.reading.threshold,
-        objects=files_digest({path: _header(checks, path) for path in job.objects}) if job.objects else None,
+        objects=files_digest(objects) if objects else None,
         masks=files_digest(masks),
     )
-    together = _together(used.largest, job.batch, method.region)
-    return Plan(method, samples, together, spec, digests, list(photographs.headers), notices)
 
 
 def _noted(notify: Notify, notices: list[str]) -> Notify:

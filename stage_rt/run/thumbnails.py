@@ -113,11 +113,14 @@ def sweep(folder: Path, kind: str, wanted: Collection[str]) -> None:
 
 def _files(folder: Path, kind: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     """Everything where pictures of a type are, by its path from the run's folder."""
+    parts: list[str] = []
     with suppress(FileNotFoundError):
-        for part in os.listdir(folder / FOLDER / kind):
-            at = f"{FOLDER}/{kind}/{part}"
-            with os.scandir(folder / at) as found:
-                yield from ((f"{at}/{one.name}", one) for one in found)
+        parts = os.listdir(folder / FOLDER / kind)
+    for part in parts:
+        at = f"{FOLDER}/{kind}/{part}"
+        # Others leave files of their own beside the folders.
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / at) as found:
+            yield from ((f"{at}/{one.name}", one) for one in found)
 
 
 def _tile(image: Image.Image, box: Box) -> Image.Image:

@@ -90,6 +90,8 @@ class Recorder(Watch):
         self._types = {kind: Counts(count) for kind, count in planned.items()}
         self._started, self._began = self._clock(), self._ticks()
         self._told = self._began
+        # What fails before a type is begun is told too.
+        self._pace.append((self._began, 0))
         self._log.info(
             "begins: %s", ", ".join(f"{count} {printable(kind)}" for kind, count in planned.items())
         )

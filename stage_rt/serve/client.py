@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from stage_rt.run.writer import defect_type
 
 TRIES = 20
 """Times that a busy server is asked again."""
+PAUSE, BUSY = 1.0, 10.0
+"""Seconds between two streams of one job, and until a busy server is asked again that does not say when."""
 
 
 class ServerError(StageError):
@@ -22,9 +26,15 @@ class ServerError(StageError):
 
 
 class Client:
-    """A server at ``url``; ``token`` is what it asks for, if it does. Close it, or use it in a ``with`` block."""
+    """A server at ``url``; ``token`` is what it asks for, if it does. Close it, or use it in a ``with`` block.
+
+    Raises:
+        InputError: the token has characters that no token has.
+    """
 
     def __init__(self, url: str, token: str | None = None) -> None:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InputError("the token has characters that no token has", "copy it again")
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         # A pair may take minutes; a server that is gone is told by the connection.
         timeout = httpx.Timeout(30.0, read=900.0)
@@ -42,7 +52,7 @@ class Client:
 
     def engines(self) -> list[dict[str, Any]]:
         """What can be painted: `stage_rt.serve.api.EngineState` of every engine."""
-        found: list[dict[str, Any]] = self._ask("GET", "/v1/engines").json()
+        found: list[dict[str, Any]] = self._told("GET", "/v1/engines")
         return found
 
     def pair(
@@ -54,34 +64,56 @@ class Client:
 
         Raises:
             InputError: the server refuses it.
-            ServerError: it cannot be reached or failed.
+            ServerError: it cannot be reached or failed, or somebody cancelled the pair.
         """
         order = {"prompt": prompt, "image": _text(image), "mask": _text(mask), **options}
-        state = self._ask("POST", "/v1/pairs", order).json()
+        state = self._told("POST", "/v1/pairs", order)
+        if state["state"] != "done":
+            raise ServerError(f"the pair was {state['state']}", "send it again")
         return state, *(self._ask("GET", state[name]).content for name in ("image", "mask"))
 
     def order(self, masks: list[bytes], prompt: str, count: int, **options: Any) -> dict[str, Any]:
         """Order a run over the server's photographs; its state. ``options`` are the fields of `JobOrder`."""
         order = {"prompt": prompt, "count": count, "masks": [_text(mask) for mask in masks], **options}
-        state: dict[str, Any] = self._ask("POST", "/v1/jobs", order).json()
+        state: dict[str, Any] = self._told("POST", "/v1/jobs", order)
         return state
 
     def follow(self, job: str) -> Iterator[dict[str, Any]]:
-        """The states of a job until it is over; a connection that breaks is made again."""
+        """The states of a job until it is over; a connection that breaks is made again.
+
+        Raises:
+            InputError: there is no such job.
+            ServerError: the server failed.
+        """
         over = False
         while not over:
-            try:
-                with self._http.stream("GET", f"/v1/jobs/{job}/events") as answer:
-                    if answer.is_error:
-                        answer.read()
-                        _check(answer)
-                    for line in answer.iter_lines():
-                        if line.startswith("data: "):
-                            state = json.loads(line.removeprefix("data: "))
-                            over = state["state"] not in ("waiting", "painting")
-                            yield state
-            except httpx.TransportError:
-                time.sleep(1.0)
+            with (
+                suppress(httpx.TransportError),
+                self._http.stream("GET", f"/v1/jobs/{job}/events") as answer,
+            ):
+                if answer.is_error:
+                    answer.read()
+                    _check(answer)
+                if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise self._stranger()
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        state = json.loads(line.removeprefix("data: "))
+                        over = state["state"] not in ("waiting", "painting")
+                        yield state
+            if not over:
+                # A server that is going down ends every stream at once.
+                time.sleep(PAUSE)
+
+    def _told(self, method: str, path: str, body: object = None) -> Any:
+        try:
+            return self._ask(method, path, body).json()
+        except ValueError:
+            raise self._stranger() from None
+
+    def _stranger(self) -> ServerError:
+        problem = f"`{self._http.base_url}` does not answer as `stage-rt serve` does"
+        return ServerError(problem, "check the address")
 
     def _ask(self, method: str, path: str, body: object = None) -> httpx.Response:
         for _ in range(TRIES):
@@ -93,7 +125,9 @@ class Client:
                 ) from None
             if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
                 break
-            time.sleep(float(answer.headers.get("retry-after", 1)))
+            # A proxy on the way may give a date instead of seconds.
+            seconds = answer.headers.get("retry-after", "")
+            time.sleep(float(seconds) if re.fullmatch(r"[0-9]{1,4}", seconds) else BUSY)
         _check(answer)
         return answer
 

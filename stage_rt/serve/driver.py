@@ -130,8 +130,9 @@ class Driver:
             try:
                 return answer.result(timeout=1.0)
             except TimeoutError:
+                # Either it came just now, or what was raised is the work's own.
                 if answer.done():
-                    raise
+                    return answer.result()
                 if not self._thread.is_alive():
                     raise ClosedError("the server is going down") from None
 
@@ -243,9 +244,10 @@ class Driver:
             self._observe(turn.lane, self._clock() - began, len(turn.step), room.slots.size)
             self._tell(room, turn, after)
         except BaseException as error:
-            # Nobody knows what is in the slots now. Those that were put aside need not know.
+            # Nobody knows what is in the slots now. Those that were put aside need not know, if they got so far.
+            lost = {ticket.number for _, ticket in turn.out if room.guests[ticket.number].state is None}
             for number, guest in list(room.guests.items()):
-                if guest.ticket is not None and guest.ticket.slot is not None:
+                if number in lost or (guest.ticket is not None and guest.ticket.slot is not None):
                     self._scheduler.cancel(number)
                     room.guests.pop(number).tell(error)
 

@@ -15,13 +15,15 @@ from stage_rt.errors import printable
 
 MOST_BYTES = 64 * 2**20
 """Of a body."""
-SLOWEST = 20.0
-"""Seconds between two parts of a body."""
+FEW_BYTES = 4 * 2**10
+"""Of a body of somebody who needs no token."""
+SLOWEST, LONGEST = 20.0, 600.0
+"""Seconds between two parts of a body, and for all of it."""
 COOKIE = "stage-rt"
 OPEN = ("/healthz", "/readyz", "/", "/favicon.ico", "/v1/session")
 """What is answered without a token, beside the page's own files."""
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_LOCAL = r"localhost|127(?:\.\d{1,3}){3}"
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -77,7 +79,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
-            await self._app(scope, self._bounded(headers, receive), sending)
+            most = FEW_BYTES if _open(scope["path"]) else MOST_BYTES
+            await self._app(scope, self._bounded(most, headers, receive), sending)
         except _Refused as refusal:
             self._refused(refusal.status)
             if not status:
@@ -89,13 +92,13 @@ class Guard:
 
     def _check(self, scope: Message, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._token is None and host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
+        if self._token is None and not re.fullmatch(rf"(?:{_LOCAL}|\[::1\])(?::\d+)?", host):
             # A page of another site whose name was made to lead here would have that name.
             raise _Refused(421, "this server is asked under another name", "ask for `localhost`")
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1").partition("://")[2] != host:
             raise _Refused(403, "a page of another site may not ask this server")
-        if self._token is None or scope["path"] in OPEN or scope["path"].startswith("/page/"):
+        if self._token is None or _open(scope["path"]):
             return
         shown = headers.get(b"authorization", b"").decode("latin-1").partition("Bearer ")[2]
         cookies = headers.get(b"cookie", b"").decode("latin-1")
@@ -104,27 +107,38 @@ class Guard:
             raise _Refused(401, "this server asks for its token", "send `Authorization: Bearer TOKEN`")
 
     @staticmethod
-    def _bounded(headers: dict[bytes, bytes], receive: Receive) -> Receive:
+    def _bounded(most: int, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most // 2**10} KiB"
+        too_large = _Refused(413, f"the body is larger than {size}")
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MOST_BYTES:
-            raise _Refused(413, f"the body is larger than {MOST_BYTES // 2**20} MiB")
-        total, complete = 0, False
+        if not length.isdigit() or int(length) > most:
+            raise too_large
+        total, complete, end = 0, False, time.monotonic() + LONGEST
 
         async def bounded() -> Message:
             nonlocal total, complete
             if complete:
                 return await receive()
+            left = end - time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), SLOWEST)
+                message = await asyncio.wait_for(receive(), min(SLOWEST, left))
             except TimeoutError:
-                raise _Refused(408, f"nothing of the body came for {SLOWEST:.0f} s") from None
+                late = f"nothing of the body came for {SLOWEST:.0f} s"
+                if left < SLOWEST:
+                    late = f"the body did not come within {LONGEST:.0f} s"
+                raise _Refused(408, late) from None
             total += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if total > MOST_BYTES:
-                raise _Refused(413, f"the body is larger than {MOST_BYTES // 2**20} MiB")
+            if total > most:
+                raise too_large
             return message
 
         return bounded
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can ask under an address."""
+    return bool(re.fullmatch(rf"{_LOCAL}|::1", host))
 
 
 def same(one: str, other: str) -> bool:
@@ -140,6 +154,10 @@ def cookie(token: str) -> str:
 def fault(problem: str, remedy: str | None = None) -> dict[str, Any]:
     """The body of every answer that is none."""
     return {"error": {"problem": problem, "remedy": remedy}}
+
+
+def _open(path: str) -> bool:
+    return path in OPEN or path.startswith("/page/")
 
 
 async def _answer(refusal: _Refused, send: Send) -> None:

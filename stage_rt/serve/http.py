@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,21 +162,12 @@ def _pairs(app: FastAPI, server: Server) -> None:
     async def paint(
         order: api.PairOrder, request: Request, accept: Annotated[str, Header(max_length=1000)] = ""
     ) -> Response:
-        pair = server.order(await run_in_threadpool(api.request_of, order, server))
+        # Ordered on a thread too: who keeps a pair writes it with the server's lock in hand.
+        pair = await run_in_threadpool(lambda: server.order(api.request_of(order, server)))
         if not order.wait:
             return _state(pair, 202)
-        while not pair.ended.is_set():
-            if await request.is_disconnected():
-                server.cancel(pair)
-            await asyncio.sleep(news.LOOK)
-        if pair.error is not None:
-            raise pair.error
-        if pair.result is not None and pair.result.image is not None and "image/png" in accept:
-            state = api.PairState.of(pair).model_dump(include={"id", "fill", "leak", "attempts"})
-            return _Png(
-                pair.result.image, headers={f"stage-{name}": str(value) for name, value in state.items()}
-            )
-        return _state(pair, 200)
+        await _end(pair, request, server)
+        return _answer(pair, accept)
 
     @app.get("/v1/pairs/{name}", summary="How a pair stands.")
     async def pair(name: Name) -> api.PairState:
@@ -283,6 +275,25 @@ class _Events(StreamingResponse):
 
     def __init__(self, content: AsyncIterator[str], status_code: int = 200) -> None:
         super().__init__(content, status_code, {"cache-control": "no-store", "x-accel-buffering": "no"})
+
+
+async def _end(pair: Pair, request: Request, server: Server) -> None:
+    """Wait until a pair is over, which is cancelled if nobody waits for the answer."""
+    while not pair.ended.is_set():
+        if await request.is_disconnected():
+            server.cancel(pair)
+        await asyncio.sleep(news.LOOK)
+
+
+def _answer(pair: Pair, accept: str) -> Response:
+    """A pair that is over, as PNG if that is accepted."""
+    if pair.error is not None:
+        # What is raised gets a traceback, whose frames hold what was sent; the pair's own stays without.
+        raise copy(pair.error)
+    if pair.result is None or pair.result.image is None or "image/png" not in accept:
+        return _state(pair, 200)
+    state = api.PairState.of(pair).model_dump(include={"id", "fill", "leak", "attempts"})
+    return _Png(pair.result.image, headers={f"stage-{name}": str(value) for name, value in state.items()})
 
 
 def _state(pair: Pair, status: int) -> JSONResponse:

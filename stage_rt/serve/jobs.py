@@ -6,6 +6,7 @@ synced before the job is accepted; jobs are painted one after the other in the o
 """
 
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -114,9 +115,14 @@ class Jobs:
             stamp = max(time.strftime("%Y%m%d%H%M%S", time.gmtime()), last[:14])
             name = f"{stamp}-{len(self.jobs):06d}"
             night = Night(order.model_copy(update={"id": name}), self._folder / name)
-            for number, mask in enumerate(masks):
-                write_atomic(night.folder / MASKS / f"{number:03d}_mask.png", mask)
-            self._write(night)
+            try:
+                for number, mask in enumerate(masks):
+                    write_atomic(night.folder / MASKS / f"{number:03d}_mask.png", mask)
+                self._write(night)
+            except BaseException:
+                # The next one may get the same name, and would be painted with these masks too.
+                shutil.rmtree(night.folder, ignore_errors=True)
+                raise
             self.jobs[name] = night
             self._changed.notify_all()
         return night
@@ -125,12 +131,16 @@ class Jobs:
         """Paint no more of a job; what it has stays."""
         night = self.jobs[name]
         with self._changed:
-            if night.order.state == "waiting":
+            # Also what is painted: the server can be gone before its thread hears of it.
+            if night.order.state in ("waiting", "painting"):
                 self._set(night, "cancelled")
         night.wish.cancel()
 
     def stop(self) -> None:
-        """End after the step in hand; what is unfinished goes on at the next start."""
+        """End, and go on with what is unfinished at the next start.
+
+        What is in hand is waited for: a step, the check of a file, the loading of an engine, the report of a run.
+        """
         with self._changed:
             self._stopping = True
             for night in self.jobs.values():
@@ -155,9 +165,10 @@ class Jobs:
                 if not self._stopping:
                     self._set(night, "cancelled")
             except BusyError:
-                self._set(night, "waiting", kept=False)
                 with self._changed:
-                    self._changed.wait(WAIT)
+                    if night.order.state == "painting":
+                        self._set(night, "waiting", kept=False)
+                    self._changed.wait_for(lambda: self._stopping, WAIT)
             except StageError as error:
                 self._set(night, "failed", str(error))
             except Exception as error:
@@ -184,13 +195,24 @@ class Jobs:
             augment=order.vary,
         )
 
+        def checking(share: float) -> None:
+            night.wish.check()
+
         def progress(share: float) -> None:
             night.wish.check()
             night.share, night.version = share, night.version + 1
 
         with self._shelf.engine(order.engine, Terms(Priority.NIGHT, wish=night.wish)) as engine:
             try:
-                fill(engine, job, night.run, watch=watch, notify=watch.recorder.notice, progress=progress)
+                fill(
+                    engine,
+                    job,
+                    night.run,
+                    watch=watch,
+                    notify=watch.recorder.notice,
+                    checking=checking,
+                    progress=progress,
+                )
             except (CancelledError, ClosedError):
                 watch.recorder.end("stopped", "the server goes on with it when it starts")
                 raise
@@ -206,13 +228,17 @@ class Jobs:
         return [self._photographs[name] for name in order.photographs]
 
     def _set(self, night: Night, state: State, error: str | None = None, *, kept: bool = True) -> None:
-        night.order = night.order.model_copy(update={"state": state, "error": error})
-        if kept:
-            try:
-                self._write(night)
-            except OSError as error:
-                self._tell(f"that job {night.order.id} is {state} could not be written ({error.strerror})")
-        night.version += 1
+        # A job that is done, while somebody cancels it, is one or the other, on disk too.
+        with self._changed:
+            night.order = night.order.model_copy(update={"state": state, "error": error})
+            if kept:
+                try:
+                    self._write(night)
+                except OSError as failure:
+                    self._tell(
+                        f"that job {night.order.id} is {state} could not be written ({failure.strerror})"
+                    )
+            night.version += 1
 
     @staticmethod
     def _write(night: Night) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from stage_rt.files import write_atomic
-from stage_rt.run.writer import pair_paths, write_pair
+from stage_rt.run.writer import defect_type, pair_paths, write_pair
 from stage_rt.serve.pairs import Pair
 
 LIST = "accepted.jsonl"
@@ -30,7 +31,9 @@ class Kept:
         with self._lock:
             lines = (folder / LIST).read_bytes() if (folder / LIST).exists() else b""
             known = [json.loads(line) for line in lines.splitlines()]
-            number = sum(one["prompt"] == request.prompt for one in known)
+            # Prompts of one type share its folders.
+            kind = defect_type(request.prompt)
+            number = sum(defect_type(one["prompt"]) == kind for one in known)
             paths = pair_paths(request.prompt, number)
             write_pair(folder, paths, pair.result.image, result.label)
             line = {
@@ -44,5 +47,11 @@ class Kept:
                 "fill": round(result.figures.fill, 4) if result.figures else None,
                 "leak": round(result.figures.leak, 4) if result.figures else None,
             }
-            write_atomic(folder / LIST, lines + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            try:
+                write_atomic(folder / LIST, lines + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            except BaseException:
+                for path in paths:
+                    with suppress(OSError):
+                        (folder / path).unlink()
+                raise
         return f"{request.engine}/{paths[0]}"

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -84,7 +83,11 @@ class _Draining(uvicorn.Server):
 def run(
     server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
 ) -> None:
-    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside."""
+    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside.
+
+    Raises:
+        EngineError, DeviceError, BackendError: an engine cannot be used.
+    """
     config = uvicorn.Config(
         application(server, token, figures, log),
         http=Punctual,
@@ -98,21 +101,24 @@ def run(
         timeout_graceful_shutdown=5,
     )
     running = _Draining(config, server)
+    failures: list[BaseException] = []
 
     def start() -> None:
         try:
             server.start()
-            log.info("ready")
+            if server.ready:
+                log.info("ready")
         except ClosedError:
             pass
         except BaseException as error:
+            failures.append(error)
             log.error("the engines cannot be used: %s", printable(str(error)))
-            os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                server.drain(0)
+            finally:
+                running.should_exit = True
 
     threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
     running.run(sockets=[sock])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can ask under an address."""
-    return host == "localhost" or bool(re.fullmatch(r"127(\.\d{1,3}){3}|::1", host))
+    if failures:
+        raise failures[0]

@@ -80,7 +80,7 @@ class Pair:
         return sum(len(file) for file in (self.preview, *files) if file)
 
     def change(self, **fields: object) -> None:
-        """Set some fields, then let it be seen."""
+        """Set some fields in the order in which they are given, then let it be seen: a state comes last."""
         for name, value in fields.items():
             setattr(self, name, value)
         self.version += 1

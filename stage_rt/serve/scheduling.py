@@ -104,10 +104,6 @@ class Scheduler:
             del self._tickets[ticket.number]
         return tickets
 
-    def lanes(self) -> dict[Lane, int]:
-        """How many tickets each lane has."""
-        return {name: sum(map(len, lane.queues.values())) for name, lane in self._lanes.items()}
-
     def count(self, priority: Priority) -> int:
         """How many tickets of a class there are."""
         return sum(len(lane.queues[priority]) for lane in self._lanes.values())

@@ -7,6 +7,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,7 +99,8 @@ class Server:
         """Load and warm up the engines, then begin with the jobs that wait."""
         self.shelf.warm()
         self.jobs.start()
-        self.ready = True
+        with self._lock:
+            self.ready = not self.draining
 
     def order(self, request: Request) -> Pair:
         """Accept a pair.
@@ -148,15 +151,17 @@ class Server:
 
     def drain(self, seconds: float) -> None:
         """Accept nothing, put the jobs aside, end what somebody waits for within ``seconds``; then close."""
+        deadline = time.monotonic() + seconds
         with self._lock:
             self.draining, self.ready = True, False
         self.jobs.stop()
-        deadline = time.monotonic() + seconds
         for pair in list(self._pairs.values()):
             if not pair.ended.wait(max(deadline - time.monotonic(), 0)):
                 pair.wish.cancel()
         self._pool.shutdown(wait=True)
-        self.shelf.close()
+        # A driver that is gone has no memory to give back.
+        with suppress(ClosedError):
+            self.shelf.close()
         self.driver.close()
 
     def _paint(self, pair: Pair, began: float) -> None:
@@ -177,14 +182,9 @@ class Server:
             with self.shelf.engine(request.engine, terms) as engine:
                 pair.change(state="painting")
                 result = painted(engine, request, size=book.slots, progress=told)
-            pair.change(state="done", share=1.0, result=result)
-        except CancelledError:
-            pair.change(state="cancelled")
-        except StageError as error:
-            pair.change(state="failed", error=error)
+            pair.change(share=1.0, result=result, state="done")
         except BaseException as error:
-            self._tell(f"pair {pair.id} failed: {type(error).__name__}: {first_line(error)}")
-            pair.change(state="failed", error=StageError("the server failed", "see its log"))
+            self._failed(pair, error)
         finally:
             with self._lock:
                 self._open -= 1
@@ -195,6 +195,19 @@ class Server:
                 )
                 self._forget()
             self._over(pair, time.monotonic() - began)
+
+    def _failed(self, pair: Pair, error: BaseException) -> None:
+        """Say why a pair is not painted."""
+        # Its frames hold what was sent, for as long as the error is kept.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        if isinstance(error, CancelledError):
+            pair.change(state="cancelled")
+        elif isinstance(error, StageError):
+            # Others who were in the slots may raise the same one, and give it frames again.
+            pair.change(error=copy(error), state="failed")
+        else:
+            self._tell(f"pair {pair.id} failed: {type(error).__name__}: {first_line(error)}")
+            pair.change(error=StageError("the server failed", "see its log"), state="failed")
 
     def _seconds(self) -> int:
         """When a place is likely to be free: the mean time between two pairs that were over."""

@@ -10,6 +10,7 @@ from fake_engine import FakeEngine, contents, labels, opened, photographs
 from PIL import Image
 
 from stage_rt.images.inputs import read_image
+from stage_rt.run import good
 from stage_rt.run.fill import fill
 from stage_rt.run.good import place_good
 from stage_rt.run.night import follow_all, plans
@@ -96,6 +97,36 @@ def test_a_photograph_that_was_replaced_is_replaced(tmp_path):
     new.replace(paths[0])
     places = place_good(tmp_path / "run", paths, [])
     assert (tmp_path / "run" / places[paths[0]]).samefile(paths[0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_name_that_another_photograph_has_now_shows_that_one(tmp_path, monkeypatch, suffix):
+    """A type is added whose folder sorts before that of the first, with photographs of the same names."""
+    first = photographs(tmp_path / "b", 1, suffix=suffix)
+    added = photographs(tmp_path / "a", 1, seed=1, suffix=suffix)
+    os.utime(added[0], (10, 10))
+    if suffix == ".png":
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError()))
+    place_good(tmp_path / "run", first, first)
+    for _ in range(2):
+        places = place_good(tmp_path / "run", [*first, *added], first)
+        assert sorted(places.values()) == ["test/good/000_2.png", "train/good/000.png"]
+        for path, place in places.items():
+            assert np.array_equal(read_image(tmp_path / "run" / place), read_image(path))
+
+
+def test_a_copy_is_held_to_its_photograph_once(tmp_path, monkeypatch):
+    paths = photographs(tmp_path / "normals", 2, suffix=".jpg")
+    places = place_good(tmp_path / "run", paths, [])
+    before = contents(tmp_path / "run")
+    for place in places.values():
+        os.utime(tmp_path / "run" / place, (10, 10))
+    reads = []
+    monkeypatch.setattr(good, "read_image", lambda path: reads.append(path) or read_image(path))
+    for _ in range(3):
+        place_good(tmp_path / "run", paths, [])
+    assert len(reads) == 4
+    assert contents(tmp_path / "run") == before
 
 
 def test_files_of_others_stay(job, run):

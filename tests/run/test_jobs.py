@@ -53,6 +53,9 @@ def test_json_lines_say_the_same(tmp_path):
     )
     lines = written(tmp_path, "\n\n".join(map(json.dumps, jobs)), "jobs.jsonl")
     assert read_jobs(lines, {}) == read_jobs(written(tmp_path, GOOD), {})
+    # JSON holds it as it is, though other readers of lines take it for the end of one.
+    odd = json.dumps(jobs[0] | {"normals": "go\u2028od"}, ensure_ascii=False)
+    assert read_jobs(written(tmp_path, odd, "odd.jsonl"), {})[0].normals == tmp_path / "go\u2028od"
 
 
 @pytest.mark.parametrize(

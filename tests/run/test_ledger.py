@@ -65,6 +65,22 @@ def test_a_manifest_is_read_back_and_the_last_line_of_an_index_counts(tmp_path):
     assert Manifest(path, PROMPT).records == again.records
 
 
+def test_a_line_that_could_not_be_synced_is_not_there_and_the_next_is(tmp_path, monkeypatch):
+    manifest = Manifest(tmp_path / "manifest.jsonl", PROMPT)
+    manifest.append(record(0))
+
+    def full(handle):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="full"):
+            manifest.append(record(1))
+    manifest.append(record(2))
+    assert manifest.records[2] == record(2)
+    assert set(Manifest(tmp_path / "manifest.jsonl", PROMPT).records) == {0, 2}
+
+
 def test_tidying_puts_lines_in_the_order_of_their_index(tmp_path):
     for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
         manifest = Manifest(tmp_path / name, PROMPT)

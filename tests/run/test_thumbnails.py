@@ -101,8 +101,12 @@ def test_what_is_missing_is_made_from_the_files_to_the_same_bytes_and_what_is_to
     (folder / f".{second.name}.01234567.tmp").touch()
     (folder / f"{second.name[:7]}{'0' * 8}.jpg").touch()
     (folder / "mine.jpg").touch()
+    (folder.parent / ".DS_Store").touch()
     fill(FakeEngine(), job, run)
-    assert contents(run) == whole | {"report/thumbnails/hole/000/mine.jpg": b""}
+    others = dict.fromkeys(("000/mine.jpg", ".DS_Store"), b"")
+    assert contents(run) == whole | {
+        f"report/thumbnails/hole/{name}": empty for name, empty in others.items()
+    }
 
 
 def test_the_manifest_says_what_is_shown(job, run):

@@ -214,6 +214,14 @@ def test_how_a_run_ends_is_told(tmp_path, raised, state, told):
     assert (tmp_path / LOG).read_text().splitlines()[-1].partition(" ")[2] == told
 
 
+def test_what_fails_before_a_type_is_begun_is_what_is_raised(tmp_path):
+    recorder = Recorder()
+    recorder.open(tmp_path, {"hole": 3})
+    with pytest.raises(ValueError, match="broken"), recorded(recorder, Stop):
+        raise ValueError("broken")
+    assert (figures(tmp_path)["state"], figures(tmp_path)["types"]["hole"]["done"]) == ("failed", 0)
+
+
 def test_what_ends_before_it_begins_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="broken"), recorded(Recorder(), Stop):
         raise ValueError("broken")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import httpx
 import pytest
 from closed_engine import closed_engine
 
@@ -11,6 +12,7 @@ from stage_rt.cli import main
 from stage_rt.errors import InputError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.serve import client as module
 from stage_rt.serve.client import Client, ServerError, paint_file
 
 
@@ -74,6 +76,64 @@ def test_a_run_is_ordered_and_followed(site):
         states = list(client.follow(job["id"]))
     assert states[-1]["state"] == "done"
     assert [state["done"] for state in states] == sorted(state["done"] for state in states)
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """``answering(answer, ...)`` is a client who gets these, and the seconds that it slept."""
+
+    def made(*answers):
+        slept, left = [], list(answers)
+        monkeypatch.setattr(module.time, "sleep", slept.append)
+        client = Client("http://server")
+        client.close()
+        client._http = httpx.Client(
+            base_url="http://server", transport=httpx.MockTransport(lambda request: left.pop(0))
+        )
+        return client, slept
+
+    return made
+
+
+def events(*states):
+    text = "".join(f"data: {json.dumps({'state': state})}\n\n" for state in states)
+    return httpx.Response(200, text=text, headers={"content-type": "text/event-stream; charset=utf-8"})
+
+
+def test_a_pair_that_was_cancelled_meanwhile_is_told(answering):
+    client, _ = answering(httpx.Response(200, json={"state": "cancelled", "image": None, "mask": None}))
+    with client, pytest.raises(ServerError, match="the pair was cancelled: send it again"):
+        client.pair(b"", b"", "tile+crack")
+
+
+def test_what_is_no_such_server_is_told(answering):
+    client, _ = answering(*[httpx.Response(200, html="<html>")] * 3)
+    for ask in (client.engines, lambda: client.pair(b"", b"", ""), lambda: next(client.follow("x"))):
+        with pytest.raises(ServerError, match="`http://server` does not answer as `stage-rt serve` does"):
+            ask()
+    client.close()
+
+
+def test_a_date_to_come_again_at_is_waited_for_a_while(answering):
+    later = {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}
+    busy = [httpx.Response(429, headers=headers) for headers in (later, {"retry-after": "3"}, {})]
+    client, slept = answering(*busy, httpx.Response(200, json=[]))
+    with client:
+        assert client.engines() == []
+    assert slept == [10, 3, 10]
+
+
+def test_streams_that_end_at_once_are_not_asked_for_at_once(answering):
+    client, slept = answering(events("painting"), events("painting"), events("painting", "done"))
+    with client:
+        assert [one["state"] for one in client.follow("x")] == ["painting"] * 3 + ["done"]
+    assert slept == [1, 1]
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "a\nb"])
+def test_a_token_that_no_header_holds_is_refused(token):
+    with pytest.raises(InputError, match="the token has characters that no token has: copy it again"):
+        Client("http://server", token)
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path):

@@ -1,7 +1,8 @@
 """Samples of many askers through the slots of one driver: each is what the engine paints alone, and none is lost."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_progress_and_previews_are_told_on_the_way_and_the_last_is_near_the_resu
     assert np.abs((last - images[0]) * mask).max() < 0.5 * np.abs((first - images[0]) * mask).max()
 
 
+def test_an_answer_that_comes_as_patience_ends_is_given(driver, monkeypatch):
+    class Late(Future):
+        def result(self, timeout=None):
+            found = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return found
+
+    monkeypatch.setattr("stage_rt.serve.driver.Future", Late)
+    assert driver.call(lambda: "done") == "done"
+
+
 class Gate(HostBackend):
     """Networks that wait for ``go`` before each step and say that one ``began``."""
 
@@ -129,6 +142,41 @@ def test_a_library_that_fails_is_told_to_those_in_the_slots_and_the_next_is_pain
     with pytest.raises(BackendError, match="the library failed"):
         paint(engine, 1)
     np.testing.assert_array_equal(paint(engine, 1), paint(closed_engine(), 1))
+
+
+def test_who_was_lost_on_the_way_out_of_a_slot_is_told(driver):
+    class Slow(Gate):
+        def run(self, graph, **inputs):
+            time.sleep(0.02 if graph == UNET else 0)
+            return super().run(graph, **inputs)
+
+    class Losing(type(closed_engine().executor)):
+        def slots(self, adapter, size):
+            made = super().slots(adapter, size)
+            take, lost = made.take, []
+
+            def taken(slot):
+                if not lost:
+                    lost.append(slot)
+                    raise BackendError("the library failed")
+                return take(slot)
+
+            made.take = taken
+            return made
+
+    backend = Slow()
+    engine = closed_engine()
+    engine = engine.over(Losing(engine.spec.model, backend))
+    with ThreadPoolExecutor(2) as pool:
+        night = pool.submit(paint, over(driver, engine, NIGHT, 1), 1)
+        assert backend.began.wait(30)
+        now = pool.submit(paint, over(driver, engine, NOW, 1), 2)
+        backend.go.set()
+        for each in (night, now):
+            with pytest.raises(BackendError, match="the library failed"):
+                each.result(30)
+    np.testing.assert_array_equal(paint(over(driver, engine, NIGHT, 1), 1), paint(closed_engine(), 1))
+    assert set(driver.depth().values()) == {0}
 
 
 def test_lanes_that_do_not_fit_beside_one_another_take_turns(driver):

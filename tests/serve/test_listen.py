@@ -1,14 +1,17 @@
 """How long a connection is borne with that does not say what it wants."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 
+from stage_rt.errors import EngineError
 from stage_rt.serve import listen
 
 PATIENCE = 0.6
@@ -86,3 +89,20 @@ def test_the_next_request_of_a_connection_has_the_same_time(connect):
             time.sleep(1.5 * PATIENCE)
         connection.sendall(HALF)
         assert PATIENCE - 0.2 < seconds_to_its_end(connection) < 20
+
+
+def test_engines_that_cannot_be_used_end_it_with_their_error(monkeypatch):
+    drained = []
+
+    def start():
+        time.sleep(0.2)
+        raise EngineError("the engine is broken")
+
+    monkeypatch.setattr(listen, "application", lambda *_: app)
+    server = SimpleNamespace(start=start, drain=drained.append)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        pytest.raises(EngineError, match="the engine is broken"),
+    ):
+        listen.run(server, listening, None, None, logging.Logger("none"))
+    assert drained == [0]

@@ -1,10 +1,15 @@
 """The server without HTTP: pairs, jobs that outlive it, a queue that ends, and engines that take turns in memory."""
 
+import asyncio
+import base64
 import io
 import json
+import logging
 import threading
 import time
+import weakref
 
+import httpx
 import numpy as np
 import pytest
 from closed_engine import SlowBackend, closed_engine, engine_folder
@@ -12,12 +17,15 @@ from fake_engine import contents, manifest, opened
 from PIL import Image
 
 from stage_rt.errors import BackendError, InputError, MaskError, PromptError
+from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.serve.driver import ClosedError, Driver
 from stage_rt.serve.executor import Terms
+from stage_rt.serve.http import application
 from stage_rt.serve.jobs import Order
+from stage_rt.serve.metrics import Figures
 from stage_rt.serve.pairs import Request, asked, opened_image, opened_label
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.server import QUEUE, Server, Settings
@@ -145,9 +153,13 @@ def test_a_pair_that_fails_says_why_and_the_next_is_painted(here, serve):
     backend = Failing()
     server = serve(load=lambda _: closed_engine(backend))
     backend.broken = True
-    pair = server.order(request(here))
+    sent = request(here)
+    photograph = weakref.ref(sent.photo)
+    pair = server.order(sent)
+    del sent
     assert pair.ended.wait(30)
     assert (pair.state, str(pair.error)) == ("failed", "the library failed")
+    wait_until(lambda: photograph() is None, 10)
     backend.broken = False
     pair = server.order(request(here))
     assert pair.ended.wait(30)
@@ -172,6 +184,25 @@ def test_a_pair_is_judged_once_and_kept_as_a_data_set(here, serve):
         (pairs[0].id, 0, "001.png"),
         (pairs[2].id, 2, "001.png"),
     ]
+
+
+def test_an_order_that_waits_for_a_verdict_to_be_written_holds_up_nobody(here, serve):
+    server = serve()
+    app = application(server, None, Figures(), logging.Logger("none"))
+    mask = base64.b64encode((here / "masks/crack/002_mask.png").read_bytes()).decode()
+    body = {"prompt": PROMPT, "photograph": "001.png", "mask": mask, "steps": 10, "wait": False}
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            order = asyncio.create_task(http.post("/v1/pairs", json=body))
+            await asyncio.sleep(0.3)
+            assert (await http.get("/healthz")).status_code == 200
+            assert server._lock.locked()
+            return (await order).status_code
+
+    server._lock.acquire()
+    threading.Timer(1.0, server._lock.release).start()
+    assert asyncio.run(ask()) == 202
 
 
 def test_a_job_is_a_run_with_the_bytes_of_one_of_the_command_line(here, serve):
@@ -218,6 +249,62 @@ def test_jobs_are_cancelled_and_refused(here, serve):
     assert len(list((here / "data/jobs").iterdir())) == 2
 
 
+def said(night):
+    return json.loads((night.folder / "job.json").read_text())["state"]
+
+
+def test_a_job_that_is_cancelled_stays_so_whatever_comes_before_that_is_noticed(here, serve, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+
+    def fill(engine, job, folder, **told):
+        began.set()
+        assert go.wait(30)
+        raise BusyError("there is no memory", 1)
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    assert began.wait(30)
+    server.jobs.cancel(night.order.id)
+    assert (night.order.state, said(night)) == ("cancelled", "cancelled")
+    threading.Timer(0.2, go.set).start()
+    server.drain(20)
+    assert (night.order.state, said(night)) == ("cancelled", "cancelled")
+
+
+def test_a_job_is_put_aside_while_its_files_are_checked(here, serve, monkeypatch):
+    began = threading.Event()
+
+    def fill(engine, job, folder, *, checking, **told):
+        for number in range(1000):
+            began.set()
+            checking(number / 1000)
+            time.sleep(0.01)
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    assert began.wait(30)
+    time.sleep(0.05)
+    server.drain(20)
+    assert (night.order.state, said(night)) == ("painting", "waiting")
+
+
+def test_of_a_job_that_could_not_be_written_nothing_stays(here, serve, monkeypatch):
+    server = serve()
+
+    def full(path, content):
+        if path.name == "job.json":
+            raise OSError("the disk is full")
+        write_atomic(path, content)
+
+    monkeypatch.setattr("stage_rt.serve.jobs.write_atomic", full)
+    with pytest.raises(OSError, match="full"):
+        server.jobs.add(order(), masks(here))
+    assert list((here / "data/jobs").iterdir()) == []
+    assert not server.jobs.jobs
+
+
 def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(here, serve):
     first = serve(0.02)
     night = first.jobs.add(order(50), masks(here))
@@ -233,6 +320,17 @@ def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(
     assert list(second.jobs.jobs) == [night.order.id]
     assert len(second.told) == 1
     assert "is no job" in second.told[0]
+
+
+def test_a_server_that_is_drained_while_it_warms_up_is_not_ready(here):
+    server = Server(
+        Settings([here / "tiles"], here / "data", 2**30), tell=print, load=lambda _: closed_engine()
+    )
+    server.shelf.warm = lambda: server.drain(0)
+    server.start()
+    assert not server.ready
+    # Nor does a driver that is gone keep it from ending.
+    server.drain(0)
 
 
 def test_what_takes_too_long_to_end_is_cancelled_by_the_drain(here, serve):

@@ -1,0 +1,73 @@
+"""What is refused before anybody looks at it."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from stage_rt.serve import guard
+from stage_rt.serve.guard import Guard, is_loopback
+
+TOKEN = "a secret of the line"
+
+
+async def app(scope, receive, send):
+    """Answers when it has the body."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def status(path, parts, pause=0.0, token=TOKEN, **headers):
+    """Of the answer to a POST of so many bytes a part."""
+    sent, left = [], list(parts)
+
+    async def receive():
+        await asyncio.sleep(pause)
+        body = b"x" * left.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(left)}
+
+    async def send(message):
+        sent.append(message)
+
+    shown = {"host": "localhost", "authorization": f"Bearer {TOKEN}"} | headers
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in shown.items()],
+    }
+    asyncio.run(Guard(app, token, logging.Logger("none"), lambda status: None)(scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_who_has_shown_no_token_may_send_little():
+    assert status("/v1/session", [4096]) == 200
+    assert status("/v1/session", [4000, 97]) == 413
+    assert status("/v1/session", [1], content_length="4097") == 413
+    assert status("/v1/pairs", [4000, 97], content_length="4097") == 200
+
+
+def test_a_body_has_an_end_however_steadily_it_comes(monkeypatch):
+    monkeypatch.setattr(guard, "LONGEST", 0.3)
+    began = time.monotonic()
+    assert status("/v1/pairs", [1] * 100, pause=0.02) == 408
+    assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "local"),
+    [
+        ("localhost", "localhost:8080", True),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.2", "127.0.0.2:8080", True),
+        ("::1", "[::1]:8080", True),
+        ("192.168.0.1", "192.168.0.1:8080", False),
+        ("127.0.0.1.example", "127.0.0.1.example:8080", False),
+    ],
+)
+def test_what_is_listened_at_without_a_token_is_answered_there(address, host, local):
+    assert is_loopback(address) is local
+    assert status("/v1/engines", [0], token=None, host=host) == (200 if local else 421)
