@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -116,16 +117,16 @@ def test_who_cancels_is_let_go_and_others_have_their_bits(driver):
 
 
 def test_what_is_late_is_given_up():
-    now = [0.0]
+    now, backend = [0.0], Gate()
     driver = Driver(clock=lambda: now[0])
-    engine = over(driver, closed_engine(), Terms(Priority.INTERACTIVE, deadline=5.0))
-
-    def progress(share):
-        now[0] = 6.0 if share > 0.3 else 0.0
-
-    with pytest.raises(LateError, match="was not done in time: ask for fewer steps"):
-        paint(engine, 1, progress=progress)
-    driver.close()
+    engine = over(driver, closed_engine(backend), Terms(Priority.INTERACTIVE, deadline=5.0))
+    with closing(driver), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(paint, engine, 1)
+        assert backend.began.wait(30)
+        now[0] = 6.0
+        backend.go.set()
+        with pytest.raises(LateError, match="was not done in time: ask for fewer steps"):
+            asked.result(30)
 
 
 def test_a_library_that_fails_is_told_to_those_in_the_slots_and_the_next_is_painted(driver):
