@@ -16,7 +16,10 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model folder to write.")],
     preset: Annotated[
-        PresetName, typer.Option(help="`tiny`: 64 px, a CPU, about an hour. `small`: 256 px, one GPU.")
+        PresetName,
+        typer.Option(
+            help="`tiny`: 64 px, a CPU, about an hour. `night`: 128 px, a CPU, some hours. `small`: 256 px, one GPU."
+        ),
     ] = "tiny",
     system: Annotated[
         SystemName,

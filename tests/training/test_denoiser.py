@@ -2,14 +2,17 @@
 
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from stage_rt.names import PresetName
 from stage_rt.training import denoiser
 from stage_rt.training.denoiser import Contexts
 from stage_rt.training.loop import Device
+from stage_rt.training.presets import PRESETS
 
 CPU = Device(torch.device("cpu"), False)
 CLEAN = 3.0
@@ -82,3 +85,15 @@ def test_a_whole_view_keeps_its_surroundings(monkeypatch: pytest.MonkeyPatch) ->
     value, seen = _loss([0, 1])
     assert value < 1e-8
     assert (seen[:, 0] != seen[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", get_args(PresetName))
+def test_the_unet_of_every_preset_fits_its_latents(name: PresetName) -> None:
+    preset = PRESETS[name]
+    channels = preset.latent_channels(1)
+    with torch.device("meta"):
+        unet = denoiser.build(preset, channels)
+        latent = torch.empty(1, channels, preset.latent_size, preset.latent_size)
+        context = torch.empty(1, preset.tokens, preset.context_dim)
+        estimate = unet(latent, torch.zeros(1), encoder_hidden_states=context).sample
+    assert estimate.shape == latent.shape
