@@ -1,6 +1,6 @@
 """Sizes and lengths of the training presets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stage_rt.names import PresetName
 
@@ -75,38 +75,31 @@ class Preset:
         return LATENT_CHANNELS if self.autoencoder else image_channels * lossless.FACTOR**2
 
 
+_TINY = Preset(
+    image_size=64,
+    autoencoder=None,
+    unet_widths=(32, 64, 128),
+    unet_layers=1,
+    attention=(2,),
+    norm_groups=16,
+    adapter_widths=(16, 48, 64, 48, 16),
+    tokens=8,
+    context_dim=64,
+    denoiser=Stage(steps=12000, batch=8, rate=1e-3),
+    guidance=Stage(steps=350, batch=8, rate=2e-3),
+    calibration=Trials(pairs=16, calls=100),
+    foreground_width=32,
+    foreground=Stage(steps=1500, batch=8, rate=1e-3),
+)
+
 PRESETS: dict[PresetName, Preset] = {
-    "tiny": Preset(
-        image_size=64,
-        autoencoder=None,
-        unet_widths=(32, 64, 128),
-        unet_layers=1,
-        attention=(2,),
-        norm_groups=16,
-        adapter_widths=(16, 48, 64, 48, 16),
-        tokens=8,
-        context_dim=64,
-        denoiser=Stage(steps=12000, batch=8, rate=1e-3),
-        guidance=Stage(steps=350, batch=8, rate=2e-3),
-        calibration=Trials(pairs=16, calls=100),
-        foreground_width=32,
-        foreground=Stage(steps=1500, batch=8, rate=1e-3),
-    ),
-    "night": Preset(
+    "tiny": _TINY,
+    "night": replace(
+        _TINY,
         image_size=128,
-        autoencoder=None,
         unet_widths=(32, 64, 128, 128),
-        unet_layers=1,
         attention=(2, 3),
-        norm_groups=16,
-        adapter_widths=(16, 48, 64, 48, 16),
-        tokens=8,
-        context_dim=64,
         denoiser=Stage(steps=5000, batch=8, rate=1e-3),
-        guidance=Stage(steps=350, batch=8, rate=2e-3),
-        calibration=Trials(pairs=16, calls=100),
-        foreground_width=32,
-        foreground=Stage(steps=1500, batch=8, rate=1e-3),
     ),
     "small": Preset(
         image_size=256,
