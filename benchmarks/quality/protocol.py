@@ -9,7 +9,7 @@ import numpy as np
 from stage_rt.engine import Engine
 
 from . import sources
-from .learning import Lesson
+from .learning import Lesson, shares_of
 from .pictures import Pictures, load
 from .split import Split
 from .trials import Figures, Job, Opinion, Trials
@@ -84,7 +84,8 @@ def evaluate(
             progress(start + part * share, name)
 
         painted[name] = _pictures_of(name, split, engine, folder, plan, painting)
-    trials = Trials(folder / "cache", split.types, plan.lesson, good, test)
+    shares = shares_of(real, len(split.types) + 1)
+    trials = Trials(folder / "cache", split.types, plan.lesson, shares, good, test)
     lists = _lists(real, painted, plan.seeds)
     trials.train(
         [job for jobs in lists.values() for job in jobs],

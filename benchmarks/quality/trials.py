@@ -30,7 +30,7 @@ from . import metrics, realism
 from .learning import Lesson, find, learn
 from .metrics import Counts, Scores
 from .pictures import Pictures
-from .segmenters import SEGMENTERS
+from .segmenters.calibrated import Calibrated
 
 FORMAT = 3
 """Of what is kept; another one is computed anew."""
@@ -67,12 +67,15 @@ class Job:
 class Trials:
     """What all segmenters of an evaluation share: ``good`` photographs, which all learn from too, and the ``test``.
 
+    ``shares`` of pixels that each class has in defective photographs are the same for all rows.
+
     ``folder`` is where results are kept.
     """
 
     folder: Path
     types: list[str]
     lesson: Lesson
+    shares: list[float]
     good: Pictures
     test: Pictures
     device: Device = field(default_factory=Device.best)
@@ -128,7 +131,7 @@ class Trials:
         trained = self._path(job)
         path = trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
         if not path.exists():
-            network: nn.Module = SEGMENTERS[self.lesson.segmenter](self._classes)
+            network = Calibrated(self.lesson.segmenter, self._classes)
             network.load_state_dict(load(trained.with_suffix(".safetensors").read_bytes()))
             write_atomic(path, json.dumps(look(self.device.place(network).eval(), pictures)).encode())
         kept: dict[str, Any] = json.loads(path.read_text())
@@ -140,7 +143,7 @@ class Trials:
 
     @property
     def _classes(self) -> int:
-        return len(self.types) + 1
+        return len(self.shares)
 
     def _path(self, job: Job) -> Path:
         """The stem of a segmenter's files; the JSON is written last."""
@@ -149,6 +152,7 @@ class Trials:
             "lesson": self.lesson.digest,
             "seed": job.seed,
             "types": self.types,
+            "shares": self.shares,
             "learned": [part.digest for part in (*job.parts, self.good)],
             "tested": self.test.digest,
         }
@@ -158,7 +162,7 @@ class Trials:
     def learn(self, job: Job, progress: Callable[[float], None]) -> None:
         """Train one segmenter, test it and keep both."""
         path = self._path(job)
-        network = learn(job.parts, self.good, self._classes, self.lesson, job.seed, self.device, progress)
+        network = learn(job.parts, self.good, self.shares, self.lesson, job.seed, self.device, progress)
         found = find(network, self.test, self.device)
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
         scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)

@@ -1,6 +1,6 @@
 """Samples whose labels are made from masks: which are joined, and the object that each has to stay inside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import MaskError
 from stage_rt.images.inputs import Header, fit_mask, same_aspect
-from stage_rt.images.masks import read_mask
+from stage_rt.images.masks import Reading, read_mask
 from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job
 from stage_rt.run.sample import Placing, Sample, Samples, readable
-from stage_rt.run.supply import partners
+from stage_rt.run.supply import NOWHERE, Ends, ends, opposite, partners
 
 
 def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: Checks) -> Samples:
@@ -24,6 +24,7 @@ def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: 
         MaskError: the mask of a photograph's object is missing, unusable or black.
     """
     objects = _Objects(job.objects, checks)
+    across = mirrored_across(masks, job.reading, checks)
 
     @cache
     def alike(size: tuple[int, int]) -> list[Path]:
@@ -37,9 +38,22 @@ def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: 
     def made(number: int) -> Sample:
         sample, other = samples[number], int(others[number])
         joined = None if other < 0 else alike(sample.size)[other]
-        return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal)))
+        return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal), across))
 
     return Samples(made, samples.numbers)
+
+
+def mirrored_across(masks: Iterable[Path], reading: Reading, checks: Checks) -> tuple[bool, bool]:
+    """Whether labels may be mirrored to the opposite border of rows and of columns: some masks lie at each."""
+
+    def found(path: Path) -> Ends:
+        try:
+            return ends(read_mask(path, reading).label)
+        except MaskError:
+            # Told when it is used.
+            return NOWHERE
+
+    return opposite(checks.of(path, repr(("ends", reading)), found) for path in masks)
 
 
 class _Objects:

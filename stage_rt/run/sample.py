@@ -22,11 +22,15 @@ def readable(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Placing:
-    """How a label is made from masks: the seed of its place, the mask it is joined with and the object's, if any."""
+    """How a label is made from masks: the seed of its place, the mask it is joined with and the object's, if any.
+
+    ``across`` says whether it may be mirrored to the opposite border of rows and of columns.
+    """
 
     seed: int
     partner: Path | None
     inside: Path | None
+    across: tuple[bool, bool]
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class Sample:
             return label
         within = self.placing.inside
         inside = find_object(photo) if within is None else self._fitted(within, AS_IT_IS)
-        dice = Dice(self.placing.seed, self.index)
-        result = placed(label, inside, dice)
+        dice, across = Dice(self.placing.seed, self.index), self.placing.across
+        result = placed(label, inside, dice, across)
         if self.placing.partner is not None:
-            result |= placed(self._fitted(self.placing.partner, self.reading), inside, dice)
+            result |= placed(self._fitted(self.placing.partner, self.reading), inside, dice, across)
         return result
 
     @property

@@ -1,11 +1,12 @@
 """More labels than there are masks: those given, moved, turned, scaled and joined, inside the object.
 
 What lies at a border of the photograph stays there: a chip is at an edge, a crack runs through, and a model that
-learned them there paints nothing likely elsewhere. A label is a function of the run's seed and the sample's number
-alone, so a run can grow or be resumed.
+learned them there paints nothing likely elsewhere. It is mirrored to the opposite border only if some mask lies at
+that: a segmenter that is shown defects at an end of the part that never has one finds defects there. A label is a
+function of the masks, the run's seed and the sample's number alone, so a run can grow or be resumed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ DRAWS = 64
 _CHOICE, _PLACE = 66, 67
 
 Label = NDArray[np.bool_]
+Ends = tuple[tuple[bool, bool], tuple[bool, bool]]
+NOWHERE: Ends = (False, False), (False, False)
 
 
 class Dice:
@@ -68,13 +71,30 @@ def partners(seed: int, samples: NDArray[np.uint32], counts: NDArray[np.int64]) 
     return np.where(joined < JOINED, (which * counts).astype(np.int64), -1)
 
 
-def placed(label: Label, inside: Label, dice: Dice) -> Label:
+def ends(label: Label) -> Ends:
+    """Whether a label bool ``[H, W]`` lies at the first border and at the last one, of rows and of columns."""
+    found = []
+    for span, length in zip(ndimage.find_objects(label.astype(np.uint8))[0], label.shape, strict=True):
+        near = max(round(NEAR * length), 1)
+        found.append((bool(span.start < near), bool(span.stop > length - near)))
+    return found[0], found[1]
+
+
+def opposite(known: Iterable[Ends]) -> tuple[bool, bool]:
+    """Whether labels may be mirrored from one border to the opposite one, of rows and of columns: some of those
+    ``known`` lies at each."""
+    of_rows, of_columns = np.any([NOWHERE, *known], axis=0).tolist()
+    return all(of_rows), all(of_columns)
+
+
+def placed(label: Label, inside: Label, dice: Dice, across: tuple[bool, bool] = (False, False)) -> Label:
     """A label somewhere else in the object, turned, mirrored and scaled; at the same borders as it was.
 
     Args:
         label: bool ``[H, W]``, something labelled.
         inside: bool ``[H, W]``, the object in the photograph, somewhere true.
         dice: draws turn, scale and place.
+        across: whether it may be mirrored to the opposite border of rows and of columns (`opposite`).
 
     Returns:
         bool ``[H, W]``, labelled inside the object only. If the label fits nowhere it is cut off at the object's
@@ -85,7 +105,9 @@ def placed(label: Label, inside: Label, dice: Dice) -> Label:
     for place in range(PLACES):
         largest = SCALES[1] - (SCALES[1] - SCALES[0] / 2) * place / PLACES
         scale = dice.between(min(SCALES[0], largest), largest)
-        shape = cut.posed(dice.between(-TURN, TURN), scale, (dice() < 0.5, dice() < 0.5))
+        degrees = dice.between(-TURN, TURN)
+        mirrored = [dice() < 0.5 and (free or far) for free, far in zip(cut.free, across, strict=True)]
+        shape = cut.posed(degrees, scale, mirrored)
         best = max(best, _put(shape, _somewhere(inside, dice), inside), key=lambda put: put.share)
         if best.share == 1:
             break
@@ -99,30 +121,34 @@ def placed(label: Label, inside: Label, dice: Dice) -> Label:
 class _Cut(NamedTuple):
     """A label cut out of its photograph.
 
-    ``area`` is how many of its pixels are in the photograph.
+    ``area`` is how many of its pixels are in the photograph. ``free`` says of each axis whether the label lies at
+    both of its ends or at neither: then it may be mirrored wherever other labels lie.
     ``borders`` says of each axis at which of its ends the label lies, -1 or 1, or 0 for neither; ``anchors`` is the
     pixel of the cut that lies on that border. Beyond the border the label goes on as it ends there.
     """
 
     label: Label
     area: float
+    free: tuple[bool, ...]
     borders: tuple[int, ...]
     anchors: tuple[NDArray[np.float64], ...]
 
     @classmethod
     def of(cls, label: Label) -> "_Cut":
-        spans, borders, pads = [], [], []
-        for span, length in zip(ndimage.find_objects(label.astype(np.uint8))[0], label.shape, strict=True):
-            near = max(round(NEAR * length), 1)
-            low, high = span.start < near, span.stop > length - near
+        spans, free, borders, pads = [], [], [], []
+        shown = ndimage.find_objects(label.astype(np.uint8))[0]
+        for span, length, (low, high) in zip(shown, label.shape, ends(label), strict=True):
             spans.append(slice(0 if low else span.start, length if high else span.stop))
+            free.append(low == high)
             borders.append(-1 if low else int(high))
             reach = span.stop - span.start
             pads.append((-(-reach // 2) if low else 0, -(-reach // 2) if high else 0))
         cut = label[tuple(spans)]
         places = [np.array(pad[0]) for pad in pads]
         anchors = [cls._anchor(cut, axis, border) + places for axis, border in enumerate(borders)]
-        return cls(np.pad(cut, pads, mode="edge"), float(cut.sum()), tuple(borders), tuple(anchors))
+        return cls(
+            np.pad(cut, pads, mode="edge"), float(cut.sum()), tuple(free), tuple(borders), tuple(anchors)
+        )
 
     @staticmethod
     def _anchor(cut: Label, axis: int, border: int) -> NDArray[np.float64]:
@@ -134,7 +160,7 @@ class _Cut(NamedTuple):
         anchor[1 - axis] = np.flatnonzero(cut.take(nearest, axis)).mean()
         return anchor
 
-    def posed(self, degrees: float, scale: float, mirrored: tuple[bool, bool]) -> "_Cut":
+    def posed(self, degrees: float, scale: float, mirrored: Sequence[bool]) -> "_Cut":
         """Mirrored in rows and columns, turned about the middle and scaled; never empty."""
         angle, flips = np.deg2rad(degrees), np.where(mirrored, -1, 1)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -154,7 +180,9 @@ class _Cut(NamedTuple):
             label[tuple(size // 2)] = True
         anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
         borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
-        return _Cut(label, self.area * scale**2, tuple(borders), tuple(anchors))
+        return self._replace(
+            label=label, area=self.area * scale**2, borders=tuple(borders), anchors=tuple(anchors)
+        )
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:

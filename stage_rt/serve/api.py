@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stage_rt.errors import InputError
 from stage_rt.images.inputs import fit_mask, read_header, read_image
-from stage_rt.images.masks import read_mask
+from stage_rt.images.masks import AS_IT_IS, read_mask
 from stage_rt.images.objects import find_object
+from stage_rt.run.augment import mirrored_across
 from stage_rt.run.job import resolve
 from stage_rt.run.supply import Dice, placed
 from stage_rt.run.writer import defect_type
@@ -300,7 +301,7 @@ def like_the_real(order: MaskOrder, server: Server) -> NDArray[np.bool_]:
     dice = Dice(order.seed, 0)
     path = paths[min(int(dice() * len(paths)), len(paths) - 1)]
     label = fit_mask(read_mask(path).label, (photo.shape[1], photo.shape[0]), path)
-    return placed(label, find_object(photo), dice)
+    return placed(label, find_object(photo), dice, mirrored_across(paths, AS_IT_IS, server.checks))
 
 
 def photograph(name: str, server: Server) -> Path:

@@ -16,6 +16,7 @@ from stage_rt.errors import InputError, StageError, first_line
 from stage_rt.images import layouts
 from stage_rt.images.regions import regions
 from stage_rt.loading import load
+from stage_rt.run.checks import Checks
 from stage_rt.run.writer import defect_type
 from stage_rt.serve.driver import ClosedError, Driver, Observer
 from stage_rt.serve.executor import CancelledError, Terms
@@ -82,7 +83,7 @@ class Server:
         self.driver = Driver(observe=observe) if observe else Driver()
         try:
             self.shelf = Shelf(settings.engines, settings.memory, self.driver, load=load)
-            self.masks = _masks(settings.masks, self.shelf)
+            self.masks, self.checks = _masks(settings.masks, self.shelf), Checks()
             self.jobs = Jobs(settings.data / "jobs", self.shelf, self.photographs, tell)
         except BaseException:
             self.driver.close()

@@ -12,10 +12,11 @@ from transformers import SegformerConfig, SegformerForImageClassification
 
 from stage_rt.errors import InputError
 from stage_rt.quality import learning
-from stage_rt.quality.learning import Lesson, find, learn
+from stage_rt.quality.learning import Lesson, find, learn, shares_of
 from stage_rt.quality.metrics import confusion, iou
 from stage_rt.quality.pictures import Pictures, at_size
 from stage_rt.quality.segmenters import SEGMENTERS
+from stage_rt.quality.segmenters.calibrated import Calibrated
 from stage_rt.quality.segmenters.encoder import load_encoder
 from stage_rt.quality.segmenters.stdc import STDC
 from stage_rt.training.loop import Device
@@ -120,6 +121,9 @@ def test_a_lesson_with_an_encoder_is_another_one(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+HALF = [0.5, 0.5]
+
+
 def empty(levels: np.ndarray) -> Pictures:
     return Pictures(levels.astype(np.uint8), np.zeros(levels.shape[:3], np.uint8), ["good"] * len(levels))
 
@@ -139,7 +143,7 @@ def test_good_photographs_have_the_same_share_beside_real_pairs_and_beside_paint
 
     monkeypatch.setattr(learning, "inputs", watched)
     for parts in ([labelled], [labelled, labelled, labelled]):
-        learn(parts, red, 2, Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
+        learn(parts, red, HALF, Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
     assert len(seen) == 6
     for images in seen:
         reds = images[..., 0].mean(axis=(1, 2)) > images[..., 1].mean(axis=(1, 2)) + 1
@@ -159,11 +163,43 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
     good = Pictures(
         rng.integers(90, 110, (3, 32, 32, 3)).astype(np.uint8), np.zeros((3, 32, 32), np.uint8), ["", "", ""]
     )
-    network = learn([pictures], good, 3, Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append)
+    network = learn(
+        [pictures], good, shares_of(pictures, 3), Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append
+    )
     found = find(network, pictures, CPU)
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8
     assert found.anomaly[classes > 0].mean() > 0.8
     assert told[-1] == 1
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_scores_are_brought_from_the_shares_of_a_lesson_to_those_of_photographs(name: str) -> None:
+    torch.manual_seed(0)
+    network, x = Calibrated(name, 3), torch.randn(2, 3, 64, 64)
+    learned, shares = np.array([0.9, 0.08, 0.02]), [0.98, 0.005, 0.015]
+    with torch.no_grad():
+        before = network.eval()(x)
+        network.bring(learned, shares)
+        moved = (network(x) - before).permute(0, 2, 3, 1).reshape(-1, 3)
+    assert torch.allclose(
+        moved, torch.from_numpy(np.log(shares / learned)).float().expand_as(moved), atol=1e-4
+    )
+
+
+def test_a_network_that_learns_hears_nothing_of_shares() -> None:
+    network, x = Calibrated("unet", 2), torch.randn(2, 3, 64, 64)
+    network.bring(np.array([0.5, 0.5]), [0.9, 0.1])
+    torch.testing.assert_close(network.train()(x), network.network.train()(x))
+
+
+def test_a_class_that_a_lesson_never_showed_is_not_brought_anywhere() -> None:
+    network, x = Calibrated("unet", 3).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        network.bring(np.array([0.9, 0.1, 0.0]), [0.99, 0.0, 0.01])
+        moved = network(x) - before
+    torch.testing.assert_close(moved[:, 0], torch.full((1, 32, 32), float(np.log(1.1))))
+    assert torch.equal(moved[:, 1:], torch.zeros_like(moved[:, 1:]))
 
 
 @pytest.mark.parametrize("side", [46, 90, 100])

@@ -9,7 +9,7 @@ from scipy import ndimage
 from stage_rt.errors import InputError, MaskError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.supply import JOINED, SCALES, TURN, Dice, partners, placed
+from stage_rt.run.supply import JOINED, SCALES, TURN, Dice, ends, opposite, partners, placed
 
 BAR = np.zeros((60, 80), dtype=bool)
 BAR[20:24, 10:40] = True
@@ -61,36 +61,44 @@ def drawn(rows, columns):
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "allowed"),
+    ("rows", "columns", "borders"),
     [
-        ((20, 30), (0, 12), {(False, False, True, False), (False, False, False, True)}),
-        ((0, 6), (30, 60), {(True, False, False, False), (False, True, False, False)}),
-        ((0, 60), (40, 44), {(True, True, False, False)}),
-        (
-            (50, 60),
-            (60, 80),
-            {
-                (vertical, not vertical, side, not side)
-                for vertical in (True, False)
-                for side in (True, False)
-            },
-        ),
+        ((20, 30), (0, 12), (False, False, True, False)),
+        ((20, 30), (68, 80), (False, False, False, True)),
+        ((0, 6), (30, 60), (True, False, False, False)),
+        ((0, 60), (40, 44), (True, True, False, False)),
+        ((50, 60), (60, 80), (False, True, False, True)),
     ],
-    ids=["at the left", "at the top", "from top to bottom", "in a corner"],
+    ids=["at the left", "at the right", "at the top", "from top to bottom", "in a corner"],
 )
-def test_what_lies_at_a_border_stays_at_one(rows, columns, allowed):
+def test_what_lies_at_a_border_stays_there(rows, columns, borders):
     labels = [moved(n, drawn(rows, columns)) for n in range(60)]
-    seen = [touched(label) for label in labels]
-    assert set(allowed) <= set(seen)
-    assert np.mean([sides in allowed for sides in seen]) > 0.9
+    assert np.mean([touched(label) == borders for label in labels]) > 0.9
     assert len({label.tobytes() for label in labels}) > 55
+
+
+def test_labels_are_mirrored_to_a_border_where_others_lie_and_to_no_other_one():
+    left, right, corner = drawn((20, 30), (0, 12)), drawn((40, 50), (68, 80)), drawn((0, 9), (70, 80))
+    assert opposite([]) == opposite([ends(BAR)]) == opposite([ends(left)]) == (False, False)
+    assert opposite([ends(left), ends(right)]) == opposite([ends(left), ends(corner)]) == (False, True)
+    labels = [placed(left, EVERYWHERE, Dice(3, n), (False, True)) for n in range(60)]
+    at = [touched(label)[2:] for label in labels]
+    assert 15 < at.count((False, True)) < 45
+    assert at.count((False, True)) + at.count((True, False)) > 54
+
+
+def test_a_label_is_mirrored_along_a_border_and_not_across_it():
+    hook = drawn((20, 23), (60, 80)) | drawn((23, 34), (60, 63))
+    upward = [np.nonzero(moved(n, hook))[0] for n in range(60)]
+    middle = np.array([(rows.min() + rows.max()) / 2 - rows.mean() for rows in upward])
+    assert 15 < (middle > 0).sum() < 45
+    assert all(moved(n, hook)[:, -1].any() for n in range(60))
 
 
 def test_what_lies_close_to_a_border_keeps_its_distance():
     for n in range(60):
         label = moved(n, drawn((20, 40), (1, 5)))
-        columns = np.flatnonzero(label.any(axis=0))
-        assert min(columns[0], 79 - columns[-1]) <= 2
+        assert np.flatnonzero(label.any(axis=0))[0] <= 2
 
 
 def test_what_lies_at_no_border_is_not_cut_off_by_one():
@@ -180,6 +188,19 @@ def test_two_masks_make_forty_labels(job, tmp_path):
     assert len({label.tobytes() for label in labels}) == 40
     assert {line["label"] for line in lines} > {"0.png", "1.png"}
     assert any(" + " in line["label"] for line in lines)
+
+
+@pytest.mark.parametrize("other", [0, 34])
+def test_a_run_mirrors_labels_to_borders_where_one_of_its_masks_lies(job, tmp_path, other):
+    for path, first in zip(job.masks, (0, other), strict=True):
+        label = np.zeros((30, 40), dtype=np.uint8)
+        label[10:14, first : first + 6] = 255
+        Image.fromarray(label).save(path)
+    fill(FakeEngine(), job, tmp_path / "run")
+    lines, labels = written(tmp_path / "run")
+    far = [label[:, -1].any() for line, label in zip(lines, labels, strict=True) if line["label"] == "0.png"]
+    assert len(far) > 10
+    assert any(far) == (other > 0)
 
 
 def test_labels_stay_inside_the_object_of_their_photograph(job, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .blocks import convolution, enlarged
+from .blocks import convolution
 
 WIDTHS = (16, 32, 64)
 SQUARE = 2
@@ -43,13 +43,13 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See `SEGMENTERS`; the size of pictures is a multiple of 8."""
-        x = functional.pixel_unshuffle(x, SQUARE)
+        x = functional.pixel_unshuffle(x, SQUARE).contiguous(memory_format=torch.channels_last)
         kept: list[Tensor] = []
         for level in self.down:
             x = level(functional.max_pool2d(x, 2) if kept else x)
             kept.append(x)
         for level, beside in zip(self.up, kept[-2::-1], strict=True):
-            x = level(torch.cat([enlarged(x, beside), beside], dim=1))
+            x = level(torch.cat([functional.interpolate(x, scale_factor=2.0), beside], dim=1))
         return functional.pixel_shuffle(self.head(x), SQUARE)
 
 
