@@ -143,8 +143,8 @@ class _Labelled(NamedTuple):
     """Pictures, which of them show each class that there is, and the labelled pixels of each, ``[M, 2]``."""
 
     pictures: Pictures
-    holding: list[NDArray[np.integer]]
-    pixels: list[NDArray[np.integer]]
+    holding: Sequence[NDArray[np.integer]]
+    pixels: Sequence[NDArray[np.integer]]
 
     @classmethod
     def of(cls, pictures: Pictures) -> "_Labelled":
