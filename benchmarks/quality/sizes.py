@@ -38,7 +38,7 @@ SIZES: dict[SizeName, Size] = {
         side=None,
         pairs=60,
         steps=100,
-        lesson=Lesson("unet", steps=3000, batch=16, rate=4e-3, crop=64),
+        lesson=Lesson("unet", steps=4000, batch=16, rate=1e-2, crop=64),
     ),
     "paper": Size(
         side=256,

@@ -48,6 +48,7 @@ def merge(
             joined.append(part)
             done += spec.count
         publish(staged, joined, photographs.every)
+    progress(1.0)
     return {prompt: _moved(summary, staged, folder) for prompt, summary in summaries.items()}
 
 

@@ -64,7 +64,7 @@ def test_the_bytes_are_those_of_one_process(job, tmp_path, of):
 def test_progress_is_a_share_of_all_samples(job, shards, tmp_path):
     told = []
     merge(shards, [tmp_path / "normals"], tmp_path / "run", told.append)
-    assert told == pytest.approx([n / 10 for n in range(10)])
+    assert told == pytest.approx([n / 10 for n in range(11)])
     with ExitStack() as stack:
         runs = [stack.enter_context(opened(at)) for shard in shards for at in places(shard)]
         told.clear()
