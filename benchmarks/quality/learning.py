@@ -87,9 +87,9 @@ def learn(
 
     A share of every batch is of ``good`` photographs, the same whatever else is learned from. Every other crop is of
     any of the labelled ``parts`` with the same chance, so that many painted pairs do not crowd out a few real ones;
-    most lie around a labelled pixel, of each class as often, the others anywhere in any picture. Cross entropy and
-    soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as much as
-    large ones.
+    `AROUND` of them lie around a labelled pixel, of each class as often, the others anywhere in any picture. Cross
+    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as
+    much as large ones.
 
     A lesson shows several times as many labelled pixels as photographs have. What it taught is brought to ``shares``,
     those of all pixels of defective photographs that each class has: without it a source of pairs is judged by how
@@ -220,7 +220,7 @@ def _lit(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float
 def _window(
     side: int, crop: int, rng: np.random.Generator, around: NDArray[np.integer] | None
 ) -> tuple[slice, slice]:
-    """Where a crop of a picture of ``side`` pixels is."""
+    """Where a crop of a picture of ``side`` pixels is: with one of the pixels ``around``, or anywhere."""
     span = side - crop
     corner = rng.integers(0, span + 1, 2)
     if around is not None:

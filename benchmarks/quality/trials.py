@@ -67,9 +67,8 @@ class Job:
 class Trials:
     """What all segmenters of an evaluation share: ``good`` photographs, which all learn from too, and the ``test``.
 
-    ``shares`` of pixels that each class has in defective photographs are the same for all rows.
-
-    ``folder`` is where results are kept.
+    ``shares`` of pixels that each class has in defective photographs are the same for all rows; ``folder`` is where
+    results are kept.
     """
 
     folder: Path
