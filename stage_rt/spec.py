@@ -101,14 +101,20 @@ Rim = tuple[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)], ...]
 """Shares of the paint that are kept 1, 2, ... pixels of the network beyond a label (`stage_rt.images.compose`)."""
 
 
+Outset = Annotated[float, Field(ge=0, le=8, allow_inf_nan=False)]
+
+
 class PromptDefaults(_Spec):
     """What the training measured for a prompt: the guidance its defects look most real with, and the least share of a
     label that a pair is expected to fill; None where it was not measured. ``rim`` is how its defects fade out beyond
-    their labels, empty where they end there. ``steps`` are the fewest that `stage_rt.run.fewest` found."""
+    their labels, empty where they end there. ``outset`` is how far beyond a label the networks are told that it
+    reaches, in pixels of the network, so that what they paint is as strong at its outline as real defects are.
+    ``steps`` are the fewest that `stage_rt.run.fewest` found."""
 
     guidance: float | None = Field(default=None, ge=0, le=20, allow_inf_nan=False)
     min_fill: float | None = Field(default=None, ge=0, le=1)
     rim: Rim = Field(default=(), max_length=8, exclude_if=lambda rim: not rim)
+    outset: Outset = Field(default=0.0, exclude_if=lambda outset: not outset)
     steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
 
 
@@ -303,8 +309,9 @@ class RunSpec(_Spec):
     ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole; ``rim`` is
-    empty where nothing beyond a label changes. ``normals``, ``masks`` and ``objects`` are digests of the names and
-    sizes of all files; the contents of those used are in the lines of the pairs.
+    empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``normals``, ``masks`` and
+    ``objects`` are digests of the names and sizes of all files; the contents of those used are in the lines of the
+    pairs.
     """
 
     format: Literal[1] = 1
@@ -321,6 +328,7 @@ class RunSpec(_Spec):
     region: RegionView | None = Field(default=None, exclude_if=lambda region: region is None)
     min_fill: float | None = Field(default=None, ge=0, le=1, exclude_if=lambda fill: fill is None)
     rim: Rim = Field(default=(), max_length=8, exclude_if=lambda rim: not rim)
+    outset: Outset = Field(default=0.0, exclude_if=lambda outset: not outset)
     retries: int = Field(default=0, ge=0, exclude_if=lambda retries: retries == 0)
     strict: bool = Field(default=False, exclude_if=lambda strict: not strict)
     augment: bool = Field(default=False, exclude_if=lambda augment: not augment)

@@ -1,4 +1,4 @@
-"""What a finished model is asked for by default: the guidance that looks most real, the least fill and the rim."""
+"""What a finished model is asked for by default: guidance, rim and outset that look most real, and the least fill."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
 from stage_rt.images.compose import composite
-from stage_rt.images.inputs import cover, grown
+from stage_rt.images.inputs import grown
 from stage_rt.images.labels import Figures, measure
 from stage_rt.kernels.reference import guide
 from stage_rt.noise import PhiloxNoise
@@ -20,7 +20,7 @@ from stage_rt.run.supply import Dice, placed
 from stage_rt.sampler import Callback, Denoiser, sample
 from stage_rt.spec import PromptDefaults
 
-from . import rim
+from . import outset, rim
 from .adapter import MaskGuidanceAdapter
 from .autoencoder import decode
 from .data import Examples
@@ -85,7 +85,8 @@ def calibrate(
     For each guidance the distributions of figures over painted pairs are held against those over real ones
     (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. With
     ``reach``, where real defects go on beyond their labels and it looks more like them, the cells around are painted
-    too, and how much of that is kept is measured (`stage_rt.training.rim`).
+    too, and how much of that is kept is measured (`stage_rt.training.rim`). At last labels are told of as wider than
+    they are, if defects are then rather as strong at their outlines as real ones (`stage_rt.training.outset`).
 
     Args:
         networks: the trained model.
@@ -105,7 +106,8 @@ def calibrate(
     numbers = range(1, len(examples.names))
     real = {n: _shown(examples, torch.nonzero(examples.prompt == n).flatten()) for n in numbers}
     beyond = {n: reach and rim.reaches_beyond(rim.mean_profile(real[n])) for n in numbers}
-    calls, done = trials.calls * sum(len(GUIDANCES) + beyond[n] for n in numbers), 0
+    each = len(GUIDANCES) + len(outset.TRIED)
+    calls, done = trials.calls * sum(each + beyond[n] for n in numbers), 0
     defaults, changes = {}, []
 
     def called(*_: object) -> None:
@@ -117,33 +119,52 @@ def calibrate(
         prompt = examples.names[n]
 
         def painted(
-            weight: float, wide: bool, number: int = n, adapter: str | None = adapter_of[prompt]
+            weight: float,
+            wide: bool,
+            beyond: float,
+            number: int = n,
+            adapter: str | None = adapter_of[prompt],
         ) -> Trial:
             own = recipe.guided(weight)
-            return _painted(networks, latents, number, adapter, own, trials, seed, device, called, wide=wide)
+            return _painted(
+                networks,
+                latents,
+                number,
+                adapter,
+                own,
+                trials,
+                seed,
+                device,
+                called,
+                wide=wide,
+                beyond=beyond,
+            )
 
         best, tried = _best(painted, real[n], recipe.guidance, reach=beyond[n])
         changes += [one.threshold for trial in tried for one in trial.figures]
         least = float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE))
-        defaults[prompt] = PromptDefaults(guidance=best.guidance, min_fill=round(least, 3), rim=best.rim)
+        defaults[prompt] = PromptDefaults(
+            guidance=best.guidance, min_fill=round(least, 3), rim=best.rim, outset=best.outset
+        )
     return defaults, round(float(np.median(changes)), 1)
 
 
 class _Best(NamedTuple):
-    """The guidance and the rim that look most real, and the figures of what was painted so."""
+    """The guidance, rim and outset that look most real, and the figures of what was painted so."""
 
     guidance: float
     rim: tuple[float, ...]
+    outset: float
     figures: list[Figures]
 
 
 def _best(
-    painted: Callable[[float, bool], Trial], real: Shown, own: float, *, reach: bool
+    painted: Callable[[float, bool, float], Trial], real: Shown, own: float, *, reach: bool
 ) -> tuple[_Best, list[Trial]]:
     """What looks most like ``real`` defects of all that is tried, and everything that was painted.
 
-    ``painted`` paints with a guidance, with the cells around labels or without. Defects that ``reach`` beyond their
-    labels are tried both ways with the recipe's ``own`` guidance first.
+    ``painted`` paints with a guidance, with the cells around labels or without, and with an outset. Defects that
+    ``reach`` beyond their labels are tried both ways with the recipe's ``own`` guidance first, outsets last.
     """
     edge, looks = rim.mean_profile(real), _looks(real, reach=reach)
 
@@ -151,7 +172,7 @@ def _best(
         return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.wide else ()
 
     def judged(weight: float, wide: bool) -> tuple[float, Trial]:
-        trial = painted(weight, wide)
+        trial = painted(weight, wide, 0.0)
         shown = trial.finished(fade(trial)) if reach else trial.pairs
         return distance(_looks(shown, reach=reach), looks), trial
 
@@ -160,12 +181,19 @@ def _best(
     others = {weight: judged(weight, first[1].wide) for weight in GUIDANCES if weight != own}
     tried = {own: first, **others}
     weight = chosen({weight: away for weight, (away, _) in tried.items()}, own)
-    best = tried[weight][1]
-    return _Best(weight, fade(best), best.figures), [trial for _, trial in (*both, *others.values())]
+    none = tried[weight][1]
+    wider = {0.0: none, **{beyond: painted(weight, none.wide, beyond) for beyond in outset.TRIED}}
+    begin = outset.strengths(real)
+    beyond = chosen(
+        {one: outset.apart(outset.strengths(trial.pairs), begin) for one, trial in wider.items()}, 0.0
+    )
+    best = wider[beyond]
+    everything = [*both, *others.values()]
+    return _Best(weight, fade(best), beyond, best.figures), [trial for _, trial in everything]
 
 
 def chosen(distances: dict[float, float], own: float) -> float:
-    """The guidance of least distance; the recipe's ``own`` if its distance is at most `HARDLY_WORSE` times that."""
+    """The value of least distance; the ``own`` one if its distance is at most `HARDLY_WORSE` times that."""
     best = min(distances, key=distances.__getitem__)
     return own if distances.get(own, np.inf) <= HARDLY_WORSE * distances[best] else best
 
@@ -223,14 +251,18 @@ def _painted(
     called: Callback,
     *,
     wide: bool,
+    beyond: float,
 ) -> Trial:
-    """Pairs of prompt ``number``, under the same labels for all recipes; ``wide``: with the cells around them."""
+    """Pairs of prompt ``number``, under the same labels for all recipes; ``wide``: with the cells around them.
+
+    ``beyond`` is the outset of labels, in pixels of the network.
+    """
     examples, draws = latents.examples, generator(seed, "calibration", number)
     surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
     clean = latents.mean(surface).numpy()
     labels = _unseen(examples.labels[mask_of].numpy(), seed)
     cells = examples.masks.shape[-1]
-    told = np.stack([cover(label, cells) for label in labels])[:, None].astype(np.float32)
+    told = np.stack([outset.told(label, beyond, cells) for label in labels])[:, None].astype(np.float32)
     masks = np.stack([grown(mask) for mask in told]) if wide else told
     denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
     noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))

@@ -191,6 +191,14 @@ def grown(mask: NDArray[np.float32], cells: int = 1) -> NDArray[np.float32]:
     return np.asarray(ndimage.binary_dilation(mask > 0, around, iterations=cells), dtype=np.float32)
 
 
+def widened(label: NDArray[np.bool_], pixels: float) -> NDArray[np.bool_]:
+    """A label bool ``[H, W]`` and every pixel of which some part lies less than so many pixels beyond its outline."""
+    if not pixels or not label.any():
+        return label
+    touching = ndimage.binary_dilation(label, np.ones((3, 3), dtype=np.bool_))
+    return np.asarray(ndimage.distance_transform_edt(~touching) < pixels)
+
+
 def cover(label: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     """The cells bool ``[size, size]`` that share any area with a labelled pixel of bool ``[H, W]``."""
     rows = np.stack([label[span].any(axis=0) for span in _spans(label.shape[0], size)])

@@ -59,7 +59,7 @@ class Method:
 
     ``own_steps`` is whether ``steps`` is the sampler's own number for the recipe. ``region`` is None where
     photographs are painted whole, ``min_fill`` is 0 where every pair is kept as it comes, ``rim`` empty where defects
-    end at their labels.
+    end at their labels. The networks are told of labels ``outset`` of their pixels wider than they are.
     """
 
     prompt: str
@@ -71,6 +71,7 @@ class Method:
     min_fill: float = 0.0
     retries: int = 0
     rim: tuple[float, ...] = ()
+    outset: float = 0.0
 
 
 def resolve(job: Job, model: ModelSpec) -> Method:
@@ -114,8 +115,10 @@ def resolve(job: Job, model: ModelSpec) -> Method:
     steps = steps_of(job.sampler, recipe, _fewest(job, defaults) if job.steps == "auto" else job.steps)
     own_steps = steps == SAMPLERS[job.sampler].steps(recipe)
     view = model.seen(job.view)
-    rim = defaults.rim if job.rim and view and SAMPLERS[job.sampler].guided else ()
-    return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim)
+    measured = view is not None and SAMPLERS[job.sampler].guided
+    rim = defaults.rim if job.rim and measured else ()
+    outset = defaults.outset if measured and job.recipe is None else 0.0
+    return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim, outset)
 
 
 def _fewest(job: Job, defaults: PromptDefaults) -> int:

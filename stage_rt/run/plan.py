@@ -138,6 +138,7 @@ def _described(
         region=method.region,
         min_fill=method.min_fill or None,
         rim=method.rim,
+        outset=method.outset,
         retries=method.retries,
         strict=job.strict,
         normals=files_digest(normals),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from stage_rt.executor import Painted
 from stage_rt.images.compose import pasted, pixels
-from stage_rt.images.inputs import grown, latent_mask, network_image, network_mask, read_image
+from stage_rt.images.inputs import grown, latent_mask, network_image, network_mask, read_image, widened
 from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
@@ -157,14 +157,16 @@ def divide(
 ) -> list[Piece]:
     """The regions of photographs uint8 ``[H, W, 3]`` under labels bool ``[H, W]``, as the networks see them.
 
-    With a rim the cells around a label are painted too: adapters are told of the label alone, so that what they make
-    of those cells is how a defect ends there.
+    They are told of labels that are wider by the method's outset. With a rim the cells around are painted too:
+    adapters are told of the label alone, so that what they make of those cells is how a defect ends there.
     """
     pieces = []
     for place, (photo, label) in enumerate(zip(photos, labels, strict=True)):
         for number, region in enumerate(regions(label, method.region)):
             cut = photo[region.window]
-            image, cells = network_image(cut, model), latent_mask(region.label, model)
+            outset = method.outset * max(region.label.shape) / model.image_size
+            told = widened(region.label, outset)
+            image, cells = network_image(cut, model), latent_mask(told, model)
             mask = grown(cells) if method.rim else cells
             pieces.append(Piece(place, number, region, cut, image, mask, cells))
     return pieces

@@ -12,6 +12,7 @@ from stage_rt.images.inputs import (
     read_header,
     read_image,
     same_aspect,
+    widened,
 )
 from stage_rt.images.masks import read_mask
 from stage_rt.recipe import Recipe
@@ -214,3 +215,20 @@ def test_a_cell_is_covered_where_any_of_its_pixels_is_labelled():
     label = np.zeros((4, 4), dtype=bool)
     label[1, 3] = True
     assert cover(label, 2).tolist() == [[False, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "wanted"), [(0, 1), (0.5, 9), (1.0, 9), (1.2, 21), (1.5, 25), (2.0, 25), (2.1, 37)]
+)
+def test_a_label_is_widened_to_pixels_of_which_a_part_is_that_near(pixels: float, wanted: int):
+    label = np.zeros((11, 11), dtype=bool)
+    label[5, 5] = True
+    wide = widened(label, pixels)
+    assert wide.sum() == wanted
+    assert wide[5, 5]
+    assert (wide == wide[::-1]).all()
+    assert (wide == wide.T).all()
+
+
+def test_a_label_without_pixels_stays_so():
+    assert not widened(np.zeros((4, 4), dtype=bool), 2.0).any()

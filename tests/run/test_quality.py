@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from fake_engine import PROMPT, FakeEngine, contents, manifest, opened, photographs
 from PIL import Image
+from scipy import ndimage
 
 from stage_rt.errors import InputError, RunError
 from stage_rt.images.labels import Figures
 from stage_rt.run.fill import fill
-from stage_rt.run.job import Job
+from stage_rt.run.job import Job, resolve
 from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.spec import PromptDefaults, RegionView
 
@@ -210,6 +211,43 @@ def test_a_defect_fades_out_beyond_its_label_where_the_models_do(large, tmp_path
     engine.paint = paint
     fill(engine, replace(large, rim=False), tmp_path / "none")
     assert contents(tmp_path / "none") == contents(tmp_path / "plain")
+
+
+def test_networks_are_told_of_wider_labels_where_the_prompt_asks_and_no_more_is_painted(large, tmp_path):
+    plain = FakeEngine(region=RegionView(least=32))
+    engine = FakeEngine(region=RegionView(least=32))
+    model = engine.spec.model.model_copy(update={"defaults": {PROMPT: PromptDefaults(outset=1.5)}})
+    engine.spec = engine.spec.model_copy(update={"model": model})
+    told: dict[str, list[float]] = {"plain": [], "wider": []}
+    for name, one in (("plain", plain), ("wider", engine)):
+
+        def watched(images, masks, *, paint=one.paint, cells=told[name], **rest):
+            cells += masks.sum(axis=(1, 2, 3)).tolist()
+            return paint(images, masks, **rest)
+
+        one.paint = watched
+        fill(one, large, tmp_path / name)
+    assert all(wide >= own for wide, own in zip(told["wider"], told["plain"], strict=True))
+    assert sum(told["wider"]) > sum(told["plain"])
+    assert json.loads((tmp_path / "wider" / "run.json").read_text())["outset"] == 1.5
+    assert "outset" not in json.loads((tmp_path / "plain" / "run.json").read_text())
+    for line in manifest(tmp_path / "wider"):
+        photo = np.asarray(opened(tmp_path / "n" / line["normal"])).astype(int)
+        image, label = (np.asarray(opened(tmp_path / "wider" / line[name])) for name in ("image", "mask"))
+        beyond = ndimage.distance_transform_edt(label == 0) > 4
+        assert not np.abs(image.astype(int) - photo)[beyond].any()
+    for name, one in (("p", plain), ("w", engine)):
+        fill(one, replace(large, view="whole"), tmp_path / name)
+    assert contents(tmp_path / "w") == contents(tmp_path / "p")
+
+
+@pytest.mark.parametrize("other", [{"view": "whole"}, {"recipe": "authors"}, {"sampler": "sdas"}])
+def test_an_outset_is_of_the_view_recipe_and_sampler_that_it_was_measured_with(large, other):
+    engine = FakeEngine(
+        steps=1000, region=RegionView(least=32), defaults={PROMPT: PromptDefaults(outset=1.5)}
+    )
+    assert resolve(large, engine.spec.model).outset == 1.5
+    assert resolve(replace(large, **other), engine.spec.model).outset == 0
 
 
 def test_whole_view_of_a_region_model_is_one_square_and_told(large, tmp_path):

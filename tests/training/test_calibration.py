@@ -60,7 +60,7 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     """A painter whose defects are 30 grey levels darker than the surface per unit of guidance."""
     scene = examples([real, real + 1, real - 1])
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide):
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
         assert not wide
         for _ in range(trials.calls):
             called()
@@ -86,7 +86,7 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     assert defaults["part+dent"].min_fill == pytest.approx(0.26)
     assert defaults["part+dent"].rim == ()
     assert round_trip == 8
-    calls = 4 * MICRO.calibration.calls
+    calls = 6 * MICRO.calibration.calls
     assert told == [("calibration", step, calls, None) for step in range(1, calls + 1)]
 
 
@@ -99,7 +99,7 @@ def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkey
         image[0, 11:21, 11:21] = 70
         image[0, 12:20, 12:20] = inside
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide):
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
         made = examples([40, 42, 44] if kept or not wide else [250, 250, 250])
         if wide:
             made.images[2:, 0, 10:22, 10:22] = beside
@@ -118,6 +118,35 @@ def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkey
     assert first == pytest.approx(0.5, abs=0.1)
     # What is left at the corners of a square.
     assert all(share < 0.1 for share in others)
+
+
+@pytest.mark.parametrize(("real", "wanted"), [(0, 0.0), (1, 0.5), (3, 1.5)])
+def test_the_outset_is_chosen_whose_defects_are_as_strong_at_their_outlines(monkeypatch, real, wanted):
+    """Real defects begin ``real`` pixels beyond the outline, painted ones two an outset of 1."""
+
+    def scene(beginning: int) -> Examples:
+        made = examples([100, 100, 100])
+        for image in made.images[2:]:
+            for depth in range(4):
+                if depth + beginning > 0:
+                    image[0, 12 + depth : 20 - depth, 12 + depth : 20 - depth] = 100 - 15 * (
+                        depth + beginning
+                    )
+        return made
+
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
+        told.append(beyond)
+        figures = [Figures(0.5 + beyond / 10, 0, 0, 8, 16)] * 3
+        return shown(scene(round(2 * beyond)), figures, wide=wide)
+
+    told: list[float] = []
+    monkeypatch.setattr(calibration, "_painted", painted)
+    latents = type("Latents", (), {"examples": scene(real)})()
+    arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
+    defaults, _ = calibration.calibrate(None, latents, *arguments)
+    assert defaults["part+dent"].outset == wanted
+    assert defaults["part+dent"].min_fill == pytest.approx(0.5 + wanted / 10)
+    assert told == [0.0] * 4 + [0.5, 1.5]
 
 
 def test_labels_of_the_calibration_are_none_that_training_showed():
