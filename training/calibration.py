@@ -1,6 +1,7 @@
 """What a finished model is asked for by default: guidance, rim and outset that look most real, and the least fill."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ FINE = 2.0
 LEAST_QUANTILE = 0.2
 """Quantile of the fill of those pairs that every pair is expected to reach."""
 
+
+Way = tuple[float, float]
+"""A guidance and an outset."""
 
 Shown = list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 """Images ``[c, S, S]`` and their labels ``[S, S]``."""
@@ -82,11 +86,11 @@ def calibrate(
 ) -> tuple[dict[str, PromptDefaults], float]:
     """Paint defects of every prompt into good surface; the guidance that looks most real is chosen.
 
-    For each guidance the distributions of figures over painted pairs are held against those over real ones
-    (`_looks`). The guidance with the least distance wins, or the recipe's own where that is hardly worse. With
-    ``reach``, where real defects go on beyond their labels and it looks more like them, the cells around are painted
-    too, and how much of that is kept is measured (`stage_rt.training.rim`). At last labels are told of as wider than
-    they are, if defects are then rather as strong at their outlines as real ones (`stage_rt.training.outset`).
+    For each guidance, with labels told of as they are and a little wider (`stage_rt.training.outset`), the
+    distributions of figures over painted pairs are held against those over real ones (`_looks`). What has the least
+    distance wins, or the recipe's own guidance without an outset where that is hardly worse. With ``reach``, where
+    real defects go on beyond their labels and it looks more like them, the cells around are painted too, and how much
+    of that is kept is measured (`stage_rt.training.rim`).
 
     Args:
         networks: the trained model.
@@ -106,7 +110,7 @@ def calibrate(
     numbers = range(1, len(examples.names))
     real = {n: _shown(examples, torch.nonzero(examples.prompt == n).flatten()) for n in numbers}
     beyond = {n: reach and rim.reaches_beyond(rim.mean_profile(real[n])) for n in numbers}
-    each = len(GUIDANCES) + len(outset.TRIED)
+    each = len(GUIDANCES) * len(outset.TRIED)
     calls, done = trials.calls * sum(each + beyond[n] for n in numbers), 0
     defaults, changes = {}, []
 
@@ -164,36 +168,30 @@ def _best(
     """What looks most like ``real`` defects of all that is tried, and everything that was painted.
 
     ``painted`` paints with a guidance, with the cells around labels or without, and with an outset. Defects that
-    ``reach`` beyond their labels are tried both ways with the recipe's ``own`` guidance first, outsets last.
+    ``reach`` beyond their labels are tried both ways first, with the recipe's ``own`` guidance and no outset.
     """
     edge, looks = rim.mean_profile(real), _looks(real, reach=reach)
 
     def fade(trial: Trial) -> tuple[float, ...]:
         return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.wide else ()
 
-    def judged(weight: float, wide: bool) -> tuple[float, Trial]:
-        trial = painted(weight, wide, 0.0)
+    def judged(weight: float, wide: bool, beyond: float) -> tuple[float, Trial]:
+        trial = painted(weight, wide, beyond)
         shown = trial.finished(fade(trial)) if reach else trial.pairs
         return distance(_looks(shown, reach=reach), looks), trial
 
-    both = [judged(own, wide) for wide in (False, True) if reach or not wide]
+    both = [judged(own, wide, 0.0) for wide in (False, True) if reach or not wide]
     first = min(both, key=lambda one: one[0])
-    others = {weight: judged(weight, first[1].wide) for weight in GUIDANCES if weight != own}
-    tried = {own: first, **others}
-    weight = chosen({weight: away for weight, (away, _) in tried.items()}, own)
-    none = tried[weight][1]
-    wider = {0.0: none, **{beyond: painted(weight, none.wide, beyond) for beyond in outset.TRIED}}
-    begin = outset.strengths(real)
-    beyond = chosen(
-        {one: outset.apart(outset.strengths(trial.pairs), begin) for one, trial in wider.items()}, 0.0
-    )
-    best = wider[beyond]
-    everything = [*both, *others.values()]
-    return _Best(weight, fade(best), beyond, best.figures), [trial for _, trial in everything]
+    ways = [way for way in product(GUIDANCES, outset.TRIED) if way != (own, 0.0)]
+    others = {way: judged(way[0], first[1].wide, way[1]) for way in ways}
+    tried = {(own, 0.0): first, **others}
+    weight, beyond = chosen({way: away for way, (away, _) in tried.items()}, (own, 0.0))
+    best = tried[weight, beyond][1]
+    return _Best(weight, fade(best), beyond, best.figures), [trial for _, trial in (*both, *others.values())]
 
 
-def chosen(distances: dict[float, float], own: float) -> float:
-    """The value of least distance; the ``own`` one if its distance is at most `HARDLY_WORSE` times that."""
+def chosen(distances: Mapping[Way, float], own: Way) -> Way:
+    """The way of least distance; the ``own`` one if its distance is at most `HARDLY_WORSE` times that."""
     best = min(distances, key=distances.__getitem__)
     return own if distances.get(own, np.inf) <= HARDLY_WORSE * distances[best] else best
 
@@ -208,8 +206,9 @@ def distance(painted: NDArray[np.float64], real: NDArray[np.float64]) -> float:
     )
 
 
-def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[float, float]:
-    """How a defect looks in an image ``[c, S, S]``: its mean less that of a ring around it, and its fine texture.
+def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """How a defect looks in an image ``[c, S, S]``: its mean less that of a ring around it, the same of its outermost
+    pixels, and its fine texture.
 
     The texture is the deviation from a mean over `FINE` pixels: the deviation from the label's own mean would call a
     surface with a gradient across it textured, and praise paint that is merely uneven.
@@ -219,11 +218,12 @@ def appearance(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> tuple[floa
     around = float(grey[ring].mean()) if ring.any() else float(grey.mean())
     weight = ndimage.gaussian_filter(label.astype(np.float64), FINE)
     smooth = ndimage.gaussian_filter(np.where(label, grey, 0.0), FINE) / np.maximum(weight, 1e-6)
-    return float(grey[label].mean()) - around, float((grey - smooth)[label].std())
+    edge = grey[outset.outermost(label)].mean()
+    return float(grey[label].mean()) - around, float(edge) - around, float((grey - smooth)[label].std())
 
 
 def _looks(pairs: Shown, *, reach: bool) -> NDArray[np.float64]:
-    """`appearance` of each, ``[n, 2]``, and if defects ``reach`` beyond their labels what is there, ``[n, 3]``."""
+    """`appearance` of each, ``[n, 3]``, and if defects ``reach`` beyond their labels what is there, ``[n, 4]``."""
     looks = np.array([appearance(image, label) for image, label in pairs])
     if not reach:
         return looks

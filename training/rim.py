@@ -23,16 +23,10 @@ def profile(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> NDArray[np.fl
     """
     grey = image.mean(axis=0, dtype=np.float64)
     distance = ndimage.distance_transform_edt(~label)
-    bands = [label, *((distance > n) & (distance <= n + 1) & ~label for n in range(WIDTH))]
-    around = surface(grey, label)
-    return np.array([grey[band].mean() - around if band.any() else np.nan for band in bands])
-
-
-def surface(grey: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
-    """The median level of the surface around a label, both ``[S, S]``; NaN where the picture shows none."""
-    distance = ndimage.distance_transform_edt(~label)
     far = (distance > WIDTH + 1) & (distance <= 3 * (WIDTH + 1))
-    return float(np.median(grey[far])) if far.any() else np.nan
+    surface = np.median(grey[far]) if far.any() else np.nan
+    bands = [label, *((distance > n) & (distance <= n + 1) & ~label for n in range(WIDTH))]
+    return np.array([grey[band].mean() - surface if band.any() else np.nan for band in bands])
 
 
 def mean_profile(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> NDArray[np.float64]:

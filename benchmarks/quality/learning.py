@@ -28,11 +28,12 @@ SCALES, BRIGHTNESS, CONTRAST = (0.75, 1.5), 32.0, (0.5, 1.5)
 """How crops are changed in training: factor of their size, and, as mmsegmentation does, for every other one levels
 that are added and the factor of all levels. A tile is lit three times as brightly as another; but a line's camera
 stands where it stands, and crops from half to twice the size take a lesson twice as long to learn."""
-GOOD, AROUND = 1 / 3, 3 / 8
-"""Shares of the crops of a batch: from good photographs, and of the others around a defect. A segmenter that sees
-fewer empty surfaces beside painted pairs than beside real ones alone answers every dark edge with a defect, and a
-comparison of the two measures that. With 3/4 around a few real defects they are learned by heart: whatever took
-their place helped, pairs that show nothing under their labels most of all."""
+GOOD, AROUND, PAINTED = 1 / 3, 3 / 8, 1 / 4
+"""Shares of the crops of a batch: from good photographs, and of the others around a defect, and from painted pictures
+where there are real ones too. A segmenter that sees fewer empty surfaces beside painted pairs than beside real ones
+alone answers every dark edge with a defect, and a comparison of the two measures that. With 3/4 around a few real
+defects they are learned by heart: whatever took their place helped, pairs that show nothing under their labels most
+of all. With half of them painted real ones are learned less well, and any source harms."""
 BATCH_OF_TEST = 16
 
 
@@ -58,7 +59,7 @@ class Lesson:
             "scales": SCALES,
             "brightness": BRIGHTNESS,
             "contrast": CONTRAST,
-            "shares": (GOOD, AROUND),
+            "shares": (GOOD, AROUND, PAINTED),
             "labels": "nearest, centred",
             "calibrated": True,
         }
@@ -85,11 +86,11 @@ def learn(
     """A segmenter of as many classes as there are ``shares``, trained on crops that are mirrored, scaled and lit
     otherwise at random.
 
-    A share of every batch is of ``good`` photographs, the same whatever else is learned from. Every other crop is of
-    any of the labelled ``parts`` with the same chance, so that many painted pairs do not crowd out a few real ones;
-    `AROUND` of them lie around a labelled pixel, of each class as often, the others anywhere in any picture. Cross
-    entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together, which counts small defects as
-    much as large ones.
+    A share of every batch is of ``good`` photographs, the same whatever else is learned from. The other crops are of
+    the labelled ``parts``: real pairs, painted ones, or real ones and then painted ones, of which `PAINTED` are then,
+    so that many painted pairs do not crowd out a few real ones. `AROUND` of them lie around a labelled pixel, of each
+    class as often, the others anywhere in any picture. Cross entropy and soft Dice (Milletari et al., 3DV 2016) over
+    the defect classes together, which counts small defects as much as large ones.
 
     A lesson shows several times as many labelled pixels as photographs have. What it taught is brought to ``shares``,
     those of all pixels of defective photographs that each class has: without it a source of pairs is judged by how
@@ -166,7 +167,7 @@ def _batch(
         if number < empty:
             crops.append(_crop(good, int(rng.integers(len(good))), lesson.crop, rng, None))
             continue
-        part = parts[int(rng.integers(len(parts)))]
+        part = parts[-1 if rng.random() < PAINTED else 0]
         if part.holding and number < around:
             shown = int(rng.choice(part.holding[int(rng.integers(len(part.holding)))]))
             crops.append(_crop(part.pictures, shown, lesson.crop, rng, part.pixels[shown]))

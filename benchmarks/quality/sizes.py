@@ -36,7 +36,7 @@ class Size:
 SIZES: dict[SizeName, Size] = {
     "cpu": Size(
         side=None,
-        pairs=60,
+        pairs=160,
         steps=100,
         lesson=Lesson("unet", steps=4000, batch=16, rate=1e-2, crop=64),
     ),

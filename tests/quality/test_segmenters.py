@@ -142,12 +142,39 @@ def test_good_photographs_have_the_same_share_beside_real_pairs_and_beside_paint
         return real(images)
 
     monkeypatch.setattr(learning, "inputs", watched)
-    for parts in ([labelled], [labelled, labelled, labelled]):
+    for parts in ([labelled], [labelled, labelled]):
         learn(parts, red, HALF, Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
     assert len(seen) == 6
     for images in seen:
         reds = images[..., 0].mean(axis=(1, 2)) > images[..., 1].mean(axis=(1, 2)) + 1
         assert reds.sum() == 4
+
+
+def test_a_quarter_of_the_labelled_crops_is_painted_however_many_pairs_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good, real, painted = (
+        empty(np.full((count, 32, 32, 3), colour))
+        for count, colour in ((2, (90, 90, 90)), (3, (90, 200, 90)), (400, (90, 90, 200)))
+    )
+    for pairs in (real, painted):
+        pairs.classes[:, 8:12, 8:12] = 1
+    counts = np.zeros(3)
+    handed = learning.inputs
+
+    def watched(images):
+        levels = images.mean(axis=(1, 2))
+        strongest = np.where(np.ptp(levels, axis=1) < 1, 0, levels.argmax(axis=1))
+        counts[:] += np.bincount(strongest, minlength=3)
+        return handed(images)
+
+    monkeypatch.setattr(learning, "inputs", watched)
+    learn([real, painted], good, HALF, Lesson("unet", 60, 24, 1e-3, 32), 0, CPU, lambda share: None)
+    assert counts[0] == 60 * 8
+    assert counts[2] / counts[1:].sum() == pytest.approx(0.25, abs=0.04)
+    counts[:] = 0
+    learn([painted], good, HALF, Lesson("unet", 3, 24, 1e-3, 32), 0, CPU, lambda share: None)
+    assert counts.tolist() == [3 * 8, 0, 3 * 16]
 
 
 def test_a_segmenter_learns_what_is_plain_to_see() -> None:

@@ -10,7 +10,7 @@ from micro import MICRO
 
 from stage_rt.images.labels import Figures
 from stage_rt.recipe import Recipe
-from stage_rt.training import calibration
+from stage_rt.training import calibration, outset
 from stage_rt.training.data import Examples
 from stage_rt.training.presets import PRESETS
 from stage_rt.training.train import train
@@ -42,9 +42,9 @@ def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():
     scene.images[3, 0, 12:20, 12:20] += torch.from_numpy(noise).to(torch.uint8)
     scene.images[4, 0, 12:20, 12:20] += torch.arange(8, dtype=torch.uint8)[:, None] * 3
     flat, rough, shaded = calibration._looks(calibration._shown(scene, torch.tensor([2, 3, 4])), reach=False)
-    assert flat == pytest.approx([-60, 0], abs=1e-6)
-    assert rough[1] > 6
-    assert shaded[1] < 4
+    assert flat == pytest.approx([-60, -60, 0], abs=1e-6)
+    assert rough[2] > 6
+    assert shaded[2] < 4
 
 
 def test_the_distance_is_none_for_the_same_figures_and_grows_with_the_shift():
@@ -86,7 +86,7 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     assert defaults["part+dent"].min_fill == pytest.approx(0.26)
     assert defaults["part+dent"].rim == ()
     assert round_trip == 8
-    calls = 6 * MICRO.calibration.calls
+    calls = 8 * MICRO.calibration.calls
     assert told == [("calibration", step, calls, None) for step in range(1, calls + 1)]
 
 
@@ -120,33 +120,32 @@ def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkey
     assert all(share < 0.1 for share in others)
 
 
-@pytest.mark.parametrize(("real", "wanted"), [(0, 0.0), (1, 0.5), (3, 1.5)])
-def test_the_outset_is_chosen_whose_defects_are_as_strong_at_their_outlines(monkeypatch, real, wanted):
-    """Real defects begin ``real`` pixels beyond the outline, painted ones two an outset of 1."""
+@pytest.mark.parametrize(("early", "wanted"), [(False, (2.0, 0.0)), (True, (1.5, 0.5))])
+def test_guidance_and_outset_are_chosen_that_together_look_like_real_defects(monkeypatch, early, wanted):
+    """Paint is 30 levels an unit of guidance, half of that in the outermost pixels but with an outset."""
 
-    def scene(beginning: int) -> Examples:
-        made = examples([100, 100, 100])
-        for image in made.images[2:]:
-            for depth in range(4):
-                if depth + beginning > 0:
-                    image[0, 12 + depth : 20 - depth, 12 + depth : 20 - depth] = 100 - 15 * (
-                        depth + beginning
-                    )
+    def scene(guidance: float, *, early: bool) -> Examples:
+        made = examples([round(100 - 30 * guidance)] * 3)
+        if not early:
+            for image, label in zip(made.images[2:, 0], made.labels[2:], strict=True):
+                image[torch.from_numpy(outset.outermost(label.numpy()))] = round(100 - 15 * guidance)
         return made
 
     def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
-        told.append(beyond)
-        figures = [Figures(0.5 + beyond / 10, 0, 0, 8, 16)] * 3
-        return shown(scene(round(2 * beyond)), figures, wide=wide)
+        told.append((recipe.guidance, beyond))
+        figures = [Figures(recipe.guidance / 4 + beyond / 10, 0, 0, 8, 16)] * 3
+        return shown(scene(recipe.guidance, early=beyond > 0), figures, wide=wide)
 
-    told: list[float] = []
+    told: list[tuple[float, float]] = []
     monkeypatch.setattr(calibration, "_painted", painted)
-    latents = type("Latents", (), {"examples": scene(real)})()
+    latents = type("Latents", (), {"examples": scene(wanted[0], early=early)})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
     defaults, _ = calibration.calibrate(None, latents, *arguments)
-    assert defaults["part+dent"].outset == wanted
-    assert defaults["part+dent"].min_fill == pytest.approx(0.5 + wanted / 10)
-    assert told == [0.0] * 4 + [0.5, 1.5]
+    assert (defaults["part+dent"].guidance, defaults["part+dent"].outset) == wanted
+    assert defaults["part+dent"].min_fill == pytest.approx(wanted[0] / 4 + wanted[1] / 10, abs=1e-3)
+    assert sorted(told) == sorted(
+        (weight, beyond) for weight in calibration.GUIDANCES for beyond in (0.0, 0.5)
+    )
 
 
 def test_labels_of_the_calibration_are_none_that_training_showed():
