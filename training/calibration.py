@@ -37,7 +37,9 @@ HARDLY_WORSE = 1.1
 FINE = 2.0
 """Deviation of the blur that parts a defect's fine texture from its shading, in pixels of the network."""
 LEAST_QUANTILE = 0.2
-"""Quantile of the fill of those pairs that every pair is expected to reach."""
+"""Quantile of the fill of those pairs that every pair is expected to reach, .."""
+ENOUGH = 0.9
+""".. and the most that is expected: to paint again for the last few pixels costs more than they are worth."""
 
 
 Way = tuple[float, float]
@@ -146,7 +148,7 @@ def calibrate(
 
         best, tried = _best(painted, real[n], recipe.guidance, reach=beyond[n])
         changes += [one.threshold for trial in tried for one in trial.figures]
-        least = float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE))
+        least = min(float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE)), ENOUGH)
         defaults[prompt] = PromptDefaults(
             guidance=best.guidance, min_fill=round(least, 3), rim=best.rim, outset=best.outset
         )

@@ -148,6 +148,17 @@ def test_guidance_and_outset_are_chosen_that_together_look_like_real_defects(mon
     )
 
 
+def test_no_pair_is_painted_again_for_its_last_few_pixels(monkeypatch):
+    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
+        return shown(examples([40, 42, 44]), [Figures(1.0, 0, 0, 8, 16)] * 3, wide=wide)
+
+    monkeypatch.setattr(calibration, "_painted", painted)
+    latents = type("Latents", (), {"examples": examples([40, 42, 44])})()
+    arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
+    defaults, _ = calibration.calibrate(None, latents, *arguments)
+    assert defaults["part+dent"].min_fill == calibration.ENOUGH
+
+
 def test_labels_of_the_calibration_are_none_that_training_showed():
     label = np.zeros((32, 32), dtype=bool)
     label[8:12, 4:24] = True
