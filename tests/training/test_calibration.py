@@ -186,8 +186,9 @@ def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_pa
 
 
 def test_the_recipes_own_guidance_stays_where_no_other_is_clearly_better():
-    distances = {1.0: 0.95, 2.0: 1.0, 3.0: 2.0}
-    assert calibration.chosen(distances, 2.0) == 2.0
-    assert calibration.chosen(distances | {1.0: 0.5}, 2.0) == 1.0
-    assert calibration.chosen(distances, 3.0) == 1.0
-    assert calibration.chosen(distances, 4.0) == 1.0
+    own = (2.0, 0.0)
+    distances = {(1.0, 0.0): 0.96, own: 1.0, (3.0, 0.5): 2.0}
+    assert calibration.chosen(distances, own) == own
+    assert calibration.chosen(distances | {(1.0, 0.0): 0.95}, own) == (1.0, 0.0)
+    assert calibration.chosen(distances | {(3.0, 0.5): 0.5}, own) == (3.0, 0.5)
+    assert calibration.chosen(distances, (4.0, 0.0)) == (1.0, 0.0)
