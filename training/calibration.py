@@ -1,34 +1,25 @@
 """What a finished model is asked for by default: guidance, rim and outset that look most real, and the least fill."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
-from stage_rt.images.compose import composite
-from stage_rt.images.inputs import grown
-from stage_rt.images.labels import Figures, measure
-from stage_rt.kernels.reference import guide
-from stage_rt.noise import PhiloxNoise
-from stage_rt.recipe import Branch, Recipe
-from stage_rt.run.supply import Dice, placed
-from stage_rt.sampler import Callback, Denoiser, sample
+from stage_rt.recipe import Recipe
 from stage_rt.spec import PromptDefaults
 
 from . import outset, rim
-from .adapter import MaskGuidanceAdapter
-from .autoencoder import decode
 from .data import Examples
-from .denoiser import Contexts, Latents
-from .folder import Autoencoder
-from .loop import Device, Report, generator
+from .denoiser import Latents
+from .loop import Device, Report
 from .presets import Trials
+from .trial import Networks, Painter, Shown, Trial, Way
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 """Weights that are tried."""
@@ -40,38 +31,6 @@ LEAST_QUANTILE = 0.2
 """Quantile of the fill of those pairs that every pair is expected to reach, .."""
 ENOUGH = 0.9
 """.. and the most that is expected: to paint again for the last few pixels costs more than they are worth."""
-
-
-Way = tuple[float, float]
-"""A guidance and an outset."""
-
-Shown = list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
-"""Images ``[c, S, S]`` and their labels ``[S, S]``."""
-
-
-class Trial(NamedTuple):
-    """What was painted on ``good`` surfaces with one guidance, and its figures; ``wide``: the cells around too."""
-
-    good: list[NDArray[np.uint8]]
-    pairs: Shown
-    figures: list[Figures]
-    wide: bool
-
-    def finished(self, fading: Sequence[float]) -> Shown:
-        """The pairs as a run hands them over, with the paint put into the good surface."""
-        return [
-            (_put(good, image, label, fading), label)
-            for good, (image, label) in zip(self.good, self.pairs, strict=True)
-        ]
-
-
-class Networks(NamedTuple):
-    """A model's trained networks, in eval mode on their device."""
-
-    unet: UNet2DConditionModel
-    vae: Autoencoder
-    adapters: dict[str, dict[Branch, MaskGuidanceAdapter]]
-    contexts: Contexts
 
 
 def calibrate(
@@ -108,6 +67,7 @@ def calibrate(
     Returns:
         The defaults of every prompt, and the model's ``round_trip``.
     """
+    painter = Painter(networks, latents, adapter_of, recipe, trials, seed, device)
     examples = latents.examples
     numbers = range(1, len(examples.names))
     real = {n: _shown(examples, torch.nonzero(examples.prompt == n).flatten()) for n in numbers}
@@ -122,74 +82,52 @@ def calibrate(
         report("calibration", done, calls, None)
 
     for n in numbers:
-        prompt = examples.names[n]
-
-        def painted(
-            weight: float,
-            wide: bool,
-            beyond: float,
-            number: int = n,
-            adapter: str | None = adapter_of[prompt],
-        ) -> Trial:
-            own = recipe.guided(weight)
-            return _painted(
-                networks,
-                latents,
-                number,
-                adapter,
-                own,
-                trials,
-                seed,
-                device,
-                called,
-                wide=wide,
-                beyond=beyond,
-            )
-
-        best, tried = _best(painted, real[n], recipe.guidance, reach=beyond[n])
+        paint = partial(painter.paint, n, called=called)
+        best, tried = _best(paint, real[n], recipe.guidance, reach=beyond[n])
         changes += [one.threshold for trial in tried for one in trial.figures]
-        least = min(float(np.quantile([one.fill for one in best.figures], LEAST_QUANTILE)), ENOUGH)
-        defaults[prompt] = PromptDefaults(
-            guidance=best.guidance, min_fill=round(least, 3), rim=best.rim, outset=best.outset
+        least = min(float(np.quantile([one.fill for one in best.trial.figures], LEAST_QUANTILE)), ENOUGH)
+        defaults[examples.names[n]] = PromptDefaults(
+            guidance=best.trial.way.guidance,
+            outset=best.trial.way.outset,
+            rim=best.rim,
+            min_fill=round(least, 3),
         )
     return defaults, round(float(np.median(changes)), 1)
 
 
 class _Best(NamedTuple):
-    """The guidance, rim and outset that look most real, and the figures of what was painted so."""
+    """What looks most real of all that was painted, and the rim that belongs to it."""
 
-    guidance: float
+    trial: Trial
     rim: tuple[float, ...]
-    outset: float
-    figures: list[Figures]
 
 
 def _best(
-    painted: Callable[[float, bool, float], Trial], real: Shown, own: float, *, reach: bool
+    paint: Callable[[Way], Trial], real: Shown, own: float, *, reach: bool
 ) -> tuple[_Best, list[Trial]]:
     """What looks most like ``real`` defects of all that is tried, and everything that was painted.
 
-    ``painted`` paints with a guidance, with the cells around labels or without, and with an outset. Defects that
-    ``reach`` beyond their labels are tried both ways first, with the recipe's ``own`` guidance and no outset.
+    Defects that ``reach`` beyond their labels are painted with the cells around labels and without first, with the
+    recipe's ``own`` guidance and no outset.
     """
     edge, looks = rim.mean_profile(real), _looks(real, reach=reach)
 
     def fade(trial: Trial) -> tuple[float, ...]:
-        return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.wide else ()
+        return rim.fading(edge, rim.mean_profile(trial.pairs)) if trial.way.wide else ()
 
-    def judged(weight: float, wide: bool, beyond: float) -> tuple[float, Trial]:
-        trial = painted(weight, wide, beyond)
+    def judged(way: Way) -> tuple[float, Trial]:
+        trial = paint(way)
         shown = trial.finished(fade(trial)) if reach else trial.pairs
         return distance(_looks(shown, reach=reach), looks), trial
 
-    both = [judged(own, wide, 0.0) for wide in (False, True) if reach or not wide]
+    both = [judged(Way(own, wide=wide)) for wide in (False, True) if reach or not wide]
     first = min(both, key=lambda one: one[0])
-    ways = [way for way in product(GUIDANCES, outset.TRIED) if way != (own, 0.0)]
-    others = {way: judged(way[0], first[1].wide, way[1]) for way in ways}
-    tried = {(own, 0.0): first, **others}
-    weight, beyond = chosen({way: away for way, (away, _) in tried.items()}, (own, 0.0))
-    best = tried[weight, beyond][1]
-    return _Best(weight, fade(best), beyond, best.figures), [trial for _, trial in (*both, *others.values())]
+    wide = first[1].way.wide
+    ways = [Way(weight, beyond, wide) for weight, beyond in product(GUIDANCES, outset.TRIED)]
+    others = [judged(way) for way in ways if way != first[1].way]
+    tried = {trial.way: (away, trial) for away, trial in (first, *others)}
+    best = tried[chosen({way: away for way, (away, _) in tried.items()}, first[1].way)][1]
+    return _Best(best, fade(best)), [trial for _, trial in (*both, *others)]
 
 
 def chosen(distances: Mapping[Way, float], own: Way) -> Way:
@@ -238,83 +176,3 @@ def _shown(examples: Examples, index: torch.Tensor, most: int = 200) -> Shown:
     index = index[:: -(-len(index) // most)]
     pairs = zip(examples.images[index].numpy(), examples.labels[index].numpy(), strict=True)
     return [(image, label) for image, label in pairs if label.any()]
-
-
-@torch.no_grad()
-def _painted(
-    networks: Networks,
-    latents: Latents,
-    number: int,
-    adapter: str | None,
-    recipe: Recipe,
-    trials: Trials,
-    seed: int,
-    device: Device,
-    called: Callback,
-    *,
-    wide: bool,
-    beyond: float,
-) -> Trial:
-    """Pairs of prompt ``number``, under the same labels for all recipes; ``wide``: with the cells around them.
-
-    ``beyond`` is the outset of labels, in pixels of the network.
-    """
-    examples, draws = latents.examples, generator(seed, "calibration", number)
-    surface, mask_of = (examples.draw(trials.pairs, draws, prompt=prompt) for prompt in (0, number))
-    clean = latents.mean(surface).numpy()
-    labels = _unseen(examples.labels[mask_of].numpy(), seed)
-    cells = examples.masks.shape[-1]
-    told = np.stack([outset.told(label, beyond, cells) for label in labels])[:, None].astype(np.float32)
-    masks = np.stack([grown(mask) for mask in told]) if wide else told
-    denoise = _denoiser(networks, number, adapter, recipe.guidance, device)
-    noise = PhiloxNoise([seed] * trials.pairs, range(trials.pairs))
-    shorter: dict[str, Any] = {"recipe": recipe.respaced(trials.calls), "noise": noise, "callback": called}
-    latent = sample(denoise, clean, masks, label=told, **shorter)
-    images = decode(networks.vae, torch.from_numpy(latent), device).numpy()
-    before = examples.images[surface].numpy()
-    figures = [
-        measure(_rgb(good), _rgb(image), label, cells)
-        for good, image, label in zip(before, images, labels, strict=True)
-    ]
-    return Trial(list(before), list(zip(images, labels, strict=True)), figures, wide)
-
-
-def _unseen(labels: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Labels ``[n, S, S]`` that training never showed, made of its own as ``--augment-masks`` makes them.
-
-    Under those it showed a small model paints what it remembers, plainer than what users will get.
-    """
-    everywhere = np.ones(labels.shape[1:], dtype=np.bool_)
-    return np.stack([placed(label, everywhere, Dice(seed, n)) for n, label in enumerate(labels)])
-
-
-def _put(
-    good: NDArray[np.uint8], image: NDArray[np.uint8], label: NDArray[np.bool_], fading: Sequence[float]
-) -> NDArray[np.uint8]:
-    """The paint of an image in the good one, both ``[c, S, S]``."""
-    whole = composite(_rgb(good), _rgb(image), label, exact=True, rim=fading)
-    return whole.transpose(2, 0, 1)[: len(good)]
-
-
-def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.broadcast_to(image.transpose(1, 2, 0), (*image.shape[1:], 3)))
-
-
-def _denoiser(
-    networks: Networks, number: int, adapter: str | None, weight: float, device: Device
-) -> Denoiser:
-    pair = networks.adapters[adapter] if adapter else None
-
-    def on_device(array: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device.device)
-
-    def denoise(
-        x: NDArray[np.float32], i: int, mask: NDArray[np.float32], branch: Branch
-    ) -> NDArray[np.float32]:
-        names = torch.full((len(x),), number, device=device.device)
-        with device.precision():
-            eps = networks.unet(on_device(x), i, networks.contexts(names)).sample.float()
-            guided = pair[branch](eps, on_device(mask)).float() if pair else eps
-        return guide(eps.cpu().numpy(), guided.cpu().numpy(), weight)
-
-    return denoise

@@ -27,6 +27,7 @@ from .loop import Device, Report, fit, generator
 from .plots import plot_losses
 from .presets import PRESETS, Learned, Preset
 from .prompts import fit_prompts
+from .trial import Networks
 
 TRAINED = ("autoencoder", "denoiser", "guidance", "foreground")
 FINEST = 2
@@ -273,7 +274,7 @@ def _guided(
     if spec.system == "fast":
         return fast.train(*trained), {}
     adapters = _train_guidance(*trained)
-    networks = calibration.Networks(unet, vae, adapters, contexts)
+    networks = Networks(unet, vae, adapters, contexts)
     defaults, round_trip = calibration.calibrate(
         networks, latents, spec.prompts, spec.recipe, preset.calibration, seed, device, report, reach=reach
     )

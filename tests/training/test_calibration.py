@@ -14,6 +14,7 @@ from stage_rt.training import calibration, outset
 from stage_rt.training.data import Examples
 from stage_rt.training.presets import PRESETS
 from stage_rt.training.train import train
+from stage_rt.training.trial import Painter, Trial, Way, unseen
 
 
 def examples(shades: list[int], surface: int = 100) -> Examples:
@@ -30,10 +31,10 @@ def examples(shades: list[int], surface: int = 100) -> Examples:
     return Examples(*parts, prompt, ["good", "part+dent"])
 
 
-def shown(scene: Examples, figures: list[Figures], *, wide: bool) -> calibration.Trial:
+def shown(scene: Examples, figures: list[Figures], way: Way) -> Trial:
     """Its defects, painted on the first good image."""
     pairs = calibration._shown(scene, torch.nonzero(scene.prompt == 1).flatten())
-    return calibration.Trial([scene.images[0].numpy()] * len(pairs), pairs, figures, wide)
+    return Trial(way, [scene.images[0].numpy()] * len(pairs), pairs, figures)
 
 
 def test_a_defects_appearance_is_its_contrast_and_its_fine_texture():
@@ -60,15 +61,15 @@ def test_the_guidance_is_chosen_whose_defects_look_like_the_real_ones(monkeypatc
     """A painter whose defects are 30 grey levels darker than the surface per unit of guidance."""
     scene = examples([real, real + 1, real - 1])
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
-        assert not wide
-        for _ in range(trials.calls):
+    def painted(painter, number, way, called):
+        assert not way.wide
+        for _ in range(painter.trials.calls):
             called()
         figures = [Figures(fill, 0, 0, 8, 16) for fill in (0.1, 0.5, 0.9)]
-        dark = examples([round(100 - 30 * recipe.guidance)] * 3)
-        return shown(dark, figures, wide=wide)
+        dark = examples([round(100 - 30 * way.guidance)] * 3)
+        return shown(dark, figures, way)
 
-    monkeypatch.setattr(calibration, "_painted", painted)
+    monkeypatch.setattr(Painter, "paint", painted)
     monkeypatch.setattr(calibration, "GUIDANCES", (1.0, 1.5, 2.0, 3.0))
     told = []
     latents = type("Latents", (), {"examples": scene})()
@@ -99,13 +100,13 @@ def test_paint_is_kept_beyond_a_label_where_that_looks_as_real_defects_do(monkey
         image[0, 11:21, 11:21] = 70
         image[0, 12:20, 12:20] = inside
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
-        made = examples([40, 42, 44] if kept or not wide else [250, 250, 250])
-        if wide:
+    def painted(painter, number, way, called):
+        made = examples([40, 42, 44] if kept or not way.wide else [250, 250, 250])
+        if way.wide:
             made.images[2:, 0, 10:22, 10:22] = beside
-        return shown(made, [Figures(0.5, 0, 0, 8, 16)] * 3, wide=wide)
+        return shown(made, [Figures(0.5, 0, 0, 8, 16)] * 3, way)
 
-    monkeypatch.setattr(calibration, "_painted", painted)
+    monkeypatch.setattr(Painter, "paint", painted)
     latents = type("Latents", (), {"examples": scene})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
     defaults, _ = calibration.calibrate(None, latents, *arguments, reach=True)
@@ -131,28 +132,28 @@ def test_guidance_and_outset_are_chosen_that_together_look_like_real_defects(mon
                 image[torch.from_numpy(outset.outermost(label.numpy()))] = round(100 - 15 * guidance)
         return made
 
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
-        told.append((recipe.guidance, beyond))
-        figures = [Figures(recipe.guidance / 4 + beyond / 10, 0, 0, 8, 16)] * 3
-        return shown(scene(recipe.guidance, early=beyond > 0), figures, wide=wide)
+    def painted(painter, number, way, called):
+        told.append(way)
+        figures = [Figures(way.guidance / 4 + way.outset / 10, 0, 0, 8, 16)] * 3
+        return shown(scene(way.guidance, early=way.outset > 0), figures, way)
 
-    told: list[tuple[float, float]] = []
-    monkeypatch.setattr(calibration, "_painted", painted)
+    told: list[Way] = []
+    monkeypatch.setattr(Painter, "paint", painted)
     latents = type("Latents", (), {"examples": scene(wanted[0], early=early)})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
     defaults, _ = calibration.calibrate(None, latents, *arguments)
     assert (defaults["part+dent"].guidance, defaults["part+dent"].outset) == wanted
     assert defaults["part+dent"].min_fill == pytest.approx(wanted[0] / 4 + wanted[1] / 10, abs=1e-3)
     assert sorted(told) == sorted(
-        (weight, beyond) for weight in calibration.GUIDANCES for beyond in (0.0, 0.5)
+        Way(weight, beyond) for weight in calibration.GUIDANCES for beyond in (0.0, 0.5)
     )
 
 
 def test_no_pair_is_painted_again_for_its_last_few_pixels(monkeypatch):
-    def painted(networks, latents, number, adapter, recipe, trials, seed, device, called, *, wide, beyond):
-        return shown(examples([40, 42, 44]), [Figures(1.0, 0, 0, 8, 16)] * 3, wide=wide)
+    def painted(painter, number, way, called):
+        return shown(examples([40, 42, 44]), [Figures(1.0, 0, 0, 8, 16)] * 3, way)
 
-    monkeypatch.setattr(calibration, "_painted", painted)
+    monkeypatch.setattr(Painter, "paint", painted)
     latents = type("Latents", (), {"examples": examples([40, 42, 44])})()
     arguments = ({"part+dent": "a"}, Recipe.masked(), MICRO.calibration, 0, None, lambda *a: None)
     defaults, _ = calibration.calibrate(None, latents, *arguments)
@@ -163,13 +164,13 @@ def test_labels_of_the_calibration_are_none_that_training_showed():
     label = np.zeros((32, 32), dtype=bool)
     label[8:12, 4:24] = True
     labels = np.stack([label] * 12)
-    unseen = calibration._unseen(labels, seed=3)
-    np.testing.assert_array_equal(unseen, calibration._unseen(labels, seed=3))
-    assert (unseen != calibration._unseen(labels, seed=4)).any()
-    assert unseen.any(axis=(1, 2)).all()
-    shapes = {one[np.ix_(one.any(axis=1), one.any(axis=0))].tobytes() for one in unseen}
+    made = unseen(labels, seed=3)
+    np.testing.assert_array_equal(made, unseen(labels, seed=3))
+    assert (made != unseen(labels, seed=4)).any()
+    assert made.any(axis=(1, 2)).all()
+    shapes = {one[np.ix_(one.any(axis=1), one.any(axis=0))].tobytes() for one in made}
     assert len(shapes) > 10
-    assert not any((one == other).all() for one in unseen for other in (label, label[::-1], label[:, ::-1]))
+    assert not any((one == other).all() for one in made for other in (label, label[::-1], label[:, ::-1]))
 
 
 def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_path: Path, monkeypatch):
@@ -186,9 +187,9 @@ def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_pa
 
 
 def test_the_recipes_own_guidance_stays_where_no_other_is_clearly_better():
-    own = (2.0, 0.0)
-    distances = {(1.0, 0.0): 0.96, own: 1.0, (3.0, 0.5): 2.0}
+    own = Way(2.0)
+    distances = {Way(1.0): 0.96, own: 1.0, Way(3.0, 0.5): 2.0}
     assert calibration.chosen(distances, own) == own
-    assert calibration.chosen(distances | {(1.0, 0.0): 0.95}, own) == (1.0, 0.0)
-    assert calibration.chosen(distances | {(3.0, 0.5): 0.5}, own) == (3.0, 0.5)
-    assert calibration.chosen(distances, (4.0, 0.0)) == (1.0, 0.0)
+    assert calibration.chosen(distances | {Way(1.0): 0.95}, own) == Way(1.0)
+    assert calibration.chosen(distances | {Way(3.0, 0.5): 0.5}, own) == Way(3.0, 0.5)
+    assert calibration.chosen(distances, Way(4.0)) == Way(1.0)
