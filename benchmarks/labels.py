@@ -2,8 +2,9 @@
 
 ENGINE is that of ``models/demo``. Photographs and labels are made as the demo's data are, from the part of the
 surface that training never saw; the defects rendered under the same labels say what there is to reach. Measured are
-the share of a label's pixels that changed by more than 15 grey levels, the mean change under it, the leak before
-compositing, and the mean difference between two seeds; for rendered defects between two looks under one label.
+the share of a label's pixels that changed by more than 15 grey levels, the mean change under it and how far that is
+spread over pairs, the leak before compositing, and the mean difference between two seeds; for rendered defects
+between two looks under one label.
 ``as used`` is the model as it is used: its own guidance, and weak labels painted again; ``once``: they are not.
 """
 
@@ -48,10 +49,12 @@ LEVERS = {
 def figures(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     difference = after.astype(np.float64) - before
     each = [float((np.abs(d[m]) > VISIBLE).mean()) for d, m in zip(difference, labels, strict=True)]
+    changes = [d[m].mean() for d, m in zip(difference, labels, strict=True)]
     return {
         "fill": round(float(np.mean(each)), 3),
         "weakest_tenth": round(float(np.quantile(each, 0.1)), 3),
-        "change": round(float(np.mean([d[m].mean() for d, m in zip(difference, labels, strict=True)])), 1),
+        "change": round(float(np.mean(changes)), 1),
+        "spread": round(float(np.std(changes)), 1),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from stage_rt.engine import Engine
 from stage_rt.errors import InputError
@@ -21,7 +22,7 @@ from stage_rt.run.job import Job
 from stage_rt.run.plan import make_plan
 from stage_rt.run.sample import Samples
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
-from stage_rt.spec import MANIFEST_FILE
+from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
 
 from . import procedural, published
 from .baselines import BASELINES
@@ -100,7 +101,7 @@ def make(
         progress: told the share that is done.
 
     Raises:
-        InputError: the source is unknown or cannot be had here.
+        InputError: the source is unknown or cannot be had here, or more pairs are there already.
         StageError: as `stage_rt.run.fill.fill`.
     """
     made = {}
@@ -111,6 +112,7 @@ def make(
         share = portion(progress, number / len(split.types), (number + 1) / len(split.types))
         if name in OURS:
             asked = job(split, kind, order, engine, **(OURS[name] | ({"recipe": recipe} if recipe else {})))
+            _refuse_fewer(run, order)
             fill(engine, asked, run, progress=share)
             pairs = [
                 (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
@@ -122,6 +124,18 @@ def make(
             plan = make_plan(engine.spec, job(split, kind, order, engine), lambda notice: None)
             made[kind] = _painted(name, split, kind, plan.samples, run, order.seed, share)
     return made
+
+
+def _refuse_fewer(run: Path, order: Order) -> None:
+    try:
+        count = RunSpec.model_validate_json((run / RUN_FILE).read_bytes()).count
+    except (FileNotFoundError, ValidationError):
+        # A run that is damaged is told of when it is filled.
+        return
+    if count > order.pairs:
+        raise InputError(
+            f"`{run}` holds {count} pairs already", f"give `--pairs {count}` or more, or another `-o`"
+        )
 
 
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:

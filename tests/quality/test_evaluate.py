@@ -228,6 +228,12 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
     ]
 
 
+def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: Path, tmp_path: Path) -> None:
+    evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=3)
+    with pytest.raises(InputError, match=r"holds 3 pairs already: give `--pairs 3` or more, or another `-o`"):
+        evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=2)
+
+
 @pytest.mark.parametrize("name", ["nothing", "procedurally"])
 def test_an_unknown_source_is_named_with_those_there_are(data: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"unknown source '{name}': use ours, "):
