@@ -17,8 +17,6 @@ from .trials import Figures, Job, Opinion, Trials
 REAL = "real only"
 MOST_GOOD = 1000
 """Good photographs that segmenters learn from; of more, some between which the others lie."""
-ALONE = ("ours",)
-"""Sources that segmenters also learn from without real pairs."""
 PAINTING = 0.3
 """Share of an evaluation's time that painting is taken to be."""
 
@@ -107,11 +105,12 @@ def _fit(trials: Trials, jobs: Sequence[Job], real: Pictures) -> float | None:
 
 
 def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[str, list[Job]]:
-    """What the segmenters of every row learn."""
+    """What the segmenters of every row learn: real pairs, with those of each source, and each source alone, where
+    nothing hides what it teaches."""
     parts = {
         REAL: [real],
         **{f"with {name}": [real, pairs] for name, pairs in painted.items()},
-        **{f"{name} alone": [pairs] for name, pairs in painted.items() if name in ALONE},
+        **{f"{name} alone": [pairs] for name, pairs in painted.items()},
     }
     return {name: [Job(name, part, seed) for seed in range(seeds)] for name, part in parts.items()}
 

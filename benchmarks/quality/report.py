@@ -37,7 +37,7 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every row with real pairs against real only, in words: helps, harms, or no difference that can be told."""
     told = []
     for one in result["differences"]:
-        if one["from"] != REAL:
+        if one["from"] != REAL or one["row"].endswith(" alone"):
             continue
         word = "helps" if one["points"] > 0 else "harms"
         if not one["told_apart"]:

@@ -14,8 +14,13 @@ DIGITS = 2
 
 
 def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any]:
-    """``how`` it was made, one entry a row, and the differences of every row with real pairs from the others'."""
-    several = {row.name: _counts(row) for row in outcome.rows if _has_real(row)}
+    """``how`` it was made, one entry a row, and the differences between rows with real pairs, and between real pairs
+    and those of every source alone."""
+    alone = [row for row in outcome.rows if not _has_real(row)]
+    groups = [
+        {row.name: _counts(row) for row in rows}
+        for rows in ([row for row in outcome.rows if _has_real(row)], [outcome.rows[0], *alone])
+    ]
     subjects = split.subjects()
     return {
         "object": split.name,
@@ -27,9 +32,10 @@ def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any
         "how": how,
         "rows": [_entry(row, split) for row in outcome.rows],
         "differences": [
-            {"row": name, "from": other, **_rounded(difference(counts, several[other], subjects))}
-            for name, counts in several.items()
-            for other in several
+            {"row": name, "from": other, **_rounded(difference(counts, group[other], subjects))}
+            for group in groups
+            for name, counts in group.items()
+            for other in group
             if name != other
         ],
         "agreement": {source: _agreement(opinions, split) for source, opinions in outcome.opinions.items()},
