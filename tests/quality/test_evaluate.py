@@ -108,7 +108,7 @@ def test_how_well_a_segmenter_fits_what_it_learned_is_told(
 
     monkeypatch.setattr(trials, "find", answer)
     result = evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
-    assert [row["miou_learned"] for row in result["rows"]] == [percent, percent]
+    assert [row["miou_learned"] for row in result["rows"]] == [percent, percent, None]
 
 
 def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
@@ -150,12 +150,13 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
     assert evaluated(data, tmp_path / "r", sources=["ours"]) == result
     assert not learned
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
-    assert len(learned) == 2
+    # Two seeds beside real pairs and two alone.
+    assert len(learned) == 4
     image = tmp_path / "r" / "pairs" / "draem" / "dent" / "test" / "dent" / "000001.png"
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(image)
     learned.clear()
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
-    assert len(learned) == 2
+    assert len(learned) == 4
 
 
 def test_segmenters_trained_side_by_side_are_those_trained_in_turn(
