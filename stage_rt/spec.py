@@ -102,6 +102,7 @@ Rim = tuple[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)], ...]
 
 
 Outset = Annotated[float, Field(ge=0, le=8, allow_inf_nan=False)]
+"""How much wider than they are the networks are told that labels reach, in their pixels."""
 
 
 class PromptDefaults(_Spec):

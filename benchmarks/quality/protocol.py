@@ -21,6 +21,11 @@ PAINTING = 0.3
 """Share of an evaluation's time that painting is taken to be."""
 
 
+def has_real(row: str) -> bool:
+    """Whether the segmenters of a row of that name learn real pairs."""
+    return row == REAL or row.startswith("with ")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is compared, and how: ``side`` pixels, ``seeds`` segmenters a row, ``names`` of the sources.

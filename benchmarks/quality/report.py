@@ -14,7 +14,7 @@ from stage_rt.files import write_atomic
 from stage_rt.run.report import template
 
 from .pictures import Pictures
-from .protocol import REAL
+from .protocol import REAL, has_real
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
@@ -37,7 +37,7 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every row with real pairs against real only, in words: helps, harms, or no difference that can be told."""
     told = []
     for one in result["differences"]:
-        if one["from"] != REAL or one["row"].endswith(" alone"):
+        if one["from"] != REAL or not has_real(one["row"]):
             continue
         word = "helps" if one["points"] > 0 else "harms"
         if not one["told_apart"]:
@@ -49,7 +49,7 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 0.32 * len(rows) + 1), layout="constrained")
     for n, row in enumerate(reversed(rows)):
-        axis.barh(n, row["miou"], color="#4a7bb5" if "alone" not in row["row"] else "#b9cbe2")
+        axis.barh(n, row["miou"], color="#4a7bb5" if has_real(row["row"]) else "#b9cbe2")
         axis.plot(row["miou_by_seed"], [n] * row["seeds"], "k.", markersize=4)
     axis.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
     axis.set_xlabel("mean IoU of the types on held-out photographs; dots are seeds")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import Counts, Scores, accuracy, iou
-from .protocol import REAL, Outcome, Row
+from .protocol import Outcome, Row, has_real
 from .split import Split
 from .statistics import Difference, difference, mean_iou
 from .trials import Opinion
@@ -16,10 +16,10 @@ DIGITS = 2
 def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any]:
     """``how`` it was made, one entry a row, and the differences between rows with real pairs, and between real pairs
     and those of every source alone."""
-    alone = [row for row in outcome.rows if not _has_real(row)]
+    alone = [row for row in outcome.rows if not has_real(row.name)]
     groups = [
         {row.name: _counts(row) for row in rows}
-        for rows in ([row for row in outcome.rows if _has_real(row)], [outcome.rows[0], *alone])
+        for rows in ([row for row in outcome.rows if has_real(row.name)], [outcome.rows[0], *alone])
     ]
     subjects = split.subjects()
     return {
@@ -40,10 +40,6 @@ def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any
         ],
         "agreement": {source: _agreement(opinions, split) for source, opinions in outcome.opinions.items()},
     }
-
-
-def _has_real(row: Row) -> bool:
-    return row.name == REAL or row.name.startswith("with ")
 
 
 def _counts(row: Row) -> Counts:
