@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="digest of what is measured, as source.sh prints it")
     parser.add_argument("--driver", type=Path, required=True, help="step_driver.cu, compiled")
     parser.add_argument("--sanitizer", type=Path, help="compute-sanitizer")
+    parser.add_argument("--checks", action="store_true", help="do no part but the checks")
     options = parser.parse_args()
     device = gpu()
     if device is None:
@@ -52,7 +53,8 @@ def main() -> None:
     bench = Bench(options.work, options.out, options.mode, device, options.source, options.budget)
     place = Place(options.work, options.driver, options.sanitizer)
     for part in plan(options.mode, place):
-        bench.do(part)
+        if part.name in CHECKS or not options.checks:
+            bench.do(part)
     failed = bench.failed()
     print(f"{len(bench.finished())} parts finished, {len(failed)} did not; results in {options.out}")
     for name, reason in failed.items():

@@ -6,10 +6,13 @@ with tails, which are enough for that. The bounds are those of the CPU library's
 
 import argparse
 import json
+import os
 import struct
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +159,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     shapes = SMALL if options.under else SHAPES
-    results = [compare(options.driver, options.under, shape, dtype) for shape in shapes for dtype in DTYPES]
+    # Most of a case is waiting for its process to begin.
+    with ThreadPoolExecutor(os.cpu_count()) as several:
+        cases = product(shapes, DTYPES)
+        results = list(several.map(lambda each: compare(options.driver, options.under, *each), cases))
     for result in results:
         print(
             f"{result['dtype']}  {result['shape']!s:16} max abs {result['max_abs_numpy']:.1e}  "

@@ -12,10 +12,11 @@ ROOT = HERE.parents[1]
 Mode = Literal["full", "quick", "dry"]
 
 CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90, 60, 240, 120, 120
+DEMO_SECONDS = 300
 TUNED_SECONDS = 420
 """The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
 
-CHECKS = ("kernels", "memcheck", "racecheck", "loop_checks")
+CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck")
 """Parts that pass or fail; every other gives a row of figures."""
 
 
@@ -74,29 +75,29 @@ def _parts(mode: Mode, place: Place) -> Iterator[Part]:
         yield _peer(mode, place, peer, dtype, 1)
     for batch in first:
         yield _loop(mode, place, "bf16", batch)
+    yield Part("demo", DEMO_SECONDS, [sys.executable, str(HERE / "demo.py"), str(place.work)])
 
 
 def _checks(place: Place) -> Iterator[Part]:
-    command = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
-    yield Part("kernels", CHECK_SECONDS, [*command, "--json", str(place.work / "kernels.json")])
-    if place.sanitizer:
-        for tool in ("memcheck", "racecheck"):
-            under = ["--under", str(place.sanitizer), "--tool", tool, "--error-exitcode", "9"]
-            yield Part(tool, CHECK_SECONDS, [*command, *under])
+    kernels = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
     pytest = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        "-m",
-        "gpu",
+        *(sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu")
     ]
-    yield Part("loop_checks", CHECK_SECONDS, [*pytest, str(ROOT / "tests/cuda/test_gpu.py")])
+    loop = [*pytest, str(ROOT / "tests/cuda/test_gpu.py")]
+    yield Part("kernels", CHECK_SECONDS, [*kernels, "--json", str(place.work / "kernels.json")])
+    yield Part("loop_checks", CHECK_SECONDS, loop)
+    if not place.sanitizer:
+        return
+    for tool in ("memcheck", "racecheck"):
+        yield Part(tool, CHECK_SECONDS, [*kernels, "--under", *_under(place.sanitizer, tool)])
+    # Batches that are filled up, in all dtypes; the others would take minutes.
+    yield Part(
+        "loop_memcheck", CHECK_SECONDS, [*_under(place.sanitizer, "memcheck"), *loop, "-k", "3-4 or own_are"]
+    )
+
+
+def _under(sanitizer: Path, tool: str) -> list[str]:
+    return [str(sanitizer), "--tool", tool, "--error-exitcode", "9"]
 
 
 def _loop(

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # One command for a machine with an NVIDIA GPU: installs what it needs, checks the CUDA kernels and the loop, measures.
 #
-#   benchmarks/gpu/run.sh [--quick|--dry]     nine minutes, or four; BUDGET=SECONDS, OUT=FOLDER, WORK=FOLDER, PYTHON=...
+#   benchmarks/gpu/run.sh [--quick|--checks|--dry]     nine minutes, or four; BUDGET=SECONDS, OUT=FOLDER, WORK=FOLDER, PYTHON=...
 #
+# --checks does the checks alone, in two minutes; without it the same command then goes on with what is measured.
 # It wants Python 3.11 or newer with a CUDA build of PyTorch, nvcc and a C++ compiler. Python packages that are missing
 # come from build/gpu/wheels, which carry.sh fills on another machine, or else from the package index, and are installed
 # into build/gpu/venv and nowhere else. Results lie in OUT (build/gpu/results) after every part: gpu-<device>.json, which
@@ -11,12 +12,13 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
-mode=full budget=540
+mode=full budget=540 checks=()
 for argument in "$@"; do
   case $argument in
     --quick) mode=quick budget=240 ;;
+    --checks) budget=200 checks=(--checks) ;;
     --dry) mode=dry budget=7200 ;;
-    *) echo "usage: benchmarks/gpu/run.sh [--quick|--dry]" >&2 && exit 2 ;;
+    *) echo "usage: benchmarks/gpu/run.sh [--quick|--checks|--dry]" >&2 && exit 2 ;;
   esac
 done
 end=$((SECONDS + ${BUDGET:-$budget}))
@@ -107,4 +109,4 @@ sanitizer=$(PATH=$PATH:$cuda/bin command -v compute-sanitizer) && sanitizer=(--s
 [[ $mode = dry ]] && sanitizer=()
 
 exec timeout --kill-after=10 "$(($(left) + 30))" "$python" benchmarks/gpu/bench.py --work "$work" --out "$out" --mode "$mode" \
-  --budget "$(left)" --source "$source" --driver "$driver" "${sanitizer[@]}"
+  --budget "$(left)" --source "$source" --driver "$driver" "${sanitizer[@]}" "${checks[@]}"
