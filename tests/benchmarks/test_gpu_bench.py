@@ -237,4 +237,4 @@ def test_the_scripts_parse_and_are_programs(script):
 
 def test_an_unknown_option_is_told():
     done = subprocess.run(["bash", str(GPU / "run.sh"), "--fast"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: benchmarks/gpu/run.sh [--quick|--dry]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: benchmarks/gpu/run.sh [--quick|--checks|--dry]\n")
