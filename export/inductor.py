@@ -34,6 +34,8 @@ _OPTIONS: dict[str, bool | str] = {"aot_inductor.package_constants_in_so": False
 _TUNED: dict[str, bool | str] = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
+    # Otherwise every way that asks for more shared memory than there is fails twice, after seconds of compiling.
+    "max_autotune_prune_choices_based_on_shared_mem": True,
     # So that they are tuned as the matrix products they are, and take what comes after them along.
     "conv_1x1_as_mm": True,
     # The 3x3 ones are left to cuDNN: there are ninety of them at full size, each with dozens of ways to try.

@@ -119,6 +119,8 @@ class Bench:
         self._log(part.name)
         if code is None:
             return self._keep(part, seconds, failed=f"it took longer than {min(part.seconds, left):.0f} s")
+        if code < 0:
+            return self._keep(part, seconds, failed=f"ended by {signal.Signals(-code).name}: see {LOG}")
         if code:
             return self._keep(part, seconds, failed=last_line(self._work / "logs" / f"{part.name}.log"))
         row = "pass" if part.name in CHECKS else json.loads(printed.strip().splitlines()[-1])
@@ -162,7 +164,14 @@ def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]
     printed = log.with_suffix(".out")
     with log.open("w") as said, printed.open("w") as out:
         # A compiler leaves helpers, which would share the GPU with the next part.
-        process = subprocess.Popen(command, stdout=out, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=said,
+            start_new_session=True,
+            # Where a library crashes, the log shall tell in which call.
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+        )
         try:
             code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:

@@ -11,9 +11,8 @@ ROOT = HERE.parents[1]
 
 Mode = Literal["full", "quick", "dry"]
 
-CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90, 60, 240, 120, 120
-DEMO_SECONDS = 300
-TUNED_SECONDS = 420
+CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90, 60, 400, 120, 120
+TUNED_SECONDS, DEMO_SECONDS = 900, 900
 """The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
 
 CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck")
@@ -97,7 +96,8 @@ def _checks(place: Place) -> Iterator[Part]:
 
 
 def _under(sanitizer: Path, tool: str) -> list[str]:
-    return [str(sanitizer), "--tool", tool, "--error-exitcode", "9"]
+    # Calls that fail are ours to see to, and cuda-bindings asks an older driver for functions that it has not got.
+    return [str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
 
 
 def _loop(

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, 
     graphs = [UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)]
     folder = engine(work, dtype, batch, tuned, plain)
     with staged_folder(folder, replace=folder.exists()) as staged:
-        write(model, wanted, staged, graphs=graphs, tuned=tuned)
+        write(
+            model, wanted, staged, graphs=graphs, tuned=tuned, say=partial(print, file=sys.stderr, flush=True)
+        )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "dtype": dtype,

@@ -161,6 +161,16 @@ def test_an_engine_that_is_not_on_this_machine_is_compiled_again(begin, tmp_path
     assert made.exists()
 
 
+def test_a_part_that_crashes_is_told_of_with_its_signal_and_its_place(begin, tmp_path):
+    bench = begin()
+    crashes = "import ctypes\n\ndef library():\n    ctypes.string_at(0)\n\nlibrary()"
+    assert not bench.do(part("crash", crashes))
+    assert bench.failed() == {"crash": "ended by SIGSEGV: see log.txt"}
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Segmentation fault" in log
+    assert "in library" in log
+
+
 def test_what_cannot_be_compiled_is_not_run(begin):
     bench = begin()
     assert not bench.do(part("loop", gives(1), before=part("compile", FAILS), made=Path("nowhere")))
