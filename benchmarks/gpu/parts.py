@@ -15,7 +15,7 @@ CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90
 TUNED_SECONDS, DEMO_SECONDS = 900, 900
 """The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
 
-CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck")
+CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck", "engine_checks")
 """Parts that pass or fail; every other gives a row of figures."""
 
 
@@ -53,7 +53,7 @@ def _patient(part: Part) -> Part:
 
 
 def _parts(mode: Mode, place: Place) -> Iterator[Part]:
-    yield from _checks(place)
+    yield from _checks(mode, place)
     yield _task(mode, place, "machine", MACHINE_SECONDS)
     dtype, first = ("fp32", (1,)) if mode == "dry" else ("fp16", (32, 1))
     for batch in first:
@@ -77,22 +77,24 @@ def _parts(mode: Mode, place: Place) -> Iterator[Part]:
     yield Part("demo", DEMO_SECONDS, [sys.executable, str(HERE / "demo.py"), str(place.work)])
 
 
-def _checks(place: Place) -> Iterator[Part]:
+def _checks(mode: Mode, place: Place) -> Iterator[Part]:
     kernels = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
     pytest = [
         *(sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu")
     ]
-    loop = [*pytest, str(ROOT / "tests/cuda/test_gpu.py")]
+    loop, engine = (
+        [*pytest, str(ROOT / "tests/cuda" / name)] for name in ("test_gpu.py", "test_gpu_engine.py")
+    )
     yield Part("kernels", CHECK_SECONDS, [*kernels, "--json", str(place.work / "kernels.json")])
     yield Part("loop_checks", CHECK_SECONDS, loop)
-    if not place.sanitizer:
-        return
-    for tool in ("memcheck", "racecheck"):
-        yield Part(tool, CHECK_SECONDS, [*kernels, "--under", *_under(place.sanitizer, tool)])
-    # Batches that are filled up, in all dtypes; the others would take minutes.
-    yield Part(
-        "loop_memcheck", CHECK_SECONDS, [*_under(place.sanitizer, "memcheck"), *loop, "-k", "3-4 or own_are"]
-    )
+    if place.sanitizer:
+        for tool in ("memcheck", "racecheck"):
+            yield Part(tool, CHECK_SECONDS, [*kernels, "--under", *_under(place.sanitizer, tool)])
+        # Batches that are filled up, in all dtypes; the others would take minutes.
+        under = [*_under(place.sanitizer, "memcheck"), *loop, "-k", "3-4 or own_are"]
+        yield Part("loop_memcheck", CHECK_SECONDS, under)
+    if mode != "dry":
+        yield Part("engine_checks", COMPILE_SECONDS, engine)
 
 
 def _under(sanitizer: Path, tool: str) -> list[str]:

@@ -57,6 +57,7 @@ def test_rows_become_one_result(collect):
         "memcheck": "not done",
         "racecheck": "not done",
         "loop_memcheck": "not done",
+        "engine_checks": "not done",
     }
     assert result["not_done"] == {"peer_compiled_fp16_32": "it took longer than 420 s"}
     assert [(row["batch"], row["of_matmul_peak"]) for row in result["loop"]] == [(32, 0.5), (1, 0.25)]

@@ -1,0 +1,51 @@
+"""An engine that PyTorch compiled for the GPU here: held against its model, and its loop against that on a CPU."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from small_model import PROMPTS
+
+from stage_rt.export import inductor
+from stage_rt.export.hoist import hoisted_model
+from stage_rt.export.inductor import describe, write
+from stage_rt.export.verify import require, verify
+from stage_rt.loading import load
+from stage_rt.noise import PhiloxNoise
+from stage_rt.training.folder import load_model
+
+BATCH = (1, 4)
+
+
+@pytest.fixture(scope="module")
+def compiled(model_folder, tmp_path_factory):
+    """``compiled(dtype)`` is a folder; kernels are not chosen by trying them, which takes minutes."""
+
+    def made(dtype):
+        folder = tmp_path_factory.mktemp("engine")
+        model = hoisted_model(load_model(model_folder))
+        fingerprint = inductor._fingerprint(model_folder, dtype)
+        write(model, describe(model.spec, dtype, BATCH, None, fingerprint), folder, tuned=False)
+        return folder
+
+    return made
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")
+def test_an_engine_for_the_gpu_is_its_model_and_paints_what_the_cpus_paints(
+    compiled, model_folder, engine_folder
+):
+    folder, notices = compiled("fp32"), []
+    require(verify(folder, model_folder))
+    rng = np.random.default_rng(3)
+    images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
+    masks = np.zeros((3, 1, 16, 16), np.float32)
+    masks[:, :, 4:9, 3:12] = 1
+    given = {"prompt": PROMPTS[0], "noise": PhiloxNoise([7, 8, 9], [0, 1, 2])}
+    with closing(load(folder, notify=notices.append)) as here, closing(load(engine_folder)) as cpu:
+        found, again, expected = (engine.paint(images, masks, **given).images for engine in (here, here, cpu))
+    assert notices == []
+    np.testing.assert_array_equal(found, again)
+    np.testing.assert_allclose(found, expected, atol=5e-4)
