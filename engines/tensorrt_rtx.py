@@ -56,6 +56,7 @@ def _current() -> str:
         ) from error
     if gpu.sm not in TARGETS:
         raise DeviceError(
-            f"TensorRT-RTX does not build for the GPU here, {gpu.name} ({gpu.sm}): use `--backend tensorrt`"
+            f"TensorRT-RTX does not build for the GPU here, {gpu.name} ({gpu.sm}): use `--backend tensorrt` or "
+            "`--backend inductor`"
         )
     return gpu.sm

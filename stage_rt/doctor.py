@@ -159,7 +159,15 @@ def _nvidia() -> Iterator[Line]:
     if not gpus:
         yield Line("GPU", Status.MISSING, "the driver sees none", "start the container with `--gpus all`")
     for index, (name, sm, total, free) in enumerate(gpus):
-        yield Line(f"GPU {index}", Status.OK, f"{name}, SM {sm}, {_size(free)} of {_size(total)} free")
+        found = f"{name}, SM {sm}, {_size(free)} of {_size(total)} free"
+        yield Line(f"GPU {index}", Status.OK, found if _for_rtx(sm) else f"{found}; not for TensorRT-RTX")
+
+
+def _for_rtx(sm: str) -> bool:
+    """Whether TensorRT-RTX runs on a compute capability as ``8.9``: no data centre's since Ampere's."""
+    from stage_rt.backends.tensorrt import FLAVOURS
+
+    return f"sm{sm.replace('.', '')}" in FLAVOURS["tensorrt-rtx"].targets
 
 
 def _libcuda(fix: str) -> Line:

@@ -164,6 +164,18 @@ def test_gpus_are_listed_with_sm_and_free_memory(monkeypatch: pytest.MonkeyPatch
     assert lines[3].found == "NVIDIA RTX 4090, SM 8.9, 20.0 GB of 24.0 GB free"
 
 
+def test_a_gpu_that_tensorrt_rtx_does_not_serve_is_told(monkeypatch: pytest.MonkeyPatch, libraries) -> None:
+    libraries(libcuda=driver())
+    monkeypatch.setattr(
+        doctor, "_gpus", lambda: ("580.159.04", [("NVIDIA H200", "9.0", 150 << 30, 149 << 30)])
+    )
+    gpu = list(doctor._nvidia())[-1]
+    assert (gpu.status, gpu.found) == (
+        Status.OK,
+        "NVIDIA H200, SM 9.0, 160.0 GB of 161.1 GB free; not for TensorRT-RTX",
+    )
+
+
 def test_a_driver_without_a_gpu_and_a_stub_of_a_driver_say_what_to_do(
     monkeypatch: pytest.MonkeyPatch, libraries
 ) -> None:
