@@ -29,7 +29,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result, plot and page into ``folder``."""
     write_atomic(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     _plot(result["rows"], folder / PLOT)
-    page = template(_TEMPLATE).render(result=result, verdicts=verdicts(result), plot=PLOT, examples=EXAMPLES)
+    shown = {"verdicts": verdicts(result), "alone": best_alone(result), "plot": PLOT, "examples": EXAMPLES}
+    page = template(_TEMPLATE).render(result=result, **shown)
     write_atomic(folder / PAGE, page.encode())
 
 
@@ -44,6 +45,17 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             word = "no difference that can be told"
         told.append({**one, "word": word})
     return told
+
+
+def best_alone(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The best source without real pairs against every other: above it, or no difference that can be told."""
+    rows = [row for row in result["rows"] if not has_real(row["row"])]
+    best = max(rows, key=lambda row: row["miou"], default={"row": ""})["row"]
+    return [
+        {**one, "word": "above" if one["told_apart"] else "no difference that can be told"}
+        for one in result["differences"]
+        if one["row"] == best and not has_real(one["from"])
+    ]
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

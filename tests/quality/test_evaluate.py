@@ -11,7 +11,7 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
-from stage_rt.quality import evaluate, trials
+from stage_rt.quality import evaluate, report, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.sizes import SIZES, Size, side_of
@@ -65,6 +65,27 @@ def evaluated(data: Path, folder: Path, shares: list[float] | None = None, **cha
     return run(engine(), request(data, **changes), folder, say=lambda line: None, progress=told.append).result
 
 
+def test_the_best_source_alone_is_held_against_the_others_alone() -> None:
+    def difference(row: str, other: str, told_apart: bool) -> dict:
+        return {"row": row, "from": other, "points": 9.0, "low": 4.0, "high": 14.0, "told_apart": told_apart}
+
+    rows = [
+        {"row": name, "miou": miou} for name, miou in (("real only", 60), ("a alone", 40), ("b alone", 50))
+    ]
+    differences = [
+        difference("b alone", "a alone", True),
+        difference("b alone", "real only", True),
+        difference("a alone", "b alone", True),
+        difference("real only", "b alone", True),
+    ]
+    (one,) = report.best_alone({"rows": rows, "differences": differences})
+    assert (one["row"], one["from"], one["word"]) == ("b alone", "a alone", "above")
+    differences[0]["told_apart"] = False
+    (one,) = report.best_alone({"rows": rows, "differences": differences})
+    assert one["word"] == "no difference that can be told"
+    assert report.best_alone({"rows": rows[:1], "differences": []}) == []
+
+
 def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_path: Path) -> None:
     shares: list[float] = []
     result = evaluated(data, tmp_path / "r", shares)
@@ -91,6 +112,7 @@ def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_pa
     page = (tmp_path / "r" / "report.html").read_text()
     for name in names:
         assert f"<td>{name}</td>" in page
+    assert "<h2>Without real pairs</h2>" in page
     assert "stage-rt evaluate part" in page
     for picture in ("miou.png", "examples.png"):
         assert opened(tmp_path / "r" / picture).width > 300
