@@ -37,12 +37,14 @@ def collect(
         row["of_matmul_peak"] = row["tflops"] / peak if peak and row["tflops"] else None
     checks = {name: "pass" if name in finished else failed.get(name, "not done") for name in CHECKS}
     others = {name: reason for name, reason in failed.items() if name not in CHECKS}
-    demo = finished.get("demo")
     return {
         **key,
-        **{"machine": machine, "checks": checks, "kernels": kernels},
+        "machine": machine,
+        "checks": checks,
+        "kernels": kernels,
         **rows,
-        **{"demo": demo, "not_done": others},
+        "demo": finished.get("demo"),
+        "not_done": others,
     }
 
 

@@ -80,7 +80,17 @@ def _parts(mode: Mode, place: Place) -> Iterator[Part]:
 def _checks(mode: Mode, place: Place) -> Iterator[Part]:
     kernels = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
     pytest = [
-        *(sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu")
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "-m",
+        "gpu",
     ]
     loop, engine = (
         [*pytest, str(ROOT / "tests/cuda" / name)] for name in ("test_gpu.py", "test_gpu_engine.py")

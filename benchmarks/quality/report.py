@@ -40,10 +40,7 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for one in result["differences"]:
         if one["from"] != REAL or not has_real(one["row"]):
             continue
-        word = "helps" if one["points"] > 0 else "harms"
-        if not one["told_apart"]:
-            word = "no difference that can be told"
-        told.append({**one, "word": word})
+        told.append(_worded(one, "helps" if one["points"] > 0 else "harms"))
     return told
 
 
@@ -52,10 +49,14 @@ def best_alone(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [row for row in result["rows"] if not has_real(row["row"])]
     best = max(rows, key=lambda row: row["miou"], default={"row": ""})["row"]
     return [
-        {**one, "word": "above" if one["told_apart"] else "no difference that can be told"}
+        _worded(one, "above")
         for one in result["differences"]
         if one["row"] == best and not has_real(one["from"])
     ]
+
+
+def _worded(one: Mapping[str, Any], word: str) -> dict[str, Any]:
+    return {**one, "word": word if one["told_apart"] else "no difference that can be told"}
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from small_model import PROMPTS
 
-from stage_rt.export import inductor
 from stage_rt.export.hoist import hoisted_model
 from stage_rt.export.inductor import describe, write
 from stage_rt.export.verify import require, verify
@@ -20,16 +19,11 @@ BATCH = (1, 4)
 
 @pytest.fixture(scope="module")
 def compiled(model_folder, tmp_path_factory):
-    """``compiled(dtype)`` is a folder; kernels are not chosen by trying them, which takes minutes."""
-
-    def made(dtype):
-        folder = tmp_path_factory.mktemp("engine")
-        model = hoisted_model(load_model(model_folder))
-        fingerprint = inductor._fingerprint(model_folder, dtype)
-        write(model, describe(model.spec, dtype, BATCH, None, fingerprint), folder, tuned=False)
-        return folder
-
-    return made
+    """An engine in fp32; its kernels are not chosen by trying them, which takes minutes."""
+    folder = tmp_path_factory.mktemp("engine")
+    model = hoisted_model(load_model(model_folder))
+    write(model, describe(model.spec, "fp32", BATCH, None, "0" * 64), folder, tuned=False)
+    return folder
 
 
 @pytest.mark.gpu
@@ -37,14 +31,14 @@ def compiled(model_folder, tmp_path_factory):
 def test_an_engine_for_the_gpu_is_its_model_and_paints_what_the_cpus_paints(
     compiled, model_folder, engine_folder
 ):
-    folder, notices = compiled("fp32"), []
-    require(verify(folder, model_folder))
+    notices = []
+    require(verify(compiled, model_folder))
     rng = np.random.default_rng(3)
     images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
     masks = np.zeros((3, 1, 16, 16), np.float32)
     masks[:, :, 4:9, 3:12] = 1
     given = {"prompt": PROMPTS[0], "noise": PhiloxNoise([7, 8, 9], [0, 1, 2])}
-    with closing(load(folder, notify=notices.append)) as here, closing(load(engine_folder)) as cpu:
+    with closing(load(compiled, notify=notices.append)) as here, closing(load(engine_folder)) as cpu:
         found, again, expected = (engine.paint(images, masks, **given).images for engine in (here, here, cpu))
     assert notices == []
     np.testing.assert_array_equal(found, again)
