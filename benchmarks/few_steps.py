@@ -33,7 +33,7 @@ import stage_rt
 from stage_rt.machine import cpu_name
 from stage_rt.names import SolverName
 from stage_rt.quality import realism
-from stage_rt.quality.learning import Lesson, find, learn
+from stage_rt.quality.learning import Lesson, find, learn, shares_of
 from stage_rt.quality.pictures import Pictures
 from stage_rt.training.loop import Device
 
@@ -86,8 +86,10 @@ def learned(steps: int, shown: Pictures) -> Judge:
     good = pictures(np.rint(255 * clean).astype(np.uint8), np.zeros(clean.shape, np.bool_), [0] * len(clean))
     lesson = Lesson("unet", steps=steps, batch=16, rate=4e-3, crop=64)
     device = Device.best()
-    network = learn([part], good, len(DEFECTS) + 1, lesson, 0, device, lambda share: None)
-    return Judge(network, realism.features(network, shown, device), device)
+    classes = len(DEFECTS)
+    shares, none_painted = shares_of(part, classes + 1), [0.0] * classes
+    network = learn([part], good, shares, none_painted, lesson, 0, device, lambda share: None)
+    return Judge(network, realism.look(network, shown, device).features, device)
 
 
 def agreement(judge: Judge, pairs: Pictures) -> np.ndarray:
@@ -100,7 +102,7 @@ def agreement(judge: Judge, pairs: Pictures) -> np.ndarray:
 
 def distance(judge: Judge, pairs: Pictures) -> tuple[realism.Distance, float]:
     """KID of the pairs, and its interval."""
-    rows = realism.features(judge.network, pairs, judge.device)
+    rows = realism.look(judge.network, pairs, judge.device).features
     whole, rng = realism.compare(rows, judge.real), np.random.default_rng(SEED)
     halves = [
         realism.compare(rng.permutation(rows)[: len(rows) // 2], judge.real).distance for _ in range(HALVES)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +28,15 @@ SCALES, BRIGHTNESS, CONTRAST = (0.75, 1.5), 32.0, (0.5, 1.5)
 """How crops are changed in training: factor of their size, and, as mmsegmentation does, for every other one levels
 that are added and the factor of all levels. A tile is lit three times as brightly as another; but a line's camera
 stands where it stands, and crops from half to twice the size take a lesson twice as long to learn."""
-GOOD, AROUND, PAINTED = 1 / 3, 3 / 8, 1 / 4
-"""Shares of the crops of a batch: from good photographs, and of the others around a defect, and from painted pictures
-where there are real ones too. A segmenter that sees fewer empty surfaces beside painted pairs than beside real ones
-alone answers every dark edge with a defect, and a comparison of the two measures that. With 3/4 around a few real
-defects they are learned by heart: whatever took their place helped, pairs that show nothing under their labels most
-of all. With half of them painted real ones are learned less well, and any source harms."""
+GOOD, AROUND = 1 / 3, 3 / 8
+"""Shares of the crops of a batch: from good photographs, and of the others around a defect. A segmenter that sees
+fewer empty surfaces beside painted pairs than beside real ones alone answers every dark edge with a defect, and a
+comparison of the two measures that. With 3/4 around a few real defects they are learned by heart: whatever took their
+place helped, pairs that show nothing under their labels most of all."""
+WEIGHT = 4
+"""How many real defects the painted pairs of a type count for (`painted_shares`). With half of the crops painted
+beside twelve real cracks these are learned less well, and any source harms; with a quarter beside three no source
+teaches much."""
 BATCH_OF_TEST = 16
 
 
@@ -59,7 +62,8 @@ class Lesson:
             "scales": SCALES,
             "brightness": BRIGHTNESS,
             "contrast": CONTRAST,
-            "shares": (GOOD, AROUND, PAINTED),
+            "shares": (GOOD, AROUND),
+            "crops": "by type",
             "labels": "nearest, centred",
             "calibrated": True,
         }
@@ -78,6 +82,7 @@ def learn(
     parts: Sequence[Pictures],
     good: Pictures,
     shares: Sequence[float],
+    painted: Sequence[float],
     lesson: Lesson,
     seed: int,
     device: Device,
@@ -87,10 +92,11 @@ def learn(
     otherwise at random.
 
     A share of every batch is of ``good`` photographs, the same whatever else is learned from. The other crops are of
-    the labelled ``parts``: real pairs, painted ones, or real ones and then painted ones, of which `PAINTED` are then,
-    so that many painted pairs do not crowd out a few real ones. `AROUND` of them lie around a labelled pixel, of each
-    class as often, the others anywhere in any picture. Cross entropy and soft Dice (Milletari et al., 3DV 2016) over
-    the defect classes together, which counts small defects as much as large ones.
+    pictures that show a defect, of each type as often, from the labelled ``parts``: real pairs, painted ones, or real
+    ones and then painted ones. Where both show a type, a share ``painted`` of its crops, one a type, is of painted
+    pictures, so that many pairs do not crowd out real defects. `AROUND` of the crops lie around a labelled pixel,
+    the others anywhere. Cross entropy and soft Dice (Milletari et al., 3DV 2016) over the defect classes together,
+    which counts small defects as much as large ones.
 
     A lesson shows several times as many labelled pixels as photographs have. What it taught is brought to ``shares``,
     those of all pixels of defective photographs that each class has: without it a source of pairs is judged by how
@@ -107,7 +113,7 @@ def learn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.rate, lesson.steps)
     labelled = [_Labelled.of(pictures) for pictures in parts]
     for step in range(lesson.steps):
-        x, y = _batch(labelled, good, lesson, rng)
+        x, y = _batch(labelled, good, painted, lesson, rng)
         shown += np.bincount(y.ravel(), minlength=len(shares))
         with device.precision():
             scores = network(x.to(device.device))
@@ -128,6 +134,11 @@ def learn(
     return network.eval()
 
 
+def painted_shares(defects: Sequence[int]) -> list[float]:
+    """What share of each type's crops is painted beside so many real ``defects`` of it: `WEIGHT` to their number."""
+    return [WEIGHT / (WEIGHT + number) for number in defects]
+
+
 def shares_of(pictures: Pictures, classes: int) -> list[float]:
     """The share of the pixels of all ``pictures`` that each of the classes has."""
     counts = np.bincount(pictures.classes.ravel(), minlength=classes)
@@ -146,33 +157,39 @@ class _Labelled(NamedTuple):
     """Pictures, which of them show each class that there is, and the labelled pixels of each, ``[M, 2]``."""
 
     pictures: Pictures
-    holding: Sequence[NDArray[np.integer]]
+    holding: Mapping[int, NDArray[np.integer]]
     pixels: Sequence[NDArray[np.integer]]
 
     @classmethod
     def of(cls, pictures: Pictures) -> "_Labelled":
-        present = np.unique(pictures.classes)
-        holding = [np.flatnonzero((pictures.classes == k).any(axis=(1, 2))) for k in present[present > 0]]
+        present = np.unique(pictures.classes).tolist()
+        holding = {number: np.flatnonzero(pictures.showing(number)) for number in present if number}
         return cls(pictures, holding, [np.argwhere(label) for label in pictures.classes])
 
 
 def _batch(
-    parts: Sequence[_Labelled], good: Pictures, lesson: Lesson, rng: np.random.Generator
+    parts: Sequence[_Labelled],
+    good: Pictures,
+    painted: Sequence[float],
+    lesson: Lesson,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Network inputs ``[B, 3, s, s]`` and classes ``[B, s, s]``, each crop changed on its own."""
     crops = []
+    classes = sorted(set().union(*(part.holding for part in parts)))
     empty = round(GOOD * lesson.batch) if len(good) else 0
     around = empty + round(AROUND * (lesson.batch - empty))
     for number in range(lesson.batch):
         if number < empty:
             crops.append(_crop(good, int(rng.integers(len(good))), lesson.crop, rng, None))
             continue
-        part = parts[-1 if rng.random() < PAINTED else 0]
-        if part.holding and number < around:
-            shown = int(rng.choice(part.holding[int(rng.integers(len(part.holding)))]))
-            crops.append(_crop(part.pictures, shown, lesson.crop, rng, part.pixels[shown]))
-        else:
-            crops.append(_crop(part.pictures, int(rng.integers(len(part.pictures))), lesson.crop, rng, None))
+        kind = classes[int(rng.integers(len(classes)))]
+        showing = [part for part in parts if kind in part.holding]
+        part = showing[-1 if rng.random() < painted[kind - 1] else 0]
+        shown = int(rng.choice(part.holding[kind]))
+        crops.append(
+            _crop(part.pictures, shown, lesson.crop, rng, part.pixels[shown] if number < around else None)
+        )
     return inputs(np.stack([image for image, _ in crops])), torch.from_numpy(
         np.stack([label for _, label in crops])
     ).long()

@@ -9,7 +9,7 @@ import numpy as np
 from stage_rt.engine import Engine
 
 from . import sources
-from .learning import Lesson, shares_of
+from .learning import Lesson, painted_shares, shares_of
 from .pictures import Pictures, load
 from .split import Split
 from .trials import Figures, Job, Opinion, Trials
@@ -17,8 +17,11 @@ from .trials import Figures, Job, Opinion, Trials
 REAL = "real only"
 MOST_GOOD = 1000
 """Good photographs that segmenters learn from; of more, some between which the others lie."""
-PAINTING = 0.3
-"""Share of an evaluation's time that painting is taken to be."""
+PAINTING, CHOSEN = 0.3, 0.05
+"""Shares of an evaluation's time that painting, and the rows of chosen types, are taken to be."""
+CONVINCING = 0.5
+"""Segmenters of real pairs find the painted defects of a type at least so well as real ones that they learned: a type
+whose painted defects they do not know teaches something else under its name."""
 
 
 def has_real(row: str) -> bool:
@@ -44,12 +47,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the result: the figures of its segmenters, one a seed; ``fit`` is their mean IoU on the real pairs
-    that they learned, in the mean over seeds, or None of rows that learned none."""
+    """One row of the result: the figures of its segmenters, one a seed.
+
+    ``fit`` is their IoU by type on the real pairs that they learned, in the mean over seeds, or None of rows that
+    learned none.
+    """
 
     name: str
     figures: list[Figures]
-    fit: float | None
+    fit: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -87,26 +93,45 @@ def evaluate(
             progress(start + part * share, name)
 
         painted[name] = _pictures_of(name, split, engine, folder, plan, painting)
-    shares = shares_of(real, len(split.types) + 1)
-    trials = Trials(folder / "cache", split.types, plan.lesson, shares, good, test)
-    lists = _lists(real, painted, plan.seeds)
-    trials.train(
-        [job for jobs in lists.values() for job in jobs],
-        lambda share, name: progress(PAINTING + (1 - PAINTING) * share, name),
+    trials = Trials(
+        folder / "cache",
+        split.types,
+        plan.lesson,
+        shares_of(real, len(split.types) + 1),
+        painted_shares([split.defects[kind] for kind in split.types]),
+        good,
+        test,
     )
-    rows = [
+    lists = _lists(real, painted, plan.seeds)
+    last = 1 - CHOSEN
+    _train(trials, lists, lambda share, name: progress(PAINTING + (last - PAINTING) * share, name))
+    said = trials.opinions(lists[REAL], list(painted.values()))
+    opinions = dict(zip(painted, said, strict=True))
+    rows = _rows(trials, lists, real)
+    chosen = _chosen(real, painted, opinions, rows[0].fit or {}, plan.seeds)
+    _train(trials, chosen, lambda share, name: progress(last + CHOSEN * share, name))
+    progress(1.0, "report")
+    return Outcome([*rows, *_rows(trials, chosen, real)], opinions, test)
+
+
+def _train(
+    trials: Trials, lists: Mapping[str, Sequence[Job]], progress: Callable[[float, str], None]
+) -> None:
+    trials.train([job for jobs in lists.values() for job in jobs], progress)
+
+
+def _rows(trials: Trials, lists: Mapping[str, Sequence[Job]], real: Pictures) -> list[Row]:
+    return [
         Row(name, [trials.figures(job) for job in jobs], _fit(trials, jobs, real))
         for name, jobs in lists.items()
     ]
-    opinions = {name: [trials.opinion(job, pairs) for job in lists[REAL]] for name, pairs in painted.items()}
-    progress(1.0, "report")
-    return Outcome(rows, opinions, test)
 
 
-def _fit(trials: Trials, jobs: Sequence[Job], real: Pictures) -> float | None:
+def _fit(trials: Trials, jobs: Sequence[Job], real: Pictures) -> dict[str, float] | None:
     if not any(part is real for part in jobs[0].parts):
         return None
-    return float(np.mean([trials.fit(job, real) for job in jobs]))
+    fits = [trials.fit(job, real) for job in jobs]
+    return {kind: float(np.mean([fit[kind] for fit in fits])) for kind in trials.types}
 
 
 def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[str, list[Job]]:
@@ -117,7 +142,37 @@ def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[
         **{f"with {name}": [real, pairs] for name, pairs in painted.items()},
         **{f"{name} alone": [pairs] for name, pairs in painted.items()},
     }
-    return {name: [Job(name, part, seed) for seed in range(seeds)] for name, part in parts.items()}
+    return {name: _jobs(name, part, seeds) for name, part in parts.items()}
+
+
+def _chosen(
+    real: Pictures,
+    painted: Mapping[str, Pictures],
+    opinions: Mapping[str, Sequence[Opinion]],
+    fit: Mapping[str, float],
+    seeds: int,
+) -> dict[str, list[Job]]:
+    """Of sources that convince in some of the types and not in all, a row with the pairs of those."""
+    lists, numbers = {}, {kind: number for number, kind in enumerate(fit, start=1)}
+    for source, pairs in painted.items():
+        types = convincing(opinions[source], fit)
+        if 0 < len(types) < len(fit):
+            kept = pairs.pick(np.any([pairs.showing(numbers[kind]) for kind in types], axis=0))
+            name = f"with {source} ({', '.join(types)})"
+            lists[name] = _jobs(name, [real, kept], seeds)
+    return lists
+
+
+def convincing(opinions: Sequence[Opinion], fit: Mapping[str, float]) -> list[str]:
+    """The types of a source that segmenters of real pairs find `CONVINCING` well; ``fit`` is how well they find the
+    real ones that they learned."""
+    return [
+        kind for kind, own in fit.items() if np.mean([one.iou[kind] for one in opinions]) >= CONVINCING * own
+    ]
+
+
+def _jobs(name: str, parts: Sequence[Pictures], seeds: int) -> list[Job]:
+    return [Job(name, parts, seed) for seed in range(seeds)]
 
 
 def _real(split: Split, side: int) -> tuple[Pictures, Pictures, Pictures]:

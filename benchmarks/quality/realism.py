@@ -26,29 +26,37 @@ class Distance(NamedTuple):
     floor: float
 
 
-@torch.no_grad()
-def features(network: nn.Module, pictures: Pictures, device: Device) -> Floats:
-    """What goes into a segmenter's last layer, averaged under each picture's labels: float64 ``[N, d]``.
+class Seen(NamedTuple):
+    """What a segmenter says of pictures: ``classes`` uint8 ``[N, S, S]``, and ``features`` float64 ``[N, d]``.
 
-    Pictures without a label are left out.
+    The features are what goes into its last layer, in the mean under each picture's labels; 0 where there are none.
     """
+
+    classes: NDArray[np.uint8]
+    features: Floats
+
+
+@torch.no_grad()
+def look(network: nn.Module, pictures: Pictures, device: Device) -> Seen:
+    """Classes and features of ``pictures`` in one pass."""
     kept: list[Tensor] = []
     last: nn.Module = network.last  # type: ignore[assignment]  # PyTorch types attributes as tensors
     handle = last.register_forward_hook(lambda _, given, __: kept.append(given[0].float()))
-    rows = []
+    classes, rows = [], []
     try:
         for start in range(0, len(pictures), BATCH_OF_TEST):
             part = slice(start, start + BATCH_OF_TEST)
             with device.precision():
-                network(inputs(pictures.images[part]).to(device.device))
+                scores = network(inputs(pictures.images[part]).to(device.device))
+            classes.append(scores.argmax(dim=1).to(torch.uint8).cpu().numpy())
             seen = kept.pop()
             label = torch.from_numpy(pictures.classes[part] > 0).float()[:, None].to(seen.device)
             share = functional.interpolate(label, seen.shape[-2:], mode="area")
             mean = (seen * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3)).clamp(min=1e-6)
-            rows.append(mean[label.flatten(1).any(dim=1)].cpu().double().numpy())
+            rows.append(mean.cpu().double().numpy())
     finally:
         handle.remove()
-    return np.concatenate(rows)
+    return Seen(np.concatenate(classes), np.concatenate(rows))
 
 
 def compare(painted: Floats, real: Floats, seed: int = 0) -> Distance:

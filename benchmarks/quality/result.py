@@ -56,7 +56,10 @@ def _entry(row: Row, split: Split) -> dict[str, Any]:
         "seeds": len(counts),
         "miou": round(float(means.mean()), DIGITS),
         "miou_by_seed": [round(float(value), DIGITS) for value in means],
-        "miou_learned": None if row.fit is None else round(100 * row.fit, DIGITS),
+        "miou_learned": None
+        if row.fit is None
+        else round(100 * float(np.nanmean([*row.fit.values()])), DIGITS),
+        "iou_learned": row.fit and {kind: round(100 * fit, DIGITS) for kind, fit in row.fit.items()},
         "acc": round(float(100 * np.nanmean(found[:, 1:])), DIGITS),
         "iou": _by_type(each, split),
         "acc_by_type": _by_type(found, split),

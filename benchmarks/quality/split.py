@@ -25,7 +25,8 @@ class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
     ``good`` are those the generator may paint on, ``test_good`` those that only test. ``shown`` are numbers of the
-    defects that the photographs of ``test`` show: one defect may be photographed several times.
+    defects that the photographs of ``test`` show: one defect may be photographed several times. ``defects`` says how
+    many those of ``real`` show.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Split:
     real: dict[str, list[Pair]]
     test: dict[str, list[Pair]]
     shown: dict[str, list[int]]
+    defects: dict[str, int]
 
     def subjects(self) -> NDArray[np.intp]:
         """What each picture of the test shows, ``[N]``, by type and then the good ones, each of which is its own."""
@@ -94,8 +96,10 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
             )
     if not dataset.normals:
         raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
-    shown = {kind: _shown(real[kind], test[kind]) for kind in chosen}
-    result = Split(dataset.name, chosen, dataset.normals, dataset.tested, real, test, shown)
+    numbers = {kind: _numbers(real[kind], test[kind]) for kind in chosen}
+    shown = {kind: tested for kind, (_, tested) in numbers.items()}
+    defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
+    result = Split(dataset.name, chosen, dataset.normals, dataset.tested, real, test, shown, defects)
     refuse_tested(result, [*(photo for pairs in real.values() for photo, _ in pairs), *result.good])
     return result
 
@@ -128,8 +132,8 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
             )
 
 
-def _shown(learned: Sequence[Pair], tested: Sequence[Pair]) -> list[int]:
-    """Which defect each photograph of the test shows; none of them may have been learned from another photograph."""
+def _numbers(learned: Sequence[Pair], tested: Sequence[Pair]) -> tuple[list[int], list[int]]:
+    """Which defect each photograph shows; none of the test's may have been learned from another photograph."""
     numbers: list[int] = twins.defects(labelled(photo, mask) for photo, mask in (*learned, *tested)).tolist()
     known = dict(zip(numbers[: len(learned)], learned, strict=True))
     shown = numbers[len(learned) :]
@@ -139,7 +143,7 @@ def _shown(learned: Sequence[Pair], tested: Sequence[Pair]) -> list[int]:
                 f"`{photo}` of the test shows the same defect as `{known[defect][0]}`, which was learned from",
                 "train again with `--hold-out`, which keeps all photographs of a defect on one side",
             )
-    return shown
+    return numbers[: len(learned)], shown
 
 
 def _digest(path: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,15 @@ class Job:
 class Trials:
     """What all segmenters of an evaluation share: ``good`` photographs, which all learn from too, and the ``test``.
 
-    ``shares`` of pixels that each class has in defective photographs are the same for all rows; ``folder`` is where
-    results are kept.
+    ``shares`` of pixels that each class has in defective photographs, and the shares of each type's crops that are
+    ``painted`` where there are real ones too, are the same for all rows; ``folder`` is where results are kept.
     """
 
     folder: Path
     types: list[str]
     lesson: Lesson
     shares: list[float]
+    painted: list[float]
     good: Pictures
     test: Pictures
     device: Device = field(default_factory=Device.best)
@@ -96,7 +98,9 @@ class Trials:
         )
         before, workers = len(jobs) - len(missing), min(len(missing), self._at_once)
         if workers > 1:
-            for done, job in enumerate(_side_by_side(self, missing, workers), start=before + 1):
+            for done, job in enumerate(
+                _side_by_side(partial(_learn, self), missing, workers), start=before + 1
+            ):
                 progress(done / len(jobs), job.name)
         else:
             for done, job in enumerate(missing, start=before):
@@ -113,28 +117,53 @@ class Trials:
         with np.load(path.with_suffix(".npz")) as file:
             return Figures(np.array(kept["counts"], dtype=np.int64), Scores(*kept["scores"]), file["found"])
 
-    def opinion(self, job: Job, source: Pictures) -> Opinion:
-        """Of a segmenter that was trained, on pairs of a source."""
-        kept = self._asked(job, source, "", self._look)
+    def opinions(self, jobs: Sequence[Job], sources: Sequence[Pictures]) -> list[list[Opinion]]:
+        """Of segmenters that were trained, on the pairs of every source: a list a source, one a segmenter.
+
+        Raises:
+            StageError: as `train`.
+        """
+        missing = [job for job in jobs if not all(self._about(job, source).exists() for source in sources)]
+        asked = partial(self.ask, sources=sources)
+        if (workers := min(len(missing), self._at_once)) > 1:
+            for _ in _side_by_side(asked, missing, workers):
+                pass
+        else:
+            for job in missing:
+                asked(job)
+        return [[self._opinion(job, source) for job in jobs] for source in sources]
+
+    def ask(self, job: Job, sources: Sequence[Pictures]) -> None:
+        """Keep what a segmenter that was trained says of the pairs of every source."""
+        network = self._network(job)
+        real = realism.look(network, self.test, self.device).features
+        for source in sources:
+            if not (path := self._about(job, source)).exists():
+                write_atomic(path, json.dumps(self._look(network, source, real)).encode())
+
+    def fit(self, job: Job, learned: Pictures) -> dict[str, float]:
+        """IoU by type of a segmenter that was trained on pictures that it learned; kept too."""
+        path = self._about(job, learned, "-learned")
+        if not path.exists():
+            each = self._iou(find(self._network(job), learned, self.device).classes, learned)
+            write_atomic(path, json.dumps(self._by_type(each)).encode())
+        fits: dict[str, float] = json.loads(path.read_text())
+        return fits
+
+    def _network(self, job: Job) -> nn.Module:
+        network = Calibrated(self.lesson.segmenter, self._classes)
+        network.load_state_dict(load(self._path(job).with_suffix(".safetensors").read_bytes()))
+        return self.device.place(network).eval()
+
+    def _about(self, job: Job, pictures: Pictures, about: str = "") -> Path:
+        """The file of what a segmenter says of pictures."""
+        trained = self._path(job)
+        return trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
+
+    def _opinion(self, job: Job, source: Pictures) -> Opinion:
+        kept = json.loads(self._about(job, source).read_text())
         distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
         return Opinion(kept["iou"], distances)
-
-    def fit(self, job: Job, learned: Pictures) -> float:
-        """Mean IoU of a segmenter that was trained on pictures that it learned."""
-        return float(self._asked(job, learned, "-fit", self._fit)["miou"])
-
-    def _asked(
-        self, job: Job, pictures: Pictures, about: str, look: Callable[[nn.Module, Pictures], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """What a segmenter that was trained says of pictures; kept, so that it is asked once."""
-        trained = self._path(job)
-        path = trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
-        if not path.exists():
-            network = Calibrated(self.lesson.segmenter, self._classes)
-            network.load_state_dict(load(trained.with_suffix(".safetensors").read_bytes()))
-            write_atomic(path, json.dumps(look(self.device.place(network).eval(), pictures)).encode())
-        kept: dict[str, Any] = json.loads(path.read_text())
-        return kept
 
     @property
     def _at_once(self) -> int:
@@ -152,6 +181,7 @@ class Trials:
             "seed": job.seed,
             "types": self.types,
             "shares": self.shares,
+            "painted": self.painted,
             "learned": [part.digest for part in (*job.parts, self.good)],
             "tested": self.test.digest,
         }
@@ -161,7 +191,9 @@ class Trials:
     def learn(self, job: Job, progress: Callable[[float], None]) -> None:
         """Train one segmenter, test it and keep both."""
         path = self._path(job)
-        network = learn(job.parts, self.good, self.shares, self.lesson, job.seed, self.device, progress)
+        network = learn(
+            job.parts, self.good, self.shares, self.painted, self.lesson, job.seed, self.device, progress
+        )
         found = find(network, self.test, self.device)
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
         scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)
@@ -174,40 +206,30 @@ class Trials:
         kept = {"counts": counts.tolist(), "scores": scores}
         write_atomic(path.with_suffix(".json"), json.dumps(kept).encode())
 
-    def _iou(self, network: nn.Module, pictures: Pictures) -> NDArray[np.float64]:
-        said = metrics.confusion(
-            find(network, pictures, self.device).classes, pictures.classes, self._classes
-        )
-        return metrics.iou(said.sum(axis=0))
+    def _iou(self, found: NDArray[np.uint8], pictures: Pictures) -> NDArray[np.float64]:
+        return metrics.iou(metrics.confusion(found, pictures.classes, self._classes).sum(axis=0))
 
-    def _fit(self, network: nn.Module, learned: Pictures) -> dict[str, Any]:
-        return {"miou": float(np.nanmean(self._iou(network, learned)[1:]))}
+    def _by_type(self, each: NDArray[np.float64]) -> dict[str, float]:
+        return {kind: float(each[number]) for number, kind in enumerate(self.types, start=1)}
 
-    def _look(self, network: nn.Module, source: Pictures) -> dict[str, Any]:
-        each = self._iou(network, source)
-        distance = {}
-        for number, kind in enumerate(self.types, start=1):
-            painted, real = (
-                realism.features(
-                    network, pictures.pick((pictures.classes == number).any(axis=(1, 2))), self.device
-                )
-                for pictures in (source, self.test)
-            )
-            distance[kind] = realism.compare(painted, real)
-        return {
-            "iou": {kind: float(each[n]) for n, kind in enumerate(self.types, start=1)},
-            "distance": distance,
+    def _look(self, network: nn.Module, source: Pictures, real: realism.Floats) -> dict[str, Any]:
+        """IoU by type, and how far the source's defects are from those of the test, whose features are ``real``."""
+        seen = realism.look(network, source, self.device)
+        distance = {
+            kind: realism.compare(seen.features[source.showing(number)], real[self.test.showing(number)])
+            for number, kind in enumerate(self.types, start=1)
         }
+        return {"iou": self._by_type(self._iou(seen.classes, source)), "distance": distance}
 
 
-def _side_by_side(trials: Trials, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+def _side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[Job]:
     """Every job when it is done; small networks on one core each are faster than one on all."""
     threads = max(cores() // workers, 1)
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     )
     try:
-        pending = {pool.submit(_learn, trials, job): job for job in jobs}
+        pending = {pool.submit(work, job): job for job in jobs}
         for future in as_completed(pending):
             future.result()
             yield pending[future]

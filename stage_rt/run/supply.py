@@ -17,6 +17,11 @@ from stage_rt.kernels import philox_words
 
 SCALES = (0.7, 1.4)
 """Smallest and largest factor a mask's sides are multiplied by."""
+LONGER = 3.0
+"""Largest factor a slender label is drawn out by along its own axis, beside its scale: how long a crack or a scratch
+grows says nothing of its kind, how broad it is does."""
+SLENDER = 10.0
+"""Length of a label, in its mean breadth, from which it may be drawn out."""
 TURN = 20.0
 """Degrees to either side that a mask is turned by: how defects lie on the part is left as it is."""
 NEAR = 0.03
@@ -105,9 +110,10 @@ def placed(label: Label, inside: Label, dice: Dice, across: tuple[bool, bool] = 
     for place in range(PLACES):
         largest = SCALES[1] - (SCALES[1] - SCALES[0] / 2) * place / PLACES
         scale = dice.between(min(SCALES[0], largest), largest)
+        longer = LONGER ** (dice() * (1 - place / PLACES)) if cut.slender else 1.0
         degrees = dice.between(-TURN, TURN)
         mirrored = [dice() < 0.5 and (free or far) for free, far in zip(cut.free, across, strict=True)]
-        shape = cut.posed(degrees, scale, mirrored)
+        shape = cut.posed(degrees, scale, mirrored, longer)
         best = max(best, _put(shape, _somewhere(inside, dice), inside), key=lambda put: put.share)
         if best.share == 1:
             break
@@ -132,6 +138,8 @@ class _Cut(NamedTuple):
     free: tuple[bool, ...]
     borders: tuple[int, ...]
     anchors: tuple[NDArray[np.float64], ...]
+    slender: bool
+    axis: NDArray[np.float64]
 
     @classmethod
     def of(cls, label: Label) -> "_Cut":
@@ -147,7 +155,12 @@ class _Cut(NamedTuple):
         places = [np.array(pad[0]) for pad in pads]
         anchors = [cls._anchor(cut, axis, border) + places for axis, border in enumerate(borders)]
         return cls(
-            np.pad(cut, pads, mode="edge"), float(cut.sum()), tuple(free), tuple(borders), tuple(anchors)
+            np.pad(cut, pads, mode="edge"),
+            float(cut.sum()),
+            tuple(free),
+            tuple(borders),
+            tuple(anchors),
+            *_long_axis(cut),
         )
 
     @staticmethod
@@ -160,11 +173,12 @@ class _Cut(NamedTuple):
         anchor[1 - axis] = np.flatnonzero(cut.take(nearest, axis)).mean()
         return anchor
 
-    def posed(self, degrees: float, scale: float, mirrored: Sequence[bool]) -> "_Cut":
-        """Mirrored in rows and columns, turned about the middle and scaled; never empty."""
+    def posed(self, degrees: float, scale: float, mirrored: Sequence[bool], longer: float = 1.0) -> "_Cut":
+        """Drawn out along its own axis, mirrored in rows and columns, turned about the middle and scaled; never
+        empty."""
         angle, flips = np.deg2rad(degrees), np.where(mirrored, -1, 1)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        forward = scale * turn * flips
+        forward = scale * turn * flips @ (np.eye(2) + (longer - 1) * np.outer(self.axis, self.axis))
         size = np.ceil(np.abs(forward) @ self.label.shape).astype(int) + 2
         middle, centre = (np.array(self.label.shape) - 1) / 2, (size - 1) / 2
         back = np.linalg.inv(forward)
@@ -181,8 +195,16 @@ class _Cut(NamedTuple):
         anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
         borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
         return self._replace(
-            label=label, area=self.area * scale**2, borders=tuple(borders), anchors=tuple(anchors)
+            label=label, area=self.area * scale**2 * longer, borders=tuple(borders), anchors=tuple(anchors)
         )
+
+
+def _long_axis(label: Label) -> tuple[bool, NDArray[np.float64]]:
+    """Whether a label is slender, and the direction it is longest in: a unit vector of rows and columns."""
+    places = np.argwhere(label).astype(np.float64)
+    spread, axes = np.linalg.eigh(np.cov(places, rowvar=False, bias=True))
+    length = 4 * np.sqrt(spread[1])
+    return bool(length**2 >= SLENDER * len(places)), axes[:, 1]
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:

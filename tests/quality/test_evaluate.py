@@ -11,10 +11,12 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
-from stage_rt.quality import evaluate, report, trials
+from stage_rt.quality import evaluate, protocol, report, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
+from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, Size, side_of
+from stage_rt.quality.trials import Job, Opinion
 
 SOURCES = ["ours", "ours-shifted", "cutpaste"]
 
@@ -120,6 +122,45 @@ def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_pa
     assert shares[-1] == 1
 
 
+@pytest.mark.parametrize(
+    ("found", "types"),
+    [
+        ({"dent": 0.3, "spot": 0.4}, ["dent", "spot"]),
+        ({"dent": 0.24, "spot": 0.4}, ["spot"]),
+        ({"dent": 0.0, "spot": float("nan")}, []),
+    ],
+)
+def test_a_type_convinces_that_is_found_half_as_well_as_real_defects(found, types) -> None:
+    opinions = [Opinion({kind: value + off for kind, value in found.items()}, {}) for off in (-0.01, 0.01)]
+    assert convincing(opinions, {"dent": 0.5, "spot": 0.8}) == types
+
+
+def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"ours": ["spot"], "cutpaste": [], "draem": ["dent", "spot"]}
+    answers = iter(told.values())
+    monkeypatch.setattr(protocol, "convincing", lambda *_: next(answers))
+    learned: list[Job] = []
+    monkeypatch.setattr(trials.Trials, "learn", watched(trials.Trials.learn, learned))
+    result = evaluated(data, tmp_path / "r", sources=list(told))
+    assert [row["row"] for row in result["rows"][7:]] == ["with ours (spot)"]
+    assert [job.seed for job in learned[-2:]] == [0, 1]
+    real, pairs = learned[-1].parts
+    assert set(np.unique(real.classes)) == {0, 1, 2}
+    assert set(np.unique(pairs.classes)) == {0, 2}
+    assert len(pairs) == 4
+    assert "<td>with ours (spot)</td>" in (tmp_path / "r" / "report.html").read_text()
+
+
+def watched(learn, learned: list[Job]):
+    def told(self, job, progress) -> None:
+        learned.append(job)
+        learn(self, job, progress)
+
+    return told
+
+
 @pytest.mark.parametrize(("knows", "percent"), [(True, 100), (False, 0)])
 def test_how_well_a_segmenter_fits_what_it_learned_is_told(
     knows: bool, percent: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +171,8 @@ def test_how_well_a_segmenter_fits_what_it_learned_is_told(
 
     monkeypatch.setattr(trials, "find", answer)
     result = evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
-    assert [row["miou_learned"] for row in result["rows"]] == [percent, percent, None]
+    assert [row["miou_learned"] for row in result["rows"][:3]] == [percent, percent, None]
+    assert result["rows"][0]["iou_learned"] == {"dent": percent, "spot": percent}
 
 
 def test_every_source_paints_under_the_same_labels_of_the_same_photographs(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stage_rt.quality import realism
+from stage_rt.quality.learning import find
 from stage_rt.quality.pictures import Pictures
 from stage_rt.quality.segmenters import SEGMENTERS
 from stage_rt.training.loop import Device
@@ -32,16 +33,20 @@ def test_a_feature_that_no_real_defect_has_does_not_blow_up() -> None:
     assert realism.compare(painted, real).distance < 100
 
 
-def test_features_are_averaged_under_the_label_of_the_pictures_that_have_one() -> None:
+def test_features_are_averaged_under_the_label_and_classes_are_what_is_found() -> None:
     images = RNG.integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)
     classes = np.zeros((3, 32, 32), dtype=np.uint8)
     classes[0, 4:12, 4:12] = classes[2, 20:22, 20:22] = 1
     network = SEGMENTERS["unet"](2).eval()
     device = Device(torch.device("cpu"), False)
-    found = realism.features(network, Pictures(images, classes, ["a", "b", "c"]), device)
-    assert found.shape == (2, network.last.in_channels)
+    pictures = Pictures(images, classes, ["a", "b", "c"])
+    seen = realism.look(network, pictures, device)
+    np.testing.assert_array_equal(seen.classes, find(network, pictures, device).classes)
+    assert seen.features.shape == (3, network.last.in_channels)
+    assert not seen.features[1].any()
+    assert seen.features[[0, 2]].any(axis=1).all()
     changed = images.copy()
     changed[0, 28:, 28:] = 0
-    again = realism.features(network, Pictures(changed, classes, ["a", "b", "c"]), device)
-    np.testing.assert_allclose(again[1], found[1], rtol=1e-5)
+    again = realism.look(network, Pictures(changed, classes, ["a", "b", "c"]), device).features
+    np.testing.assert_allclose(again[2], seen.features[2], rtol=1e-5)
     assert not network.last._forward_hooks

@@ -143,38 +143,65 @@ def test_good_photographs_have_the_same_share_beside_real_pairs_and_beside_paint
 
     monkeypatch.setattr(learning, "inputs", watched)
     for parts in ([labelled], [labelled, labelled]):
-        learn(parts, red, HALF, Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
+        learn(parts, red, HALF, [0.5], Lesson("unet", 3, 12, 1e-3, 32), 0, CPU, lambda share: None)
     assert len(seen) == 6
     for images in seen:
         reds = images[..., 0].mean(axis=(1, 2)) > images[..., 1].mean(axis=(1, 2)) + 1
         assert reds.sum() == 4
 
 
-def test_a_quarter_of_the_labelled_crops_is_painted_however_many_pairs_there_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    good, real, painted = (
-        empty(np.full((count, 32, 32, 3), colour))
-        for count, colour in ((2, (90, 90, 90)), (3, (90, 200, 90)), (400, (90, 90, 200)))
-    )
-    for pairs in (real, painted):
-        pairs.classes[:, 8:12, 8:12] = 1
-    counts = np.zeros(3)
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Crops handed to a network so far: of grey, red, green and blue pictures."""
+    counted = np.zeros(4)
     handed = learning.inputs
 
     def watched(images):
         levels = images.mean(axis=(1, 2))
-        strongest = np.where(np.ptp(levels, axis=1) < 1, 0, levels.argmax(axis=1))
-        counts[:] += np.bincount(strongest, minlength=3)
+        strongest = np.where(np.ptp(levels, axis=1) < 1, 0, 1 + levels.argmax(axis=1))
+        counted[:] += np.bincount(strongest, minlength=4)
         return handed(images)
 
     monkeypatch.setattr(learning, "inputs", watched)
-    learn([real, painted], good, HALF, Lesson("unet", 60, 24, 1e-3, 32), 0, CPU, lambda share: None)
+    return counted
+
+
+def plain(count: int, colour: tuple[int, int, int], kind: int) -> Pictures:
+    pictures = empty(np.full((count, 32, 32, 3), colour))
+    pictures.classes[:, 8:12, 8:12] = kind
+    return pictures
+
+
+def test_a_share_of_a_types_crops_is_painted_however_many_pairs_there_are(counts: np.ndarray) -> None:
+    good, real, painted = plain(2, (90, 90, 90), 0), plain(3, (90, 200, 90), 1), plain(400, (90, 90, 200), 1)
+    learn([real, painted], good, HALF, [0.25], Lesson("unet", 60, 24, 1e-3, 32), 0, CPU, lambda share: None)
     assert counts[0] == 60 * 8
-    assert counts[2] / counts[1:].sum() == pytest.approx(0.25, abs=0.04)
+    assert counts[3] / counts[1:].sum() == pytest.approx(0.25, abs=0.04)
     counts[:] = 0
-    learn([painted], good, HALF, Lesson("unet", 3, 24, 1e-3, 32), 0, CPU, lambda share: None)
-    assert counts.tolist() == [3 * 8, 0, 3 * 16]
+    learn([painted], good, HALF, [0.25], Lesson("unet", 3, 24, 1e-3, 32), 0, CPU, lambda share: None)
+    assert counts.tolist() == [3 * 8, 0, 0, 3 * 16]
+
+
+def test_types_are_shown_as_often_as_one_another_and_one_without_pairs_is_real(counts: np.ndarray) -> None:
+    good, chips, cracks, pairs = (
+        plain(2, (90, 90, 90), 0),
+        plain(3, (200, 90, 90), 1),
+        plain(20, (90, 200, 90), 2),
+        plain(60, (90, 90, 200), 2),
+    )
+    real = Pictures(
+        np.concatenate([chips.images, cracks.images]),
+        np.concatenate([chips.classes, cracks.classes]),
+        chips.names + cracks.names,
+    )
+    thirds, lesson = [1 / 3] * 3, Lesson("unet", 60, 24, 1e-3, 32)
+    learn([real, pairs], good, thirds, [0.9, 0.6], lesson, 0, CPU, lambda share: None)
+    shares = counts[1:] / counts[1:].sum()
+    np.testing.assert_allclose(shares, [0.5, 0.2, 0.3], atol=0.04)
+
+
+def test_the_fewer_real_defects_there_are_the_more_crops_are_painted() -> None:
+    assert learning.painted_shares([12, 4, 1]) == [0.25, 0.5, 0.8]
 
 
 def test_a_segmenter_learns_what_is_plain_to_see() -> None:
@@ -191,7 +218,14 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
         rng.integers(90, 110, (3, 32, 32, 3)).astype(np.uint8), np.zeros((3, 32, 32), np.uint8), ["", "", ""]
     )
     network = learn(
-        [pictures], good, shares_of(pictures, 3), Lesson("unet", 400, 8, 5e-3, 32), 0, CPU, told.append
+        [pictures],
+        good,
+        shares_of(pictures, 3),
+        [0.5, 0.5],
+        Lesson("unet", 400, 8, 5e-3, 32),
+        0,
+        CPU,
+        told.append,
     )
     found = find(network, pictures, CPU)
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8

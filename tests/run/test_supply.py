@@ -9,7 +9,7 @@ from scipy import ndimage
 from stage_rt.errors import InputError, MaskError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.supply import JOINED, SCALES, TURN, Dice, ends, opposite, partners, placed
+from stage_rt.run.supply import JOINED, LONGER, SCALES, TURN, Dice, ends, opposite, partners, placed
 
 BAR = np.zeros((60, 80), dtype=bool)
 BAR[20:24, 10:40] = True
@@ -37,6 +37,47 @@ def test_labels_keep_their_size_within_the_limits_and_lie_everywhere():
     assert sizes.max() < SCALES[1] ** 2 * 1.15
     assert (np.sum(labels, axis=0) > 0).mean() > 0.85
     assert all(ndimage.label(label, np.ones((3, 3)))[1] == 1 for label in labels)
+
+
+def measured(label):
+    """Length and mean breadth of a straight label, in pixels."""
+    length = 4 * np.linalg.eigvalsh(np.cov(np.argwhere(label), rowvar=False))[1] ** 0.5
+    return length, label.sum() / length
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["along a row", "across the rows"])
+def test_slender_labels_grow_longer_and_not_broader(turned):
+    place = np.ones((300, 300), dtype=bool)
+    scratch = np.zeros_like(place)
+    scratch[140:144, 120:180] = True
+    own = measured(scratch)
+    rod = scratch.T if turned else scratch
+    made = np.array([measured(moved(n, rod, place)) for n in range(200)]) / own
+    assert made[:, 0].max() < SCALES[1] * LONGER * 1.05
+    assert np.quantile(made[:, 0], 0.9) > 2
+    assert made[:, 0].min() > SCALES[0] * 0.9
+    assert (made[:, 1] > SCALES[0] / 2 * 0.85).all()
+    assert (made[:, 1] < SCALES[1] * 1.15).all()
+
+
+def test_broad_labels_keep_their_shape():
+    place = np.ones((300, 300), dtype=bool)
+    chip = np.zeros_like(place)
+    chip[140:150, 120:180] = True
+    length, breadth = measured(chip)
+    made = [measured(moved(n, chip, place)) for n in range(100)]
+    assert max(longer / broader for longer, broader in made) < 1.3 * length / breadth
+
+
+def test_a_slender_label_at_a_border_grows_inwards_from_it():
+    place = np.ones((200, 200), dtype=bool)
+    crack = np.zeros_like(place)
+    crack[:50, 100:103] = True
+    labels = [moved(n, crack, place) for n in range(60)]
+    assert all(label[0].any() for label in labels)
+    lengths = [np.flatnonzero(label.any(axis=1))[-1] for label in labels]
+    assert max(lengths) > 90
+    assert np.quantile(lengths, 0.1) > 30
 
 
 def test_labels_are_turned_a_little():
