@@ -200,11 +200,15 @@ class _Cut(NamedTuple):
 
 
 def _long_axis(label: Label) -> tuple[bool, NDArray[np.float64]]:
-    """Whether a label is slender, and the direction it is longest in: a unit vector of rows and columns."""
-    places = np.argwhere(label).astype(np.float64)
-    spread, axes = np.linalg.eigh(np.cov(places, rowvar=False, bias=True))
-    length = 4 * np.sqrt(spread[1])
-    return bool(length**2 >= SLENDER * len(places)), axes[:, 1]
+    """Whether the parts of a label are slender, and the direction they are longest in: a unit vector of rows and
+    columns. Where parts lie says nothing of that."""
+    numbers, count = ndimage.label(label, np.ones((3, 3)))
+    places, part = np.argwhere(label).astype(np.float64), numbers[label] - 1
+    sizes = np.bincount(part, minlength=count)
+    middles = np.stack([np.bincount(part, axis, count) / sizes for axis in places.T], axis=1)
+    spread, axes = np.linalg.eigh(np.cov(places - middles[part], rowvar=False, bias=True))
+    area = np.average(sizes, weights=sizes)
+    return bool(16 * spread[1] >= SLENDER * area), axes[:, 1]
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:

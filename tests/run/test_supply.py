@@ -69,6 +69,16 @@ def test_broad_labels_keep_their_shape():
     assert max(longer / broader for longer, broader in made) < 1.3 * length / breadth
 
 
+def test_two_holes_of_one_mask_are_no_scratch():
+    place = np.ones((300, 300), dtype=bool)
+    holes = np.zeros_like(place)
+    holes[140:148, 100:108] = holes[140:148, 180:188] = True
+    for n in range(100):
+        for part in ndimage.find_objects(ndimage.label(moved(n, holes, place))[0]):
+            height, width = (span.stop - span.start for span in part)
+            assert max(height, width) < 1.6 * min(height, width)
+
+
 def test_a_slender_label_at_a_border_grows_inwards_from_it():
     place = np.ones((200, 200), dtype=bool)
     crack = np.zeros_like(place)
