@@ -101,6 +101,9 @@ def _named(asked: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
 
 
 def _text(summary: dict[str, Any], folder: Path) -> str:
-    lines = [f"{row['row']:<24} mIoU {row['miou']:5.1f}  Acc {row['acc']:5.1f}" for row in summary["rows"]]
+    wide = max(len(row["row"]) for row in summary["rows"])
+    lines = [
+        f"{row['row']:<{wide}}  mIoU {row['miou']:5.1f}  Acc {row['acc']:5.1f}" for row in summary["rows"]
+    ]
     told = [f"{one['row']}: {one['points']:+.1f} ({one['word']})" for one in report.verdicts(summary)]
     return "\n".join([*lines, *told, f"page `{folder / report.PAGE}`"])
