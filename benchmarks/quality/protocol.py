@@ -60,7 +60,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All rows, real only first; what its segmenters say of each source, one a seed; and the test's pictures."""
+    """All rows, real only first and those without real pairs last; ``opinions`` of the first one's segmenters on each
+    source, one a seed; and the pictures of the test."""
 
     rows: list[Row]
     opinions: dict[str, list[Opinion]]
@@ -110,8 +111,9 @@ def evaluate(
     rows = _rows(trials, lists, real)
     chosen = _chosen(real, painted, opinions, rows[0].fit or {}, plan.seeds)
     _train(trials, chosen, lambda share, name: progress(last + CHOSEN * share, name))
+    rows += _rows(trials, chosen, real)
     progress(1.0, "report")
-    return Outcome([*rows, *_rows(trials, chosen, real)], opinions, test)
+    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, test)
 
 
 def _train(

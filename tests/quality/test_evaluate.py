@@ -144,7 +144,8 @@ def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
     learned: list[Job] = []
     monkeypatch.setattr(trials.Trials, "learn", watched(trials.Trials.learn, learned))
     result = evaluated(data, tmp_path / "r", sources=list(told))
-    assert [row["row"] for row in result["rows"][7:]] == ["with ours (spot)"]
+    beside = ["real only", "with ours", "with cutpaste", "with draem", "with ours (spot)"]
+    assert [row["row"] for row in result["rows"]] == [*beside, *(f"{name} alone" for name in told)]
     assert [job.seed for job in learned[-2:]] == [0, 1]
     real, pairs = learned[-1].parts
     assert set(np.unique(real.classes)) == {0, 1, 2}
