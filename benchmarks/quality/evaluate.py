@@ -106,4 +106,9 @@ def _text(summary: dict[str, Any], folder: Path) -> str:
         f"{row['row']:<{wide}}  mIoU {row['miou']:5.1f}  Acc {row['acc']:5.1f}" for row in summary["rows"]
     ]
     told = [f"{one['row']}: {one['points']:+.1f} ({one['word']})" for one in report.verdicts(summary)]
+    told += [
+        f"{source}: segmenters of real defects do not know its {', '.join(unknown)}"
+        for source, known in summary["convincing"].items()
+        if (unknown := [kind for kind in summary["types"] if kind not in known])
+    ]
     return "\n".join([*lines, *told, f"page `{folder / report.PAGE}`"])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.quality import evaluate, protocol, report, trials
+from stage_rt.quality import result as quality_result
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
@@ -139,11 +140,14 @@ def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {"ours": ["spot"], "cutpaste": [], "draem": ["dent", "spot"]}
-    answers = iter(told.values())
-    monkeypatch.setattr(protocol, "convincing", lambda *_: next(answers))
+    for module in (protocol, quality_result):
+        answers = iter(told.values())
+        monkeypatch.setattr(module, "convincing", lambda *_, answers=answers: next(answers))
     learned: list[Job] = []
     monkeypatch.setattr(trials.Trials, "learn", watched(trials.Trials.learn, learned))
-    result = evaluated(data, tmp_path / "r", sources=list(told))
+    asked = request(data, sources=list(told))
+    done = run(engine(), asked, tmp_path / "r", say=lambda line: None, progress=lambda share: None)
+    result = done.result
     beside = ["real only", "with ours", "with cutpaste", "with draem", "with ours (spot)"]
     assert [row["row"] for row in result["rows"]] == [*beside, *(f"{name} alone" for name in told)]
     assert [job.seed for job in learned[-2:]] == [0, 1]
@@ -151,7 +155,13 @@ def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
     assert set(np.unique(real.classes)) == {0, 1, 2}
     assert set(np.unique(pairs.classes)) == {0, 2}
     assert len(pairs) == 4
-    assert "<td>with ours (spot)</td>" in (tmp_path / "r" / "report.html").read_text()
+    assert result["convincing"] == told
+    assert "ours: segmenters of real defects do not know its dent\n" in done.text
+    assert "cutpaste: segmenters of real defects do not know its dent, spot\n" in done.text
+    assert "draem: segmenters of real defects" not in done.text
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<td>with ours (spot)</td>" in page
+    assert "<td>dent</td></tr>" in page
 
 
 def watched(learn, learned: list[Job]):
