@@ -61,10 +61,11 @@ class Row:
 @dataclass(frozen=True)
 class Outcome:
     """All rows, real only first and those without real pairs last; ``opinions`` of the first one's segmenters on each
-    source, one a seed; and the pictures of the test."""
+    source, one a seed, and the types that it is ``convincing`` in; and the pictures of the test."""
 
     rows: list[Row]
     opinions: dict[str, list[Opinion]]
+    convincing: dict[str, list[str]]
     test: Pictures
 
 
@@ -109,11 +110,12 @@ def evaluate(
     said = trials.opinions(lists[REAL], list(painted.values()))
     opinions = dict(zip(painted, said, strict=True))
     rows = _rows(trials, lists, real)
-    chosen = _chosen(real, painted, opinions, rows[0].fit or {}, plan.seeds)
+    known = {source: convincing(each, rows[0].fit or {}) for source, each in opinions.items()}
+    chosen = _chosen(real, painted, known, split.types, plan.seeds)
     _train(trials, chosen, lambda share, name: progress(last + CHOSEN * share, name))
     rows += _rows(trials, chosen, real)
     progress(1.0, "report")
-    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, test)
+    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, known, test)
 
 
 def _train(
@@ -150,17 +152,17 @@ def _lists(real: Pictures, painted: Mapping[str, Pictures], seeds: int) -> dict[
 def _chosen(
     real: Pictures,
     painted: Mapping[str, Pictures],
-    opinions: Mapping[str, Sequence[Opinion]],
-    fit: Mapping[str, float],
+    known: Mapping[str, Sequence[str]],
+    types: Sequence[str],
     seeds: int,
 ) -> dict[str, list[Job]]:
-    """Of sources that convince in some of the types and not in all, a row with the pairs of those."""
-    lists, numbers = {}, {kind: number for number, kind in enumerate(fit, start=1)}
+    """Of sources that convince in some of the ``types`` and not in all, a row with the pairs of those ``known``."""
+    lists = {}
     for source, pairs in painted.items():
-        types = convincing(opinions[source], fit)
-        if 0 < len(types) < len(fit):
-            kept = pairs.pick(np.any([pairs.showing(numbers[kind]) for kind in types], axis=0))
-            name = f"with {source} ({', '.join(types)})"
+        if 0 < len(known[source]) < len(types):
+            numbers = [number for number, kind in enumerate(types, start=1) if kind in known[source]]
+            kept = pairs.pick(np.asarray(np.isin(pairs.classes, numbers).any(axis=(1, 2))))
+            name = f"with {source} ({', '.join(known[source])})"
             lists[name] = _jobs(name, [real, kept], seeds)
     return lists
 

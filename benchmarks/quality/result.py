@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import Counts, Scores, accuracy, iou
-from .protocol import Outcome, Row, convincing, has_real
+from .protocol import Outcome, Row, has_real
 from .split import Split
 from .statistics import Difference, difference, mean_iou
 from .trials import Opinion
@@ -39,10 +39,7 @@ def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any
             if name != other
         ],
         "agreement": {source: _agreement(opinions, split) for source, opinions in outcome.opinions.items()},
-        "convincing": {
-            source: convincing(opinions, outcome.rows[0].fit or {})
-            for source, opinions in outcome.opinions.items()
-        },
+        "convincing": outcome.convincing,
     }
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.quality import evaluate, protocol, report, trials
-from stage_rt.quality import result as quality_result
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
@@ -140,9 +139,8 @@ def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {"ours": ["spot"], "cutpaste": [], "draem": ["dent", "spot"]}
-    for module in (protocol, quality_result):
-        answers = iter(told.values())
-        monkeypatch.setattr(module, "convincing", lambda *_, answers=answers: next(answers))
+    answers = iter(told.values())
+    monkeypatch.setattr(protocol, "convincing", lambda *_: next(answers))
     learned: list[Job] = []
     monkeypatch.setattr(trials.Trials, "learn", watched(trials.Trials.learn, learned))
     asked = request(data, sources=list(told))
