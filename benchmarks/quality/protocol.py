@@ -88,13 +88,14 @@ def evaluate(
     for name in plan.names:
         sources.check(name, plan.outside, split)
     real, good, test = _real(split, plan.side)
+    made = sources.Sources(split, plan.order, engine, folder / "pairs", plan.recipe)
     painted, part = {}, PAINTING / max(len(plan.names), 1)
     for number, name in enumerate(plan.names):
 
         def painting(share: float, start: float = number * part, name: str = name) -> None:
             progress(start + part * share, name)
 
-        painted[name] = _pictures_of(name, split, engine, folder, plan, painting)
+        painted[name] = _pictures_of(name, made, plan, painting)
     trials = Trials(
         folder / "cache",
         split.types,
@@ -192,14 +193,16 @@ def _real(split: Split, side: int) -> tuple[Pictures, Pictures, Pictures]:
     return load(pairs, side), load(empty(good), side), load([*tested, *empty(split.test_good)], side)
 
 
-def _pictures_of(
-    name: str, split: Split, engine: Engine, folder: Path, plan: Plan, progress: Callable[[float], None]
-) -> Pictures:
+def _pictures_of(name: str, made: sources.Sources, plan: Plan, progress: Callable[[float], None]) -> Pictures:
     if name in plan.outside:
-        pairs = sources.of_others(name, plan.outside[name], split, plan.order.pairs)
+        pairs = sources.of_others(name, plan.outside[name], made.split, plan.order.pairs)
     else:
-        pairs = sources.make(name, split, plan.order, engine, folder / "pairs", plan.recipe, progress)
-    numbers = {kind: n for n, kind in enumerate(split.types, start=1)}
+        pairs = made.make(name, progress)
     return load(
-        [(image, mask, numbers[kind]) for kind in split.types for image, mask in pairs[kind]], plan.side
+        [
+            (image, mask, number)
+            for number, kind in enumerate(made.split.types, start=1)
+            for image, mask in pairs[kind]
+        ],
+        plan.side,
     )

@@ -1,9 +1,10 @@
 """Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stage_rt.progress import Progress, portion
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.plan import make_plan
-from stage_rt.run.sample import Samples
+from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
 
@@ -80,50 +81,96 @@ def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> 
     return replace(asked, **other)
 
 
-def make(
-    name: str,
-    split: Split,
-    order: Order,
-    engine: Engine,
-    folder: Path,
-    recipe: str | None,
-    progress: Progress,
-) -> dict[str, list[tuple[Path, Path]]]:
-    """Fill a folder of the source's own with its pairs, those there are stay; by type, (image, mask) files.
+Pairs = dict[str, list[tuple[Path, Path]]]
+"""Files of images and masks by type."""
 
-    Args:
-        name: one of `NAMES`.
-        split: the object.
-        order: how many.
-        engine: whose labels all sources get, and whose pairs ours are.
-        folder: of all sources; a source's has a run for each type.
-        recipe: a branch plan for our own pairs.
-        progress: told the share that is done.
 
-    Raises:
-        InputError: the source is unknown or cannot be had here, or more pairs are there already.
-        StageError: as `stage_rt.run.fill.fill`.
+@dataclass(frozen=True)
+class Sources:
+    """All that paint one order: a source has a folder of its own in ``folder``, with a run for each type.
+
+    ``engine`` is whose labels all sources get, and whose pairs ours are; ``recipe`` is a branch plan for those.
     """
-    made = {}
-    suffix = f"-{recipe}" if recipe else ""
-    place = folder / f"{'ours' if name == SHIFTED else name}{suffix}"
-    for number, kind in enumerate(split.types):
-        run = place / kind
-        share = portion(progress, number / len(split.types), (number + 1) / len(split.types))
-        if name in OURS:
-            asked = job(split, kind, order, engine, **(OURS[name] | ({"recipe": recipe} if recipe else {})))
-            _refuse_fewer(run, order)
-            fill(engine, asked, run, progress=share)
-            pairs = [
-                (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
-            ]
-            if name == SHIFTED:
-                pairs = list(_shifted(pairs, folder / f"{SHIFTED}{suffix}" / f"{kind}-shifted"))
-            made[kind] = pairs
-        else:
-            plan = make_plan(engine.spec, job(split, kind, order, engine), lambda notice: None)
-            made[kind] = _painted(name, split, kind, plan.samples, run, order.seed, share)
-    return made
+
+    split: Split
+    order: Order
+    engine: Engine
+    folder: Path
+    recipe: str | None = None
+    _labels: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False)
+
+    def make(self, name: str, progress: Progress) -> Pairs:
+        """The pairs of a source; those there are stay.
+
+        Args:
+            name: one of `NAMES`.
+            progress: told the share that is done.
+
+        Raises:
+            InputError: the source is unknown or cannot be had here, or more pairs are there already.
+            StageError: as `stage_rt.run.fill.fill`.
+        """
+        make, types = (self._ours if name in OURS else self._baseline), self.split.types
+        return {
+            kind: make(name, kind, portion(progress, number / len(types), (number + 1) / len(types)))
+            for number, kind in enumerate(types)
+        }
+
+    def _ours(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
+        suffix = f"-{self.recipe}" if self.recipe else ""
+        run = self.folder / f"{'ours' if name == SHIFTED else name}{suffix}" / kind
+        other = OURS[name] | ({"recipe": self.recipe} if self.recipe else {})
+        _refuse_fewer(run, self.order)
+        fill(self.engine, job(self.split, kind, self.order, self.engine, **other), run, progress=progress)
+        pairs = [
+            (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
+        ]
+        if name == SHIFTED:
+            return list(_shifted(pairs, self.folder / f"{SHIFTED}{suffix}" / f"{kind}-shifted"))
+        return pairs
+
+    def _baseline(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
+        """Pairs under the labels of our plan's samples, and what each was made of in ``manifest.jsonl``.
+
+        A pair that was made of the same is not made again.
+        """
+        paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
+        plan = make_plan(
+            self.engine.spec, job(self.split, kind, self.order, self.engine), lambda notice: None
+        )
+        known = {line["index"]: line for line in _manifest(run)} if (run / MANIFEST_FILE).exists() else {}
+        made, lines = [], []
+        for done, sample in enumerate(plan.samples, start=1):
+            paths = pair_paths(self.split.prompt(kind), sample.index)
+            image, mask = run / paths[0], run / paths[1]
+            rng = np.random.default_rng([seed, sample.index])
+            photo = read_image(sample.normal)
+            label = self._label(kind, sample, photo)
+            other = read_image(self.split.good[int(rng.integers(len(self.split.good)))])
+            line = {
+                "index": sample.index,
+                "image": paths[0],
+                "mask": paths[1],
+                "normal": sample.normal.name,
+                "made_of": _made_of(name, seed, photo, label, other),
+            }
+            if known.get(sample.index) != line or not image.exists() or not mask.exists():
+                painted, label = paint(photo, label, other, rng)
+                picture = Image.fromarray(painted)
+                write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
+            made.append((image, mask))
+            lines.append(line)
+            progress(done / len(plan.samples))
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomic(run / MANIFEST_FILE, text.encode())
+        return made
+
+    def _label(self, kind: str, sample: Sample, photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """A sample's label, made for the first source that asks and kept for the others."""
+        key = kind, sample.index
+        if key not in self._labels:
+            self._labels[key] = png_of(sample.label(photo))
+        return np.asarray(Image.open(io.BytesIO(self._labels[key]))) > 0
 
 
 def _refuse_fewer(run: Path, order: Order) -> None:
@@ -151,42 +198,6 @@ def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Pat
         paths = (f"{image.stem}.png", f"{image.stem}_mask.png")
         write_pair(folder, paths, png(picture), png_of(label))
         yield folder / paths[0], folder / paths[1]
-
-
-def _painted(
-    name: str, split: Split, kind: str, samples: Samples, run: Path, seed: int, progress: Progress
-) -> list[tuple[Path, Path]]:
-    """Pairs of a baseline under the labels of a plan's samples, and what each was made of in ``manifest.jsonl``.
-
-    A pair that was made of the same is not made again.
-    """
-    paint = _painter(name, kind)
-    known = {line["index"]: line for line in _manifest(run)} if (run / MANIFEST_FILE).exists() else {}
-    made, lines = [], []
-    for done, sample in enumerate(samples, start=1):
-        paths = pair_paths(split.prompt(kind), sample.index)
-        image, mask = run / paths[0], run / paths[1]
-        rng = np.random.default_rng([seed, sample.index])
-        photo = read_image(sample.normal)
-        label = sample.label(photo)
-        other = read_image(split.good[int(rng.integers(len(split.good)))])
-        line = {
-            "index": sample.index,
-            "image": paths[0],
-            "mask": paths[1],
-            "normal": sample.normal.name,
-            "made_of": _made_of(name, seed, photo, label, other),
-        }
-        if known.get(sample.index) != line or not image.exists() or not mask.exists():
-            painted, label = paint(photo, label, other, rng)
-            picture = Image.fromarray(painted)
-            write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
-        made.append((image, mask))
-        lines.append(line)
-        progress(done / len(samples))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomic(run / MANIFEST_FILE, text.encode())
-    return made
 
 
 def _made_of(name: str, seed: int, *arrays: NDArray[Any]) -> str:
@@ -227,8 +238,6 @@ def check(name: str, outside: Mapping[str, Path], split: Split) -> None:
         _painter(name, split.types[0])
 
 
-def of_others(
-    name: str, folder: Path, split: Split, most: int | None = None
-) -> dict[str, list[tuple[Path, Path]]]:
+def of_others(name: str, folder: Path, split: Split, most: int | None = None) -> Pairs:
     """Pairs that somebody published, up to ``most`` a type (`stage_rt.quality.published`)."""
     return {kind: published.pairs(name, folder, split.name, kind)[:most] for kind in split.types}

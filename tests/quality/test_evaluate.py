@@ -17,6 +17,7 @@ from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, Size, side_of
 from stage_rt.quality.trials import Job, Opinion
+from stage_rt.run.sample import Sample
 
 SOURCES = ["ours", "ours-shifted", "cutpaste"]
 
@@ -304,6 +305,22 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
     assert [path.read_bytes() for path in files] == [
         (ours / path.relative_to(run)).read_bytes() for path in files
     ]
+
+
+def test_a_label_is_made_once_for_all_baselines(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, label = [], Sample.label
+
+    def counted(sample: Sample, photo: np.ndarray) -> np.ndarray:
+        asked.append((sample.mask, sample.index))
+        return label(sample, photo)
+
+    monkeypatch.setattr(Sample, "label", counted)
+    evaluated(data, tmp_path / "r", sources=["cutpaste", "draem"], seeds=1)
+    assert len(asked) == len({index for _, index in asked}) * 2 == 8
+    masks = [sorted((tmp_path / "r" / "pairs" / name).rglob("*_mask.png")) for name in ("cutpaste", "draem")]
+    assert [path.read_bytes() for path in masks[0]] == [path.read_bytes() for path in masks[1]]
 
 
 def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: Path, tmp_path: Path) -> None:
