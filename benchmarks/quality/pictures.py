@@ -38,9 +38,9 @@ class Pictures:
         index = np.flatnonzero(chosen)
         return Pictures(self.images[index], self.classes[index], [self.names[n] for n in index])
 
-    def showing(self, number: int) -> NDArray[np.bool_]:
-        """Which of them hold a class, bool ``[N]``."""
-        return np.asarray((self.classes == number).any(axis=(1, 2)))
+    def showing(self, *numbers: int) -> NDArray[np.bool_]:
+        """Which of them hold any of some classes, bool ``[N]``."""
+        return np.asarray(np.isin(self.classes, numbers).any(axis=(1, 2)))
 
     @cached_property
     def digest(self) -> str:

@@ -162,7 +162,7 @@ def _chosen(
     for source, pairs in painted.items():
         if 0 < len(known[source]) < len(types):
             numbers = [number for number, kind in enumerate(types, start=1) if kind in known[source]]
-            kept = pairs.pick(np.asarray(np.isin(pairs.classes, numbers).any(axis=(1, 2))))
+            kept = pairs.pick(pairs.showing(*numbers))
             name = f"with {source} ({', '.join(known[source])})"
             lists[name] = _jobs(name, [real, kept], seeds)
     return lists
