@@ -22,6 +22,7 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, E
 
 from ..training.adapter import MaskGuidanceAdapter
 from ..training.folder import Model, load_model
+from . import compiler
 from .fold import FoldedAdapter
 from .hoist import hoistable, hoisted_model
 from .networks import TORCH_DTYPES, networks, random_inputs
@@ -136,9 +137,12 @@ def write(
         say: told what is being done.
 
     Raises:
-        BackendError: PyTorch cannot compile a network.
+        BackendError: PyTorch cannot compile a network, or for a GPU not even one layer.
         ParityError: a compiled network disagrees with its source.
     """
+    if wanted.devices != [CPU]:
+        say("trying PyTorch's compiler on one layer")
+        compiler.require("cuda")
     for graph, network in networks(model).items():
         if graphs is None or graph in graphs:
             _compile(graph, network, model, wanted, folder, tuned, say)

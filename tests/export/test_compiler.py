@@ -1,0 +1,30 @@
+"""A compiler that crashes is told of before it is given whole networks."""
+
+import sys
+
+import pytest
+
+from stage_rt.errors import BackendError
+from stage_rt.export import compiler
+from stage_rt.export.compiler import require
+
+
+def test_a_compiler_that_works_is_found_to():
+    require("cpu")
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashes with SIGSEGV on a single layer"),
+        ("raise OSError('no compiler')", r"cannot compile a single layer \(OSError: no compiler\): install "),
+        ("import sys; sys.exit(3)", r"cannot compile a single layer \(it gave no reason\): install "),
+        ("import time; time.sleep(60)", "did not compile a single layer in 1 s: install "),
+    ],
+)
+def test_one_that_does_not_is_told_of_in_a_sentence(program, told, monkeypatch):
+    monkeypatch.setattr(compiler, "_COMMAND", [sys.executable, "-c", program])
+    if "sleep" in program:
+        monkeypatch.setattr(compiler, "_SECONDS", 1)
+    with pytest.raises(BackendError, match=rf"^PyTorch \d+\.\d+\.\d+ {told}"):
+        require("cuda")
