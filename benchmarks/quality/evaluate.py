@@ -107,8 +107,8 @@ def _text(summary: dict[str, Any], folder: Path) -> str:
     ]
     told = [f"{one['row']}: {one['points']:+.1f} ({one['word']})" for one in report.verdicts(summary)]
     told += [
-        f"{source}: segmenters of real defects do not know its {', '.join(unknown)}"
-        for source, known in summary["convincing"].items()
-        if (unknown := [kind for kind in summary["types"] if kind not in known])
+        f"{source}: segmenters of real defects do not know its {', '.join(types)}"
+        for source, types in report.unknown(summary).items()
+        if types
     ]
     return "\n".join([*lines, *told, f"page `{folder / report.PAGE}`"])

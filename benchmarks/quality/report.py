@@ -29,7 +29,13 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result, plot and page into ``folder``."""
     write_atomic(folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     _plot(result["rows"], folder / PLOT)
-    shown = {"verdicts": verdicts(result), "alone": best_alone(result), "plot": PLOT, "examples": EXAMPLES}
+    shown = {
+        "verdicts": verdicts(result),
+        "alone": best_alone(result),
+        "unknown": unknown(result),
+        "plot": PLOT,
+        "examples": EXAMPLES,
+    }
     page = template(_TEMPLATE).render(result=result, **shown)
     write_atomic(folder / PAGE, page.encode())
 
@@ -53,6 +59,14 @@ def best_alone(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for one in result["differences"]
         if one["row"] == best and not has_real(one["from"])
     ]
+
+
+def unknown(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of every source the types whose painted defects segmenters of real ones do not know."""
+    return {
+        source: [kind for kind in result["types"] if kind not in known]
+        for source, known in result["convincing"].items()
+    }
 
 
 def _worded(one: Mapping[str, Any], word: str) -> dict[str, Any]:
