@@ -5,12 +5,18 @@ import sys
 import pytest
 
 from stage_rt.errors import BackendError
-from stage_rt.export import compiler
+from stage_rt.export import compiler, one_layer
 from stage_rt.export.compiler import require
 
 
-def test_a_compiler_that_works_is_found_to():
-    require("cpu")
+def test_a_layer_is_compiled_and_called(tmp_path):
+    one_layer.main("cpu", tmp_path / "layer.b1.pt2")
+
+
+def test_a_compiler_that_works_is_found_to(monkeypatch):
+    program = "import sys; device, package = sys.argv[1:]; sys.exit(device != 'cuda')"
+    monkeypatch.setattr(compiler, "_COMMAND", [sys.executable, "-c", program])
+    require("cuda")
 
 
 @pytest.mark.parametrize(
