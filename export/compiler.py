@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from stage_rt.backends.inductor import release
+from stage_rt.backends.pytorch import release
 from stage_rt.errors import BackendError
 
 _COMMAND = [sys.executable, "-m", "stage_rt.export.one_layer"]
@@ -28,7 +28,7 @@ def require(device: str) -> None:
         BackendError: it crashed, failed, gave a wrong result or took minutes.
     """
     version = release(torch.__version__)
-    remedy = "install another version of PyTorch or build for another `--backend`"
+    remedy = "install another version of PyTorch or use `--backend torch`"
     with tempfile.TemporaryDirectory() as folder:
         command = [*_COMMAND, device, str(Path(folder) / "layer.b1.pt2")]
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from stage_rt.backends.inductor import open_package
+from stage_rt.backends.packages import open_package
 
 from .inductor import compile_network
 

@@ -113,6 +113,8 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         yield staged
         # Not by `rglob`, which remembers every path.
         for place, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                _open_to_others(Path(place, name), staged)
             for path in (*names, "."):
                 _sync(Path(place, path))
         _check_free(folder, replace)
@@ -204,6 +206,15 @@ def _beside(path: Path) -> Path:
 
 def _staged(name: str) -> str:
     return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def _open_to_others(path: Path, folder: Path) -> None:
+    """Give a file the permissions that it would have if its folder's maker had written it.
+
+    Some libraries, safetensors for one, make theirs for their user alone. A file with another name is someone else's.
+    """
+    if path.stat().st_nlink == 1:
+        path.chmod(folder.stat().st_mode & 0o666)
 
 
 def _sync(path: str | Path) -> None:

@@ -63,10 +63,10 @@ def open_backend(folder: Path, spec: EngineSpec) -> Backend:
         from stage_rt.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(folder, spec)
-    if spec.backend == "inductor":
-        from stage_rt.backends.inductor import InductorBackend
+    if spec.backend in ("inductor", "torch"):
+        from stage_rt.backends.pytorch import PyTorchBackend
 
-        return InductorBackend(folder, spec)
+        return PyTorchBackend(folder, spec)
     from stage_rt.backends.tensorrt import TensorRTBackend
 
     return TensorRTBackend(folder, spec)

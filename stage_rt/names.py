@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "inductor", "torch"]
 BackendChoice = Literal["auto", BackendName]
 DType = Literal["fp32", "fp16", "bf16"]
 MaskRule = Literal["cover", "authors"]

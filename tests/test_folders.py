@@ -1,13 +1,14 @@
 """Described folders: what is wrong with one is named before anything in it is used."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from stage_rt import files
 from stage_rt.errors import EngineError, GraphsError
-from stage_rt.files import digests, write_atomic
+from stage_rt.files import digests, staged_folder, write_atomic
 from stage_rt.folders import read_description, read_engine, up_to_date, verify
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
@@ -123,3 +124,20 @@ def test_of_a_file_that_is_waited_for_the_folders_that_were_made_are_too(tmp_pat
     assert synced == [tmp_path / "a/b", tmp_path / "a", tmp_path, tmp_path / "a/b"]
     write_atomic(tmp_path / "c/d/three", b"", synced=False)
     assert len(synced) == 4
+
+
+@pytest.mark.parametrize(("umask", "given"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_that_a_library_hid_are_for_whom_the_umask_says(tmp_path: Path, umask: int, given: int) -> None:
+    photo = tmp_path / "photo.png"
+    before = os.umask(umask)
+    try:
+        photo.touch(0o600)
+        with staged_folder(tmp_path / "folder") as staged:
+            (staged / "adapters").mkdir()
+            for name in ("weights.safetensors", "adapters/a.safetensors"):
+                (staged / name).touch(0o600)
+            (staged / "linked.png").hardlink_to(photo)
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").rglob("*.*")}
+    assert found == {"weights.safetensors": given, "a.safetensors": given, "linked.png": 0o600}

@@ -10,12 +10,13 @@ from typing import Any
 from parts import CHECKS
 
 LABELS = {
-    "loop": "stage-rt, device-resident loop",
-    "loop tuned": "stage-rt, device-resident loop, max-autotune",
-    "loop plain": "stage-rt, device-resident loop, nothing taken out of the UNet",
-    "compiled": "torch.compile max-autotune",
-    "eager": "PyTorch eager, single state",
-    "authors_eager": "PyTorch eager, authors' two states",
+    "traced": "stage-rt, device-resident loop, PyTorch's kernels",
+    "compiled": "stage-rt, device-resident loop, AOTInductor",
+    "tuned": "stage-rt, device-resident loop, AOTInductor with max-autotune",
+    "plain": "stage-rt, device-resident loop, AOTInductor, nothing taken out of the UNet",
+    "peer compiled": "torch.compile max-autotune",
+    "peer eager": "PyTorch eager, single state",
+    "peer authors_eager": "PyTorch eager, authors' two states",
 }
 
 
@@ -59,9 +60,8 @@ def slug(name: str) -> str:
 
 def series(result: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
     """Seconds a pair by batch, for every line of the plot."""
-    ways = ("tuned", "plain")
-    rows = [(" ".join(["loop", *(way for way in ways if row[way])]), row) for row in result["loop"]]
-    rows += [(row["peer"], row) for row in result["peer"]]
+    rows = [(row["way"], row) for row in result["loop"]]
+    rows += [(f"peer {row['peer']}", row) for row in result["peer"]]
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, row in rows:
         lines.setdefault(f"{LABELS[name]}, {row['dtype']}", []).append((row["batch"], row["seconds_a_pair"]))

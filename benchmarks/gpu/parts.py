@@ -10,12 +10,25 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 Mode = Literal["full", "quick", "dry"]
+Way = Literal["traced", "compiled", "tuned", "plain"]
+"""How an engine's networks are made: traced, compiled, compiled with kernels chosen by trying them, or compiled and
+computing at every step what depends on prompt or timestep alone."""
 
 CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90, 60, 400, 120, 120
 TUNED_SECONDS, DEMO_SECONDS = 900, 900
 """The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
 
-CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck", "engine_checks")
+WAYS: tuple[Way, ...] = ("traced", "compiled")
+
+CHECKS = (
+    "kernels",
+    "loop_checks",
+    "memcheck",
+    "racecheck",
+    "loop_memcheck",
+    "engine_traced",
+    "engine_compiled",
+)
 """Parts that pass or fail; every other gives a row of figures."""
 
 
@@ -56,24 +69,29 @@ def _parts(mode: Mode, place: Place) -> Iterator[Part]:
     yield from _checks(mode, place)
     yield _task(mode, place, "machine", MACHINE_SECONDS)
     dtype, first = ("fp32", (1,)) if mode == "dry" else ("fp16", (32, 1))
+    # What is traced is there in seconds; a compiler may take all the time there is.
     for batch in first:
-        yield _loop(mode, place, dtype, batch)
+        yield _loop(mode, place, dtype, batch, "traced")
     for batch in first:
         yield _peer(mode, place, "authors_eager", dtype, batch)
+    for batch in first:
+        yield _loop(mode, place, dtype, batch, "compiled")
     for peer in ("eager", "compiled"):
         yield _peer(mode, place, peer, dtype, first[0])
     if mode != "full":
         return
     for batch in first:
-        yield _loop(mode, place, dtype, batch, tuned=True)
+        yield _loop(mode, place, dtype, batch, "tuned")
     for batch in (8, 64):
-        yield _loop(mode, place, dtype, batch)
+        for way in WAYS:
+            yield _loop(mode, place, dtype, batch, way)
     for batch in first:
-        yield _loop(mode, place, dtype, batch, plain=True)
+        yield _loop(mode, place, dtype, batch, "plain")
     for peer in ("eager", "compiled"):
         yield _peer(mode, place, peer, dtype, 1)
     for batch in first:
-        yield _loop(mode, place, "bf16", batch)
+        for way in WAYS:
+            yield _loop(mode, place, "bf16", batch, way)
     yield Part("demo", DEMO_SECONDS, [sys.executable, str(HERE / "demo.py"), str(place.work)])
 
 
@@ -92,7 +110,7 @@ def _checks(mode: Mode, place: Place) -> Iterator[Part]:
         "-m",
         "gpu",
     ]
-    loop, engine = (
+    loop, engines = (
         [*pytest, str(ROOT / "tests/cuda" / name)] for name in ("test_gpu.py", "test_gpu_engine.py")
     )
     yield Part("kernels", CHECK_SECONDS, [*kernels, "--json", str(place.work / "kernels.json")])
@@ -104,7 +122,8 @@ def _checks(mode: Mode, place: Place) -> Iterator[Part]:
         under = [*_under(place.sanitizer, "memcheck"), *loop, "-k", "3-4 or own_are"]
         yield Part("loop_memcheck", CHECK_SECONDS, under)
     if mode != "dry":
-        yield Part("engine_checks", COMPILE_SECONDS, engine)
+        yield Part("engine_traced", CHECK_SECONDS, [*engines, "-k", "torch"])
+        yield Part("engine_compiled", COMPILE_SECONDS, [*engines, "-k", "inductor"])
 
 
 def _under(sanitizer: Path, tool: str) -> list[str]:
@@ -112,11 +131,9 @@ def _under(sanitizer: Path, tool: str) -> list[str]:
     return [str(sanitizer), "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no"]
 
 
-def _loop(
-    mode: Mode, place: Place, dtype: str, batch: int, *, tuned: bool = False, plain: bool = False
-) -> Part:
-    what: dict[str, Any] = {"dtype": dtype, "batch": batch, "tuned": tuned, "plain": plain}
-    seconds = TUNED_SECONDS if tuned else COMPILE_SECONDS
+def _loop(mode: Mode, place: Place, dtype: str, batch: int, way: Way) -> Part:
+    what: dict[str, Any] = {"dtype": dtype, "batch": batch, "way": way}
+    seconds = TUNED_SECONDS if way == "tuned" else COMPILE_SECONDS
     part = _task(mode, place, "loop", LOOP_SECONDS, **what)
     return part._replace(
         before=_task(mode, place, "compile", seconds, **what),
@@ -131,11 +148,14 @@ def _peer(mode: Mode, place: Place, peer: str, dtype: str, batch: int) -> Part:
 
 
 def _task(mode: Mode, place: Place, task: str, seconds: float, **arguments: Any) -> Part:
-    words = [name if value is True else str(value) for name, value in arguments.items() if value is not False]
     call = json.dumps({"task": task, "mode": mode, "work": str(place.work), **arguments})
-    return Part("_".join([task, *words]), seconds, [sys.executable, str(HERE / "tasks.py"), call])
+    return Part(
+        "_".join([task, *map(str, arguments.values())]),
+        seconds,
+        [sys.executable, str(HERE / "tasks.py"), call],
+    )
 
 
-def engine(work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Path:
-    """Folder of a compiled engine; ``plain`` computes at every step what depends on prompt or timestep alone."""
-    return work / "engines" / f"{dtype}-b{batch}{'-tuned' if tuned else ''}{'-plain' if plain else ''}"
+def engine(work: Path, dtype: str, batch: int, way: Way) -> Path:
+    """Folder of an engine."""
+    return work / "engines" / f"{dtype}-b{batch}-{way}"

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from launches import launches, summary
 from model import ADAPTER, GFLOP, PROMPT, random_model
-from parts import Mode, engine
+from parts import Mode, Way, engine
 from peers import PEERS, denoiser
 from safetensors.numpy import load_file
 
+from stage_rt.names import BackendName
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import PROMPTS_FILE, UNET, EngineSpec, ModelSpec, adapter_graph
@@ -77,44 +78,51 @@ def _event_seconds(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
 
 
-def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Row:
-    """The loop's networks compiled ahead of time; a folder a dtype, batch and way of compiling."""
-    from stage_rt.backends.inductor import package
+def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
+    """The loop's networks compiled ahead of time, or traced; a folder a dtype, batch and way."""
+    from stage_rt.backends.packages import package
     from stage_rt.export.hoist import hoisted_model
-    from stage_rt.export.inductor import describe, write
+    from stage_rt.export.pytorch import describe, write
     from stage_rt.files import staged_folder
 
     start = time.monotonic()
     model = random_model(_size(mode), _device(mode), Recipe.authors())
-    if not plain:
+    if way != "plain":
         model = hoisted_model(model)
-    wanted = describe(model.spec, dtype, [batch], "cpu" if mode == "dry" else None, "0" * 64)
+    backend: BackendName = "torch" if way == "traced" else "inductor"
+    wanted = describe(model.spec, backend, dtype, [batch], "cpu" if mode == "dry" else None, "0" * 64)
     graphs = [UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)]
-    folder = engine(work, dtype, batch, tuned, plain)
+    folder = engine(work, dtype, batch, way)
     with staged_folder(folder, replace=folder.exists()) as staged:
         write(
-            model, wanted, staged, graphs=graphs, tuned=tuned, say=partial(print, file=sys.stderr, flush=True)
+            model,
+            wanted,
+            staged,
+            graphs=graphs,
+            tuned=way == "tuned",
+            say=partial(print, file=sys.stderr, flush=True),
         )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "dtype": dtype,
         "batch": batch,
-        "tuned": tuned,
-        "plain": plain,
+        "way": way,
         "seconds": time.monotonic() - start,
         "bytes": size,
-        "launches": {graph: summary(launches(folder / package(graph, batch))) for graph in graphs},
+        "launches": None
+        if way == "traced"
+        else {graph: summary(launches(folder / package(graph, batch))) for graph in graphs},
         "memory_bytes": None if mode == "dry" else torch.cuda.max_memory_reserved(),
     }
 
 
-def loop(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, plain: bool) -> Row:
+def loop(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
     """The loop, and its networks alone, in the same process and in turn."""
     from stage_rt.cuda import device
     from stage_rt.cuda.loop import Loop
     from stage_rt.folders import read_engine
 
-    folder = engine(work, dtype, batch, tuned, plain)
+    folder = engine(work, dtype, batch, way)
     spec = _shortened(read_engine(folder), mode)
     notices: list[str] = []
     with device.active() as cuda, ExitStack() as opened:
@@ -131,9 +139,8 @@ def loop(mode: Mode, work: Path, dtype: str, batch: int, tuned: bool, plain: boo
     return {
         "dtype": dtype,
         "batch": batch,
-        "tuned": tuned,
-        "plain": plain,
-        "engine": f"inductor, torch {torch.__version__}",
+        "way": way,
+        "engine": f"{spec.backend}, torch {torch.__version__}",
         **figures,
         "memory_bytes": memory,
         "replayed": not any("kernel by kernel" in notice for notice in notices),
@@ -274,9 +281,9 @@ def _shortened(spec: EngineSpec, mode: Mode) -> EngineSpec:
 
 
 def _backend(mode: Mode, folder: Path, spec: EngineSpec) -> Any:
-    from stage_rt.backends.inductor import InductorBackend
+    from stage_rt.backends.pytorch import PyTorchBackend
 
-    backend = InductorBackend(folder, spec)
+    backend = PyTorchBackend(folder, spec)
     if mode != "dry":
         return backend
     from dry import OnSoftcuda

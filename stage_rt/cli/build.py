@@ -48,7 +48,8 @@ def build(
     dtype: Annotated[
         DType | None,
         typer.Option(
-            help="Of weights and arithmetic.", show_default="the graphs' own, or fp32; fp16 for inductor"
+            help="Of weights and arithmetic.",
+            show_default="the graphs' own, or fp32; fp16 for inductor and torch",
         ),
     ] = None,
     batch: Annotated[
@@ -69,8 +70,8 @@ def build(
     targets = target.lower().split(",") if target else None
     if backend == "auto":
         written = compile_fastest(source, output, dtype, sizes, targets, force=force)
-    elif backend == "inductor":
-        written = compile_model(source, output, dtype or "fp16", sizes, targets, force=force)
+    elif backend in ("inductor", "torch"):
+        written = compile_model(source, output, backend, dtype or "fp16", sizes, targets, force=force)
     else:
         written = compile_graphs(source, output, backend, dtype, sizes, targets, force=force)
     text = f"engine `{output}`" if written else f"engine `{output}` is up to date"
@@ -80,28 +81,29 @@ def build(
 def compile_model(
     source: Path,
     output: Path,
+    backend: BackendName,
     dtype: DType,
     batch: Sequence[int],
     targets: Sequence[str] | None,
     *,
     force: bool = False,
 ) -> bool:
-    """Compile a model folder with PyTorch, which starts from the model itself and builds for the GPU here."""
+    """Build a model folder with PyTorch, which starts from the model itself and builds for the GPU here."""
     from stage_rt.errors import InputError
     from stage_rt.folders import check_replaceable
     from stage_rt.spec import MODEL_FILE
 
-    check_replaceable(output, "inductor", force=force)
+    check_replaceable(output, backend, force=force)
     if targets is not None:
-        raise InputError("`--backend inductor` builds for the GPU of this machine: leave `--target` out")
+        raise InputError(f"`--backend {backend}` builds for the GPU of this machine: leave `--target` out")
     if not (source / MODEL_FILE).is_file():
         raise InputError(
-            f"`{source}` holds no model ({MODEL_FILE}): `--backend inductor` compiles no ONNX graphs"
+            f"`{source}` holds no model ({MODEL_FILE}): `--backend {backend}` takes no ONNX graphs"
         )
     with console.messages().status("reading the model") as status:
         with console.extra("export"):
-            from stage_rt.export.inductor import build as run
-        return run(source, output, dtype=dtype, batch=batch, say=status.update)
+            from stage_rt.export.pytorch import build as run
+        return run(source, output, backend, dtype=dtype, batch=batch, say=status.update)
 
 
 def compile_fastest(

@@ -190,14 +190,18 @@ def test_checks_come_first_then_the_batches_with_targets(tmp_path):
     names = [part.name for part in plan("full", place)]
     first = len(CHECKS) + 1
     assert names[:first] == [*CHECKS, "machine"]
-    assert names[first : first + 3] == ["loop_fp16_32", "loop_fp16_1", "peer_authors_eager_fp16_32"]
+    assert names[first : first + 6] == [
+        *("loop_fp16_32_traced", "loop_fp16_1_traced"),
+        *("peer_authors_eager_fp16_32", "peer_authors_eager_fp16_1"),
+        *("loop_fp16_32_compiled", "loop_fp16_1_compiled"),
+    ]
     assert len(set(names)) == len(names)
     quick = [part.name for part in plan("quick", place)]
     assert quick == names[: len(quick)]
     loops = [part for part in plan("full", place) if part.before]
     for part in loops:
         assert json.loads(part.command[-1]) == json.loads(part.before.command[-1]) | {"task": "loop"}
-    assert len({part.made for part in loops}) == len(loops) == 10
+    assert len({part.made for part in loops}) == len(loops) == 16
     assert "memcheck" not in [part.name for part in plan("full", place._replace(sanitizer=None))]
 
 

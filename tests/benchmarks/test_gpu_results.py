@@ -10,24 +10,21 @@ import pytest
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 KEY = {"source": "0123", "device": "Some GPU 80GB", "mode": "full"}
-LOOP = {"dtype": "fp16", "tuned": False, "plain": False}
 FINISHED = {
     "kernels": "pass",
     "machine": {"memory_bytes": 8e10, "matmul_tflops_fp16": 800},
-    "compile_fp16_32": {"dtype": "fp16", "batch": 32, "seconds": 100},
-    "loop_fp16_32": {
+    "compile_fp16_32_compiled": {"dtype": "fp16", "batch": 32, "seconds": 100},
+    "loop_fp16_32_compiled": {
         "dtype": "fp16",
         "batch": 32,
-        "tuned": False,
-        "plain": False,
+        "way": "compiled",
         "seconds_a_pair": 0.5,
         "tflops": 400,
     },
-    "loop_fp16_1": {
+    "loop_fp16_1_traced": {
         "dtype": "fp16",
         "batch": 1,
-        "tuned": False,
-        "plain": False,
+        "way": "traced",
         "seconds_a_pair": 1,
         "tflops": 200,
     },
@@ -57,12 +54,14 @@ def test_rows_become_one_result(collect):
         "memcheck": "not done",
         "racecheck": "not done",
         "loop_memcheck": "not done",
-        "engine_checks": "not done",
+        "engine_traced": "not done",
+        "engine_compiled": "not done",
     }
     assert result["not_done"] == {"peer_compiled_fp16_32": "it took longer than 420 s"}
     assert [(row["batch"], row["of_matmul_peak"]) for row in result["loop"]] == [(32, 0.5), (1, 0.25)]
     assert collect.series(result) == {
-        "stage-rt, device-resident loop, fp16": [(1, 1), (32, 0.5)],
+        "stage-rt, device-resident loop, AOTInductor, fp16": [(32, 0.5)],
+        "stage-rt, device-resident loop, PyTorch's kernels, fp16": [(1, 1)],
         "PyTorch eager, single state, fp16": [(32, 2)],
     }
     assert all(result[name] == value for name, value in KEY.items())

@@ -31,7 +31,7 @@ def tasks(monkeypatch, machine, tmp_path):
     import tasks
 
     for batch in (1, 16):
-        folder = parts.engine(tmp_path, "fp32", batch, tuned=False, plain=False)
+        folder = parts.engine(tmp_path, "fp32", batch, "compiled")
         folder.mkdir(parents=True)
         contexts = {name: np.ones((TOKENS, WIDTH), np.float32) for name in PROMPTS}
         save_file(contexts, folder / PROMPTS_FILE)
@@ -45,7 +45,7 @@ def tasks(monkeypatch, machine, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 16])
 def test_the_row_of_the_loop(tasks, tmp_path, batch):
-    row = tasks.loop("dry", tmp_path, "fp32", batch, tuned=False, plain=False)
+    row = tasks.loop("dry", tmp_path, "fp32", batch, "compiled")
     assert (row["dtype"], row["batch"], row["steps"], row["notices"]) == ("fp32", batch, 20, [])
     assert row["replayed"]
     assert row["bare_ms_a_step"] > 0

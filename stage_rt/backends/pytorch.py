@@ -1,7 +1,8 @@
-"""PyTorch's ahead-of-time compiler, AOTInductor: an engine for any CUDA GPU that has PyTorch beside it.
+"""PyTorch as a backend: an engine for any CUDA GPU that has PyTorch beside it.
 
-The only backend that needs PyTorch at run time; it is imported when such an engine is opened. A package of
-AOTInductor is native code, so its hash is checked before it is loaded (`stage_rt.loading.open_backend`).
+Of ``inductor`` the networks were compiled ahead of time; of ``torch`` they are calls of PyTorch's own kernels, which
+the loop records. These two alone need PyTorch at run time; it is imported when such an engine is opened. What
+AOTInductor compiled is native code, so its hash is checked before it is loaded (`stage_rt.loading.open_backend`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from stage_rt import extras
+from stage_rt.backends.packages import opened, package, weights
 from stage_rt.batches import padded, parts
 from stage_rt.cuda import device
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, first_line
@@ -42,38 +44,8 @@ def library() -> Any:
     return extras.library(LIBRARY, "this engine needs PyTorch", "export")
 
 
-def package(graph: str, batch: int) -> str:
-    """File of a graph at a batch size, in an engine folder."""
-    return f"{graph}.b{batch}.pt2"
-
-
-def weights(graph: str) -> str:
-    """File of a graph's weights, which its packages of all sizes share."""
-    return f"{graph}.safetensors"
-
-
-def arranged(torch: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Give the weights of convolutions, in place, the layout the compiler would otherwise give them at every call.
-
-    Files know no layouts, so this is done before compiling and again when the weights are read.
-    """
-    for tensor in tensors.values():
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-    return tensors
-
-
-def open_package(torch: Any, path: Path, constants: dict[str, Any]) -> Any:
-    """A package as a function of its inputs by name; ``constants`` are its weights, as they were read."""
-    # Without the locks that let several threads in, and which a CUDA graph cannot record.
-    runner = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
-    needed = {name: constants[name] for name in runner.get_constant_fqns()}
-    runner.load_constants(arranged(torch, needed), check_full_update=True, user_managed=True)
-    return runner
-
-
-class InductorBackend:
-    """Graphs compiled at fixed batch sizes, with one copy of the weights on the device for all of them.
+class PyTorchBackend:
+    """Graphs at fixed batch sizes, with one copy of the weights on the device for all of them.
 
     Raises:
         EngineError: the engine is for another version of PyTorch or another GPU.
@@ -92,7 +64,7 @@ class InductorBackend:
             )
         self._device = CPU if spec.devices == [CPU] else "cuda"
         if self._device != CPU:
-            device.require(folder, spec.devices, lambda gpu: "--backend inductor")
+            device.require(folder, spec.devices, lambda gpu: f"--backend {spec.backend}")
         self._weights: dict[str, dict[str, Any]] = {}
         self._runners: dict[tuple[str, int], Any] = {}
         self._pool: Any = None
@@ -112,10 +84,10 @@ class InductorBackend:
                 results.append(result[: part.length].float().cpu().numpy())
         return np.concatenate(results)
 
-    def network(self, graph: str, batch: int) -> "InductorNetwork":
+    def network(self, graph: str, batch: int) -> "PyTorchNetwork":
         """See `stage_rt.networks.DeviceBackend`."""
         described, output = tensors(self._spec.model, self._spec.dtype, graph, batch)
-        return InductorNetwork(self._torch, graph, self._runner(graph, batch), described, output)
+        return PyTorchNetwork(self._torch, graph, self._runner(graph, batch), described, output)
 
     def recording(self) -> AbstractContextManager[Any]:
         """See `stage_rt.networks.DeviceBackend`.
@@ -146,7 +118,9 @@ class InductorBackend:
         if (graph, batch) not in self._runners:
             path = self._folder / package(graph, batch)
             with _running(self._torch, graph):
-                self._runners[graph, batch] = open_package(self._torch, path, self._constants(graph))
+                self._runners[graph, batch] = opened(
+                    self._torch, path, self._constants(graph), self._spec.backend
+                )
         return self._runners[graph, batch]
 
     def _constants(self, graph: str) -> dict[str, Any]:
@@ -168,8 +142,8 @@ class InductorBackend:
         return tensor.to(self._device)
 
 
-class InductorNetwork:
-    """One package on device memory; see `stage_rt.networks.DeviceNetwork`."""
+class PyTorchNetwork:
+    """One network on device memory; see `stage_rt.networks.DeviceNetwork`."""
 
     scratch = 0
 

@@ -1,4 +1,4 @@
-"""Engines that PyTorch compiled: refusals, the calls on a stand-in for PyTorch on a GPU, a real CPU build."""
+"""Engines for PyTorch: refusals, the calls on a stand-in for PyTorch on a GPU, real builds for the CPU."""
 
 import sys
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import torch
 from mock_cuda import Machine, installed
 from mock_networks import spec
 
-from stage_rt.backends import inductor as module
+from stage_rt.backends import pytorch as module
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError, MissingExtraError
 from stage_rt.loading import load
 from stage_rt.networks import tensors
@@ -30,23 +30,23 @@ def test_another_version_of_torch_is_named(tmp_path):
     with pytest.raises(
         EngineError, match=r"was built with PyTorch 1.2.3 but .* is installed: .*torch==1.2.3`"
     ):
-        module.InductorBackend(tmp_path, described(library_version="1.2.3"))
+        module.PyTorchBackend(tmp_path, described(library_version="1.2.3"))
 
 
 def test_a_missing_torch_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"needs PyTorch, which is not installed: `pip install"):
-        module.InductorBackend(tmp_path, described())
+        module.PyTorchBackend(tmp_path, described())
 
 
 def test_a_graph_without_a_package_is_an_error_with_the_remedy(tmp_path):
-    backend = module.InductorBackend(tmp_path, described())
+    backend = module.PyTorchBackend(tmp_path, described())
     with pytest.raises(EngineError, match="holds no `unet`: build the engine again"):
         backend.run(UNET, sample=np.zeros((1, 4, 8, 8), np.float32))
 
 
 class StandIn:
-    """PyTorch on a GPU, as far as `InductorNetwork` uses it: arrays at addresses, and the order of its calls."""
+    """PyTorch on a GPU, as far as `PyTorchNetwork` uses it: arrays at addresses, and the order of its calls."""
 
     OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
     float32, int64 = "float32", "int64"
@@ -96,7 +96,7 @@ def network():
         return seen | {"tf32": torch_.backends.cudnn.allow_tf32}
 
     torch_, raises = StandIn(), []
-    made = module.InductorNetwork(torch_, UNET, runner, inputs, output)
+    made = module.PyTorchNetwork(torch_, UNET, runner, inputs, output)
     made.addresses = {name: 256 * n for n, name in enumerate(made.tensors, start=1)}
     made.raises, made.torch = raises, torch_
     return made
@@ -117,7 +117,7 @@ def test_a_package_runs_in_the_stream_it_is_given_on_the_memory_it_was_told_of(n
 
 
 def test_steps_are_recorded_in_one_pool_that_lasts_as_long_as_the_backend(tmp_path, monkeypatch):
-    backend, stand_in = module.InductorBackend(tmp_path, described()), StandIn()
+    backend, stand_in = module.PyTorchBackend(tmp_path, described()), StandIn()
     pools = iter(["pool", "another"])
     stand_in.cuda.MemPool = lambda: next(pools)
     monkeypatch.setattr(backend, "_torch", stand_in)
@@ -130,8 +130,9 @@ def test_steps_are_recorded_in_one_pool_that_lasts_as_long_as_the_backend(tmp_pa
         assert stand_in.inside == ["another"]
 
 
-def test_a_package_is_compiled_and_compared_without_tf32(monkeypatch, tmp_path):
-    from stage_rt.export import inductor as builder
+@pytest.mark.parametrize(("backend", "maker"), [("inductor", "compile_network"), ("torch", "trace_network")])
+def test_a_network_is_made_and_compared_without_tf32(backend, maker, monkeypatch, tmp_path):
+    from stage_rt.export import pytorch as builder
 
     seen = []
 
@@ -139,11 +140,12 @@ def test_a_package_is_compiled_and_compared_without_tf32(monkeypatch, tmp_path):
         seen.append(torch.backends.cudnn.allow_tf32)
         return {}
 
-    for name in ("compile_network", "_compare"):
+    for name in (maker, "_compare"):
         monkeypatch.setattr(builder, name, looking)
     monkeypatch.setattr(builder, "random_inputs", lambda *arguments, **options: {})
     before = torch.backends.cudnn.allow_tf32
-    builder._compile(UNET, torch.nn.Linear(1, 1), None, described(), tmp_path, True, print)
+    wanted = described(backend=backend)
+    builder._make(UNET, torch.nn.Linear(1, 1), None, wanted, tmp_path, True, print)
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32 is before is True
 
@@ -166,16 +168,16 @@ def test_errors_of_torch_become_ours(network):
         network.enqueue(1)
 
 
-@pytest.mark.slow
-def test_a_model_compiled_for_the_cpu_paints_what_onnx_runtime_paints(
-    model_folder, engine_folder, tmp_path_factory
+@pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.slow), "torch"])
+def test_a_model_built_for_the_cpu_paints_what_onnx_runtime_paints(
+    backend, model_folder, engine_folder, tmp_path_factory
 ):
-    from stage_rt.export.inductor import build
+    from stage_rt.export.pytorch import build
 
-    folder = tmp_path_factory.mktemp("inductor") / "engine"
+    folder = tmp_path_factory.mktemp(backend) / "engine"
     options = {"dtype": "fp32", "batch": [2], "device": "cpu"}
-    assert build(model_folder, folder, **options)
-    assert not build(model_folder, folder, **options)
+    assert build(model_folder, folder, backend, **options)
+    assert not build(model_folder, folder, backend, **options)
     reference, found = load(engine_folder), load(folder)
     rng = np.random.default_rng(1)
     images = rng.uniform(-1, 1, (3, 1, 32, 32)).astype(np.float32)
@@ -190,13 +192,14 @@ def test_a_model_compiled_for_the_cpu_paints_what_onnx_runtime_paints(
     (folder / "other").write_text("no engine")
     (folder / "engine.json").unlink()
     with pytest.raises(InputError):
-        build(model_folder, folder, **options)
+        build(model_folder, folder, backend, **options)
 
 
-def test_an_engine_for_another_gpu_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", ["inductor", "torch"])
+def test_an_engine_for_another_gpu_is_refused(backend, tmp_path, monkeypatch):
     with installed(Machine(), monkeypatch), pytest.raises(EngineError) as refused:
-        module.InductorBackend(tmp_path, described(devices=["sm86"]))
+        module.PyTorchBackend(tmp_path, described(backend=backend, devices=["sm86"]))
     assert str(refused.value) == (
         f"`{tmp_path}` is an engine for sm86 but the GPU here is sm90 (NumPy): build one with "
-        "`stage-rt build --backend inductor`"
+        f"`stage-rt build --backend {backend}`"
     )
