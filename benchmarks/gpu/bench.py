@@ -104,6 +104,8 @@ class Bench:
         if part.name in self.finished():
             say(f"{part.name}: there already")
             return True
+        if part.needs in self.failed():
+            return self._keep(part, 0, failed=f"{part.needs} failed")
         if part.before and part.made and not part.made.exists():
             # The row of an earlier machine, whose files are not here.
             self._records = [record for record in self._records if record["part"] != part.before.name]

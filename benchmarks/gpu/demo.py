@@ -1,6 +1,6 @@
 """The demo as a user has it on a GPU: ``python demo.py WORK``, whose only line of output is a row.
 
-Built by AOTInductor in fp32, held against PyTorch over a whole trajectory, then painted: all by the commands of
+Traced in fp32, held against PyTorch over a whole trajectory, then painted: all by the commands of
 `stage-rt`, which leave an engine and a run in WORK/demo.
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
     work = Path(sys.argv[1]) / "demo"
     engine, run = work / "engine", work / "run"
     shutil.rmtree(run, ignore_errors=True)
-    build = ["build", DEMO, "-o", engine, "--backend", "inductor", "--dtype", "fp32", "--batch", BATCH]
+    build = ["build", DEMO, "-o", engine, "--backend", "torch", "--dtype", "fp32", "--batch", BATCH]
     paint = [
         "synth",
         engine,

@@ -18,24 +18,17 @@ CHECK_SECONDS, MACHINE_SECONDS, COMPILE_SECONDS, LOOP_SECONDS, PEER_SECONDS = 90
 TUNED_SECONDS, DEMO_SECONDS = 900, 900
 """The longest a part of each kind may take; max-autotune tries every matrix product in many ways."""
 
-WAYS: tuple[Way, ...] = ("traced", "compiled")
-
-CHECKS = (
-    "kernels",
-    "loop_checks",
-    "memcheck",
-    "racecheck",
-    "loop_memcheck",
-    "engine_traced",
-    "engine_compiled",
-)
+COMPILER = "engine_compiled"
+"""The check without which nothing is compiled."""
+CHECKS = ("kernels", "loop_checks", "memcheck", "racecheck", "loop_memcheck", "engine_traced", COMPILER)
 """Parts that pass or fail; every other gives a row of figures."""
 
 
 class Part(NamedTuple):
     """A process: its name, the longest it may take in seconds, and its command.
 
-    ``before`` makes the file ``made`` that this part reads, and is left out where that is there already.
+    ``before`` makes the file ``made`` that this part reads, and is left out where that is there already. Without the
+    check that it ``needs`` a part is not begun.
     """
 
     name: str
@@ -43,6 +36,7 @@ class Part(NamedTuple):
     command: list[str]
     before: "Part | None" = None
     made: Path | None = None
+    needs: str | None = None
 
 
 class Place(NamedTuple):
@@ -66,53 +60,47 @@ def _patient(part: Part) -> Part:
 
 
 def _parts(mode: Mode, place: Place) -> Iterator[Part]:
+    dtype, first = ("fp32", (1,)) if mode == "dry" else ("fp16", (32, 1))
     yield from _checks(mode, place)
     yield _task(mode, place, "machine", MACHINE_SECONDS)
-    dtype, first = ("fp32", (1,)) if mode == "dry" else ("fp16", (32, 1))
     # What is traced is there in seconds; a compiler may take all the time there is.
     for batch in first:
         yield _loop(mode, place, dtype, batch, "traced")
     for batch in first:
         yield _peer(mode, place, "authors_eager", dtype, batch)
+    yield _peer(mode, place, "eager", dtype, first[0])
+    if mode == "full":
+        yield Part("demo", DEMO_SECONDS, [sys.executable, str(HERE / "demo.py"), str(place.work)])
+    if mode != "dry":
+        yield Part(COMPILER, COMPILE_SECONDS, [*_pytest("test_gpu_engine.py"), "-k", "inductor"])
     for batch in first:
         yield _loop(mode, place, dtype, batch, "compiled")
-    for peer in ("eager", "compiled"):
-        yield _peer(mode, place, peer, dtype, first[0])
-    if mode != "full":
-        return
-    for batch in first:
-        yield _loop(mode, place, dtype, batch, "tuned")
+    yield _peer(mode, place, "compiled", dtype, first[0])
+    if mode == "full":
+        yield from _rest(mode, place, dtype, first)
+
+
+def _rest(mode: Mode, place: Place, dtype: str, first: tuple[int, ...]) -> Iterator[Part]:
+    """What is measured with all the time there is."""
     for batch in (8, 64):
-        for way in WAYS:
-            yield _loop(mode, place, dtype, batch, way)
-    for batch in first:
-        yield _loop(mode, place, dtype, batch, "plain")
-    for peer in ("eager", "compiled"):
-        yield _peer(mode, place, peer, dtype, 1)
-    for batch in first:
-        for way in WAYS:
-            yield _loop(mode, place, "bf16", batch, way)
-    yield Part("demo", DEMO_SECONDS, [sys.executable, str(HERE / "demo.py"), str(place.work)])
+        yield _loop(mode, place, dtype, batch, "traced")
+    yield _peer(mode, place, "eager", dtype, 1)
+    rows: tuple[tuple[Way, str, tuple[int, ...]], ...] = (
+        ("tuned", dtype, first),
+        ("compiled", dtype, (8, 64)),
+        ("plain", dtype, first),
+        ("traced", "bf16", first),
+        ("compiled", "bf16", first),
+    )
+    for way, each, batches in rows:
+        for batch in batches:
+            yield _loop(mode, place, each, batch, way)
+    yield _peer(mode, place, "compiled", dtype, 1)
 
 
 def _checks(mode: Mode, place: Place) -> Iterator[Part]:
     kernels = [sys.executable, str(HERE / "check_step.py"), str(place.driver)]
-    pytest = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        "-m",
-        "gpu",
-    ]
-    loop, engines = (
-        [*pytest, str(ROOT / "tests/cuda" / name)] for name in ("test_gpu.py", "test_gpu_engine.py")
-    )
+    loop = _pytest("test_gpu.py")
     yield Part("kernels", CHECK_SECONDS, [*kernels, "--json", str(place.work / "kernels.json")])
     yield Part("loop_checks", CHECK_SECONDS, loop)
     if place.sanitizer:
@@ -122,8 +110,13 @@ def _checks(mode: Mode, place: Place) -> Iterator[Part]:
         under = [*_under(place.sanitizer, "memcheck"), *loop, "-k", "3-4 or own_are"]
         yield Part("loop_memcheck", CHECK_SECONDS, under)
     if mode != "dry":
-        yield Part("engine_traced", CHECK_SECONDS, [*engines, "-k", "torch"])
-        yield Part("engine_compiled", COMPILE_SECONDS, [*engines, "-k", "inductor"])
+        yield Part("engine_traced", CHECK_SECONDS, [*_pytest("test_gpu_engine.py"), "-k", "torch"])
+
+
+def _pytest(name: str) -> list[str]:
+    """The tests of a file that need a GPU."""
+    options = ("-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu")
+    return [sys.executable, "-P", "-m", "pytest", *options, str(ROOT / "tests/cuda" / name)]
 
 
 def _under(sanitizer: Path, tool: str) -> list[str]:
@@ -138,6 +131,7 @@ def _loop(mode: Mode, place: Place, dtype: str, batch: int, way: Way) -> Part:
     return part._replace(
         before=_task(mode, place, "compile", seconds, **what),
         made=engine(place.work, **what) / "engine.json",
+        needs=None if way == "traced" else COMPILER,
     )
 
 

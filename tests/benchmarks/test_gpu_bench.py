@@ -177,6 +177,14 @@ def test_what_cannot_be_compiled_is_not_run(begin):
     assert bench.failed() == {"compile": "its bus", "loop": "there is no compile"}
 
 
+def test_what_needs_a_check_that_failed_is_not_begun(begin):
+    bench = begin()
+    assert bench.do(part("a", gives(1), needs="check"))
+    assert not bench.do(part("check", FAILS))
+    assert not bench.do(part("b", gives(1), before=part("c", gives(1)), made=Path("nowhere"), needs="check"))
+    assert bench.failed() == {"check": "its bus", "b": "check failed"}
+
+
 def test_no_part_is_begun_without_time(begin):
     bench = begin(budget=5)
     assert not bench.do(part("a", gives(1)))
@@ -184,22 +192,22 @@ def test_no_part_is_begun_without_time(begin):
 
 
 def test_checks_come_first_then_the_batches_with_targets(tmp_path):
-    from parts import CHECKS, Place, plan
+    from parts import CHECKS, COMPILER, Place, plan
 
     place = Place(tmp_path, tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
     names = [part.name for part in plan("full", place)]
-    first = len(CHECKS) + 1
-    assert names[:first] == [*CHECKS, "machine"]
-    assert names[first : first + 6] == [
+    assert names[: len(CHECKS)] == [*(check for check in CHECKS if check != COMPILER), "machine"]
+    assert names[len(CHECKS) : names.index("loop_fp16_1_compiled") + 1] == [
         *("loop_fp16_32_traced", "loop_fp16_1_traced"),
-        *("peer_authors_eager_fp16_32", "peer_authors_eager_fp16_1"),
-        *("loop_fp16_32_compiled", "loop_fp16_1_compiled"),
+        *("peer_authors_eager_fp16_32", "peer_authors_eager_fp16_1", "peer_eager_fp16_32", "demo"),
+        *(COMPILER, "loop_fp16_32_compiled", "loop_fp16_1_compiled"),
     ]
     assert len(set(names)) == len(names)
     quick = [part.name for part in plan("quick", place)]
-    assert quick == names[: len(quick)]
+    assert quick == [name for name in names if name != "demo"][: len(quick)]
     loops = [part for part in plan("full", place) if part.before]
     for part in loops:
+        assert part.needs == (None if part.name.endswith("traced") else COMPILER)
         assert json.loads(part.command[-1]) == json.loads(part.before.command[-1]) | {"task": "loop"}
     assert len({part.made for part in loops}) == len(loops) == 16
     assert "memcheck" not in [part.name for part in plan("full", place._replace(sanitizer=None))]

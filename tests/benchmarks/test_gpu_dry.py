@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 WHEELS, SOFTCUDA = ROOT / "build/dry/wheels", ROOT / "build/softcuda"
 PARTS = [
     *("kernels", "loop_checks", "machine", "compile_fp32_1_traced", "loop_fp32_1_traced"),
-    *("peer_authors_eager_fp32_1", "compile_fp32_1_compiled", "loop_fp32_1_compiled"),
-    *("peer_eager_fp32_1", "peer_compiled_fp32_1"),
+    *("peer_authors_eager_fp32_1", "peer_eager_fp32_1"),
+    *("compile_fp32_1_compiled", "loop_fp32_1_compiled", "peer_compiled_fp32_1"),
 ]
 
 
