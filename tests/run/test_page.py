@@ -62,12 +62,17 @@ def show(browser):
     """``show(run)`` opens its page; whatever goes wrong in it, or asks for anything but files, fails the test."""
     contexts, wrong = [], []
 
+    def failed(request):
+        # A picture that was still being read when the page was left, or loaded again.
+        if request.failure != "net::ERR_ABORTED":
+            wrong.append(f"{request.failure}: {request.url}")
+
     def opens(run, width=1300, height=900, **options):
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
         page = contexts[-1].new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("requestfailed", lambda request: wrong.append(request.url))
+        page.on("requestfailed", failed)
         page.on(
             "request", lambda request: request.url.startswith(("file:", "blob:")) or wrong.append(request.url)
         )
