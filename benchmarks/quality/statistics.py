@@ -25,9 +25,14 @@ class Difference(NamedTuple):
 
 
 def mean_iou(counts: Counts) -> NDArray[np.float64]:
-    """Mean IoU over the defect classes of matrices ``[..., N, classes, classes]``, in points."""
+    """Mean IoU over the defect classes of matrices ``[..., N, classes, classes]``, in points.
+
+    A class that is neither there nor found has none; NaN where that is so of all.
+    """
     each = iou(counts.sum(axis=-3))[..., 1:]
-    return np.asarray(100 * np.nanmean(each, axis=-1))
+    known = ~np.isnan(each)
+    total, count = np.where(known, each, 0).sum(axis=-1), known.sum(axis=-1)
+    return np.asarray(100 * np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
 def difference(row: Counts, other: Counts, subjects: NDArray[np.integer], seed: int = 0) -> Difference:

@@ -72,6 +72,17 @@ def pictures(quality: float, seed: int, seeds: int = 3, count: int = 40) -> np.n
     return counts
 
 
+def test_a_drawing_without_the_only_type_is_passed_over() -> None:
+    """One photograph of a defect among three: a third to a half of the drawings show none, and nothing warns."""
+    found, missed = (np.zeros((1, 3, 2, 2), np.int64) for _ in range(2))
+    for counts in (found, missed):
+        counts[..., 0, 0] = 100
+    found[0, 0, 1, 1], missed[0, 0, 1, 0] = 50, 50
+    told = statistics.difference(found, missed, np.arange(3))
+    assert told == statistics.Difference(100, 100, 100)
+    assert np.isnan(statistics.mean_iou(found[:, 1:]))
+
+
 def test_a_difference_is_called_one_only_if_it_is() -> None:
     better = statistics.difference(pictures(0.8, 1), pictures(0.6, 2), ALL)
     assert better.told_apart
