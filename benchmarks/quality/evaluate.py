@@ -14,7 +14,7 @@ from . import protocol, report
 from .result import result
 from .segmenters import SEGMENTERS
 from .segmenters.encoder import load_encoder
-from .sizes import SIZES, side_of
+from .sizes import SIZES, lesson_of, side_of
 from .sources import Order
 from .split import split
 
@@ -54,10 +54,10 @@ def run(
     size = SIZES[request.size]
     names, outside = _named(request.sources)
     segmenter = request.segmenter or size.lesson.segmenter
-    lesson = replace(size.lesson, segmenter=segmenter, encoder=request.encoder)
-    if lesson.encoder is not None:
-        load_encoder(SEGMENTERS[segmenter](1), lesson.encoder)
+    if request.encoder is not None:
+        load_encoder(SEGMENTERS[segmenter](1), request.encoder)
     parts = split(request.root, engine.spec.model, request.types)
+    lesson = replace(lesson_of(size, len(parts.types)), segmenter=segmenter, encoder=request.encoder)
     order = Order(request.pairs or size.pairs, size.steps, seed=0)
     side = size.side or side_of(parts.good)
     plan = protocol.Plan(side, lesson, request.seeds, order, names, outside, request.recipe)

@@ -1,7 +1,7 @@
 """The two sizes of an evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ SCALE = 0.7
 LIMITS = (128, 384)
 """Least and largest side of its pictures; sides are multiples of `GRID`."""
 GRID = 32
+TYPES = 2
+"""How many types the steps of a size's lesson are for; see `lesson_of`."""
 PROBE = 50
 """How many photographs are asked for their size."""
 
@@ -47,6 +49,15 @@ SIZES: dict[SizeName, Size] = {
         lesson=Lesson("segformer", steps=20000, batch=16, rate=1e-3, crop=256),
     ),
 }
+
+
+def lesson_of(size: Size, types: int) -> Lesson:
+    """The lesson for so many ``types``: longer for more than `TYPES`, each of which is then shown as often.
+
+    Types share a batch's crops. In as many steps for five types as for two each would be learned in two fifths of the
+    crops, and what is not learned in time looks like what cannot be learned.
+    """
+    return replace(size.lesson, steps=size.lesson.steps * max(types, TYPES) // TYPES)
 
 
 def side_of(photographs: Sequence[Path]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from stage_rt.quality import evaluate, protocol, report, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
-from stage_rt.quality.sizes import SIZES, Size, side_of
+from stage_rt.quality.sizes import SIZES, Size, lesson_of, side_of
 from stage_rt.quality.trials import Job, Opinion
 from stage_rt.run.sample import Sample
 
@@ -343,3 +344,10 @@ def test_the_ablation_paints_with_another_recipe_in_runs_of_its_own(data: Path, 
     run(fake, asked, tmp_path / "r", say=lambda line: None, progress=lambda share: None)
     spec = json.loads((tmp_path / "r" / "pairs" / "ours-+aif" / "dent" / "run.json").read_text())
     assert spec["recipe"]["name"] == "+aif"
+
+
+@pytest.mark.parametrize(("types", "steps"), [(1, 4000), (2, 4000), (3, 6000), (5, 10000)])
+def test_each_of_many_types_is_shown_as_often_as_each_of_two(types, steps):
+    lesson = lesson_of(SIZES["cpu"], types)
+    assert lesson.steps == steps
+    assert lesson == replace(SIZES["cpu"].lesson, steps=steps)
