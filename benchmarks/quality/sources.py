@@ -1,6 +1,7 @@
 """Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
 
 import hashlib
+import inspect
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
+from scipy import ndimage
 
 from stage_rt.engine import Engine
 from stage_rt.errors import InputError
-from stage_rt.files import write_atomic
+from stage_rt.files import sha256, write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.progress import Progress, portion
 from stage_rt.run.fill import fill
@@ -135,6 +137,7 @@ class Sources:
         A pair that was made of the same is not made again.
         """
         paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
+        code = _code_of(name)
         plan = make_plan(
             self.engine.spec, job(self.split, kind, self.order, self.engine), lambda notice: None
         )
@@ -152,7 +155,7 @@ class Sources:
                 "image": paths[0],
                 "mask": paths[1],
                 "normal": sample.normal.name,
-                "made_of": _made_of(name, seed, photo, label, other),
+                "made_of": _made_of(name, code, seed, photo, label, other),
             }
             if known.get(sample.index) != line or not image.exists() or not mask.exists():
                 painted, label = paint(photo, label, other, rng)
@@ -191,18 +194,25 @@ def _manifest(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The same images, each with its label moved by `SHIFT` pixels down and right."""
+    """The same images, each with its label moved by `SHIFT` pixels along both axes, towards the middle."""
     for image, mask in pairs:
-        label = np.roll(np.asarray(Image.open(mask)) > 0, (SHIFT, SHIFT), axis=(0, 1))
+        label = _moved_inwards(np.asarray(Image.open(mask)) > 0)
         picture = Image.open(image)
         paths = (f"{image.stem}.png", f"{image.stem}_mask.png")
         write_pair(folder, paths, png(picture), png_of(label))
         yield folder / paths[0], folder / paths[1]
 
 
-def _made_of(name: str, seed: int, *arrays: NDArray[Any]) -> str:
-    """Digest of all that a baseline is handed."""
-    content = hashlib.sha256(json.dumps([name, seed, *(array.shape for array in arrays)]).encode())
+def _moved_inwards(label: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A label `SHIFT` pixels nearer to the middle along both axes, so that it stays in the picture."""
+    middle = [places.mean() for places in np.nonzero(label)]
+    way = [SHIFT if place < side / 2 else -SHIFT for place, side in zip(middle, label.shape, strict=True)]
+    return np.asarray(ndimage.shift(label, way, order=0))
+
+
+def _made_of(name: str, code: str, seed: int, *arrays: NDArray[Any]) -> str:
+    """Digest of all that a baseline is handed, and of what paints it."""
+    content = hashlib.sha256(json.dumps([name, code, seed, *(array.shape for array in arrays)]).encode())
     for array in arrays:
         content.update(array.tobytes())
     return content.hexdigest()
@@ -223,6 +233,11 @@ def _painter(name: str, kind: str) -> Callable[..., Pair]:
         return BASELINES[name](photo, label, other, rng), label
 
     return paint
+
+
+def _code_of(name: str) -> str:
+    """Digest of the module that paints a baseline: what another version of it painted is another source's."""
+    return sha256(Path(inspect.getfile(procedural.painter if name == PROCEDURAL else BASELINES[name])))
 
 
 def check(name: str, outside: Mapping[str, Path], split: Split) -> None:

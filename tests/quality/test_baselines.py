@@ -40,6 +40,17 @@ def test_labels_of_any_size_are_painted(name: str, shape: tuple[int, int]) -> No
     assert BASELINES[name](photo, label, other, np.random.default_rng(0)).shape == photo.shape
 
 
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_label_as_thin_as_a_crack_is_painted(name: str, width: int) -> None:
+    photo, _, other = scene()
+    label = np.zeros((60, 90), dtype=bool)
+    label[30 : 30 + width, 10:80] = True
+    painted = [BASELINES[name](photo, label, other, np.random.default_rng(seed)) for seed in range(4)]
+    changed = [np.abs(one[label].astype(int) - photo[label]).max(axis=1) > 8 for one in painted]
+    assert np.mean(changed) > 0.5
+
+
 def test_cutpaste_pastes_a_part_of_the_photograph() -> None:
     photo, label, other = scene()
     photo[:] = 120

@@ -6,7 +6,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 SCALES = (0.7, 1.3)
-MARGIN = 2
+GROWN = 4
+"""Pixels by which a label is grown for the blending. OpenCV gives the outermost three of a mask to the photograph:
+labels up to four pixels wide, as cracks have, were left as they were."""
+MARGIN = GROWN + 2
 """Pixels around a label that the blending sees; its own border it must not touch."""
 
 
@@ -18,8 +21,9 @@ def paint(
     parts, _ = ndimage.label(label, structure=np.ones((3, 3)))
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1):
         part = parts[rows, columns] == number
-        patch = _patch(other, part.shape, rng)
-        result = _blended(result, patch, part, rows.start, columns.start, rng)
+        padded = np.pad(part, MARGIN)
+        patch = _patch(other, padded.shape, rng)
+        result = _blended(result, patch, padded, rows.start, columns.start, rng)
     result[~label] = photo[~label]
     return result
 
@@ -43,14 +47,13 @@ def _blended(
     left: int,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    # Grown by a pixel, so that paint meets the photograph just outside the label, and OpenCV can do a single one.
-    padded = ndimage.binary_dilation(np.pad(part, MARGIN), np.ones((3, 3))).astype(np.uint8) * 255
-    source = np.pad(patch, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), mode="edge")
+    """A photograph with a patch under a part of its label, both with `MARGIN` around; the part begins at a pixel."""
+    grown = ndimage.binary_dilation(part, np.ones((3, 3)), iterations=GROWN).astype(np.uint8) * 255
     around = MARGIN + 1
     canvas = np.pad(photo, ((around, around), (around, around), (0, 0)), mode="reflect")
-    # OpenCV puts the middle of the mask's bounding box, which is the whole of it, at this point.
-    height, width = part.shape
+    # OpenCV puts the middle of the mask's bounding box, which is that of the part and `GROWN` around, at this point.
+    height, width = part.shape[0] - 2 * MARGIN, part.shape[1] - 2 * MARGIN
     centre = (left + around + width // 2, top + around + height // 2)
     way = cv2.NORMAL_CLONE if rng.random() < 0.5 else cv2.MIXED_CLONE
-    done = cv2.seamlessClone(source, canvas, padded, centre, way)
+    done = cv2.seamlessClone(patch, canvas, grown, centre, way)
     return np.asarray(done[around:-around, around:-around], dtype=np.uint8)
