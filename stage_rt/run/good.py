@@ -4,7 +4,8 @@ Readers of the layout learn from ``train/good`` and take every PNG below the fol
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path
     background of a pair; where all were painted into, one in `HELD_OUT` is in ``test/good``. PNG files are linked
     where the file system allows, others are written as the pairs are; what shows its photograph already stays.
     Photographs of the same name from several folders get a number in the order of their paths.
+
+    Raises:
+        ImageError: a photograph is not there any more, or damaged.
     """
     names, checks = _names(sorted(set(photographs))), Checks(folder / CHECKS_FILE)
     used = set(painted)
@@ -64,7 +68,7 @@ def _put(path: Path, place: Path, checks: Checks) -> None:
     # A name can have been another photograph's, before a type was added. What is no link is read for that, once.
     question = f"good of {path.absolute()} {identity(path)}"
     if place.exists() and (
-        place.samefile(path) or checks.of(place, question, lambda place: _shows(place, path))
+        _linked(place, path) or checks.of(place, question, lambda place: _shows(place, path))
     ):
         return
     place.unlink(missing_ok=True)
@@ -77,13 +81,24 @@ def _put(path: Path, place: Path, checks: Checks) -> None:
         os.link(path.resolve(), place)
     except OSError:
         # Another file system, or one that has no links.
-        write_atomic(place, path.read_bytes())
+        write_atomic(place, _content(path))
+
+
+def _linked(place: Path, path: Path) -> bool:
+    with _reading(path):
+        return place.samefile(path)
+
+
+def _content(path: Path) -> bytes:
+    with _reading(path):
+        return path.read_bytes()
 
 
 def _shows(place: Path, path: Path) -> bool:
     """Whether the file at ``place`` is what `_put` makes of a photograph."""
     if _as_pairs_are(path):
-        return place.stat().st_size == path.stat().st_size and place.read_bytes() == path.read_bytes()
+        content = _content(path)
+        return place.stat().st_size == len(content) and place.read_bytes() == content
     try:
         same = read_header(place) == read_header(path)
         return same and np.array_equal(read_image(place), read_image(path))
@@ -93,6 +108,22 @@ def _shows(place: Path, path: Path) -> bool:
 
 def _as_pairs_are(path: Path) -> bool:
     """Whether a photograph's file is what a PNG of its pixels would be to whoever reads it."""
-    with Image.open(path) as image:
+    with _reading(path), Image.open(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         return image.format == "PNG" and image.mode in ("L", "RGB") and not turned
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A block that only reads a photograph, which may have gone since it was checked: nothing of the run's failed.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        yield
+    except OSError as failure:
+        reason = failure.strerror or "damaged"
+        raise ImageError(
+            f"`{path}` cannot be read any more ({reason}): put it back and run the same command again"
+        ) from failure

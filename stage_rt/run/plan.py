@@ -77,9 +77,9 @@ def make_plan(
 ) -> Plan:
     """Check every file of ``job`` and pair them.
 
-    A photograph is opened once here if the run will use all of them, and otherwise once more if it uses this one,
-    and not at all if ``checks`` remember it. ``notify`` gets one sentence per thing the user should know,
-    ``progress`` the share of the files that was checked.
+    Every photograph is decoded here, used or not, as all of them become part of the data set; none is if ``checks``
+    remember it. ``notify`` gets one sentence per thing the user should know, ``progress`` the share of the files
+    that was checked.
 
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
@@ -89,30 +89,28 @@ def make_plan(
     if job.view is not None and (method.region is None) != (engine.model.region is None):
         trained = "squares around defects" if engine.model.region else "whole photographs"
         notify(f"the model was trained on {trained}, so `--view {job.view}` may paint worse")
-    photographs = _Photographs(
-        job.normals, checks, every=job.count >= len(job.normals), progress=portion(progress, 0.0, 0.4)
-    )
+    photographs = {
+        path: _photograph(checks, path) for path in counted(job.normals, portion(progress, 0.0, 0.7))
+    }
+    normals = {path: header for path, (header, _) in photographs.items()}
     masks = {
-        path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.4, 0.5))
+        path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.7, 0.8))
     }
     labels = _Labels(engine.model, method.region, job.reading, checks)
-    samples = _pair(job, photographs.headers, masks, labels, notify)
+    samples = _pair(job, normals, masks, labels, notify)
     if job.augment:
         samples = augmented(samples, job, masks, checks)
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
-    for normal in counted(photographs.headers, portion(progress, 0.5, 0.8)):
-        if normal in used.normals:
-            photographs.digest(normal)
     _check_masks(used, job.reading, checks, notify, portion(progress, 0.8, 1.0))
-    digests = {path: photographs.digest(path) for path in used.normals} | {
+    digests = {path: photographs[path][1] for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
     }
     objects = {path: _header(checks, path) for path in job.objects}
-    spec = _described(engine, job, method, photographs.headers, masks, objects)
+    spec = _described(engine, job, method, normals, masks, objects)
     together = _together(used.largest, job.batch, method.region)
-    return Plan(method, samples, together, spec, digests, list(photographs.headers), notices)
+    return Plan(method, samples, together, spec, digests, list(normals), notices)
 
 
 def _described(
@@ -160,6 +158,12 @@ def _noted(notify: Notify, notices: list[str]) -> Notify:
     return noted
 
 
+def _photograph(checks: Checks, path: Path) -> tuple[Header, str]:
+    """Header and sha256 of a photograph that decodes."""
+    header, digest = checks.of(path, "photograph", check_image)
+    return Header(*header), digest
+
+
 def _header(checks: Checks, path: Path, error: type[InputError] = ImageError) -> Header:
     return Header(*checks.of(path, "header", lambda path: read_header(path, error)))
 
@@ -191,26 +195,6 @@ class _Used:
             for mask in sample.masks:
                 used.masks[mask].add(sample.size)
         return used
-
-
-class _Photographs:
-    """Headers and digests of photographs; what is digested is known to decode."""
-
-    def __init__(self, paths: Sequence[Path], checks: Checks, *, every: bool, progress: Progress) -> None:
-        self._checks = checks
-        self._digests: dict[Path, str] = {}
-        self.headers = {
-            path: self._check(path) if every else _header(checks, path) for path in counted(paths, progress)
-        }
-
-    def digest(self, path: Path) -> str:
-        if path not in self._digests:
-            self._check(path)
-        return self._digests[path]
-
-    def _check(self, path: Path) -> Header:
-        header, self._digests[path] = self._checks.of(path, "photograph", check_image)
-        return Header(*header)
 
 
 class _Labels:

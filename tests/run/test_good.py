@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine, contents, labels, opened, photographs
 from PIL import Image
 
+from stage_rt.errors import ImageError
 from stage_rt.images.inputs import read_image
 from stage_rt.run import good
 from stage_rt.run.fill import fill
@@ -97,6 +98,25 @@ def test_a_photograph_that_was_replaced_is_replaced(tmp_path):
     new.replace(paths[0])
     places = place_good(tmp_path / "run", paths, [])
     assert (tmp_path / "run" / places[paths[0]]).samefile(paths[0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_photograph_that_went_in_the_night_is_named(job, run, suffix, damage, placed):
+    job = replace(job, normals=photographs(run.with_name("new"), 5, suffix=suffix))
+    if placed:
+        fill(FakeEngine(), replace(job, count=6), run)
+    first = job.normals[0]
+
+    def end(share):
+        if share == 1 and first.exists():
+            first.unlink()
+            if damage == "empty":
+                first.touch()
+
+    with pytest.raises(ImageError, match=r"new/000\.\w+` cannot be read any more \(.*\): put it back"):
+        fill(FakeEngine(), job, run, progress=end)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
