@@ -1,4 +1,4 @@
-"""The server as a process: uvicorn, with an orderly end, and an end to its patience with heads of requests."""
+"""The server as a process: uvicorn, with an orderly end, and an end to its patience with slow requests."""
 
 import asyncio
 import logging
@@ -21,17 +21,20 @@ from stage_rt.serve.server import Server
 DRAIN = 60.0
 """Seconds that pairs in hand are given when the server is told to end."""
 HEAD = 20.0
-"""Seconds from a connection, or from the first byte of its next request, to the end of the request's head."""
+"""Seconds from a connection, or from the first byte of its next request, to the end of the request's head; and from
+an answer that did not wait for its request's body to the end of that."""
 
 
 class Punctual(H11Protocol):
     """Closes a connection whose request's head is not whole in time, however often a byte of it comes.
 
-    uvicorn waits for ever: its own timer runs between two requests alone, and `stage_rt.serve.guard` sees a request
-    when its head is whole.
+    So it does where a request was answered before its body was whole, as one without a token is. uvicorn waits for
+    ever: its own timer ends with the next byte, whatever that belongs to, and `stage_rt.serve.guard` sees a request
+    when its head is whole, and until it is answered.
     """
 
     _late: asyncio.TimerHandle | None = None
+    _awaited: type | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -43,15 +46,27 @@ class Punctual(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        """See `H11Protocol`."""
+        super().on_response_complete()
+        # Between two requests uvicorn's timer runs, until the first byte of the next one.
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
         self._rest()
 
     def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._rest()
-        elif self._late is None:
+        theirs = self.conn.their_state
+        answered = theirs is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        awaited = theirs if answered or theirs is h11.IDLE else None
+        if awaited is self._awaited:
+            return
+        self._rest()
+        self._awaited = awaited
+        if awaited is not None:
             self._late = self.loop.call_later(HEAD, self.transport.close)
 
     def _rest(self) -> None:

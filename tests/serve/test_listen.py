@@ -17,13 +17,15 @@ from stage_rt.serve import listen
 PATIENCE = 0.6
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 HALF = GET[:20]
+REFUSED = b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
 
 
 async def app(scope, receive, send):
-    """Answers when it has the body, and takes its time."""
-    while (await receive()).get("more_body"):
-        pass
-    await asyncio.sleep(2 * PATIENCE)
+    """Answers when it has the body, and takes its time; at once what is refused."""
+    if scope["path"] != "/refused":
+        while (await receive()).get("more_body"):
+            pass
+        await asyncio.sleep(2 * PATIENCE)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -78,6 +80,25 @@ def test_a_slow_body_and_a_slow_answer_are_waited_for(connect):
         for _ in range(9):
             time.sleep(PATIENCE / 6)
             connection.sendall(b"x")
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("dribble", [b"", b"x" * 1000])
+def test_a_body_that_has_been_answered_already_is_not_waited_for(connect, dribble):
+    with connect() as connection:
+        connection.sendall(REFUSED)
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+        assert PATIENCE - 0.2 < seconds_to_its_end(connection, dribble) < 20
+
+
+def test_the_request_after_an_answer_that_came_early_has_its_own_time(connect):
+    with connect() as connection:
+        connection.sendall(REFUSED)
+        assert answer(connection).startswith(b"HTTP/1.1 200")
+        time.sleep(PATIENCE / 2)
+        connection.sendall(b"x" * 1000)
+        time.sleep(0.8 * PATIENCE)
+        connection.sendall(GET)
         assert answer(connection).startswith(b"HTTP/1.1 200")
 
 
