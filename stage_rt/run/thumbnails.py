@@ -124,20 +124,30 @@ def _files(folder: Path, kind: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
 
 
 def _tile(image: Image.Image, box: Box) -> Image.Image:
-    cut = image.crop(box)
-    if max(cut.size) <= SIDE:
-        return cut
-    return cut.resize(_fitted(cut.size), Image.Resampling.LANCZOS)
+    return _shown(image, box, Image.Resampling.LANCZOS)
 
 
 def _whole_label(mask: Image.Image, box: Box) -> Image.Image:
     """A label in which no line is lost, however thin."""
-    cut = mask.crop(box)
-    if max(cut.size) > SIDE:
-        cut = cut.resize(_fitted(cut.size), Image.Resampling.BOX).point(lambda level: 255 * (level > 0))
-    return cut.convert("RGB")
+    return _shown(mask, box, Image.Resampling.BOX).point(lambda level: 255 * (level > 0)).convert("RGB")
 
 
-def _fitted(size: tuple[int, int]) -> tuple[int, int]:
-    width, height = (max(round(side * SIDE / max(size)), 1) for side in size)
+def _shown(image: Image.Image, box: Box, resampling: Image.Resampling) -> Image.Image:
+    """What a box holds, at most `SIDE` long and black beyond the picture."""
+    left, top, right, bottom = box
+    size = right - left, bottom - top
+    if max(size) <= SIDE:
+        return image.crop(box)
+    # Cut out with what is beyond, a line scan's square would be larger than Pillow makes a picture.
+    inside = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
+    longest = max(size)
+    start = round((inside[0] - left) * SIDE / longest), round((inside[1] - top) * SIDE / longest)
+    seen = _fitted((inside[2] - inside[0], inside[3] - inside[1]), longest)
+    shown = Image.new(image.mode, _fitted(size, longest))
+    shown.paste(image.crop(inside).resize(seen, resampling), start)
+    return shown
+
+
+def _fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    width, height = (max(round(side * SIDE / longest), 1) for side in size)
     return width, height

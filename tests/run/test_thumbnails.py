@@ -81,6 +81,19 @@ def test_a_hairline_is_seen_however_much_smaller_it_is_shown(tmp_path):
     assert (shown[:, -SIDE:].max(axis=0)[10:-10] > 128).all()
 
 
+def test_a_line_scan_is_shown_on_black(tmp_path):
+    photo = np.full((100, 14000, 3), 90, np.uint8)
+    label = np.zeros((100, 14000), bool)
+    label[40:60, 2000:12000] = True
+    shown = np.asarray(strip(tmp_path, photo, Image.fromarray(photo), label, square_around(label)), int)
+    assert shown.shape == (SIDE, 3 * SIDE, 3)
+    before, after, mask = np.hsplit(shown.mean(axis=2), 3)
+    for picture in (before, after):
+        assert np.abs(picture[0] - 90).max() < 30
+    assert mask[0, 30:110].min() > 128
+    assert shown[8:].max() < 30
+
+
 def test_one_is_made_for_each_pair_and_only_once(job, run):
     fill(FakeEngine(), job, run)
     names = sorted(path.name for path in (run / "report/thumbnails/hole/000").iterdir())
