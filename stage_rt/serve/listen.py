@@ -89,8 +89,10 @@ class _Draining(uvicorn.Server):
         self._told = True
 
         def drain() -> None:
-            self._server.drain(DRAIN)
-            super(_Draining, self).handle_exit(signal.Signals(sig), frame)
+            try:
+                self._server.drain(DRAIN)
+            finally:
+                super(_Draining, self).handle_exit(signal.Signals(sig), frame)
 
         threading.Thread(target=drain, name="stage-rt-drain", daemon=True).start()
 

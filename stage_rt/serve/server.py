@@ -160,10 +160,14 @@ class Server:
             if not pair.ended.wait(max(deadline - time.monotonic(), 0)):
                 pair.wish.cancel()
         self._pool.shutdown(wait=True)
-        # A driver that is gone has no memory to give back.
-        with suppress(ClosedError):
-            self.shelf.close()
-        self.driver.close()
+        try:
+            # A driver that is gone has no memory to give back.
+            with suppress(ClosedError):
+                self.shelf.close()
+        except StageError as error:
+            self._tell(f"the engines could not be closed: {first_line(error)}")
+        finally:
+            self.driver.close()
 
     def _paint(self, pair: Pair, began: float) -> None:
         request = pair.request

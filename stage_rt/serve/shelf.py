@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -131,11 +131,16 @@ class Shelf:
                     self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
 
     def close(self) -> None:
-        """Give the memory of all engines back."""
+        """Give the memory of all engines back, whatever fails on the way.
+
+        Raises:
+            BackendError, ClosedError: an engine, or the driver, had failed before.
+        """
 
         def close() -> None:
-            for name in list(self._loaded):
-                self._drop(name)
+            with ExitStack() as closing:
+                for name in list(self._loaded):
+                    closing.callback(self._drop, name)
 
         self._driver.call(close)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import threading
 import time
@@ -110,6 +111,19 @@ def test_the_next_request_of_a_connection_has_the_same_time(connect):
             time.sleep(1.5 * PATIENCE)
         connection.sendall(HALF)
         assert PATIENCE - 0.2 < seconds_to_its_end(connection) < 20
+
+
+def test_a_server_that_cannot_be_drained_ends_all_the_same():
+    def drain(seconds):
+        # Any exception would do; this one a thread may end with, without a word.
+        raise SystemExit
+
+    running = listen._Draining(uvicorn.Config(app), SimpleNamespace(drain=drain))
+    running.handle_exit(signal.SIGTERM, None)
+    deadline = time.monotonic() + 10
+    while not running.should_exit:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_engines_that_cannot_be_used_end_it_with_their_error(monkeypatch):

@@ -166,6 +166,25 @@ def test_a_pair_that_fails_says_why_and_the_next_is_painted(here, serve):
     assert pair.state == "done"
 
 
+def test_engines_that_fail_when_they_are_closed_hold_up_no_end(here):
+    class Failing(SlowBackend):
+        closed = 0
+
+        def close(self):
+            Failing.closed += 1
+            raise BackendError("the device failed")
+
+    engine_folder(here / "more" / "others")
+    settings = Settings([here / "tiles", here / "more" / "others"], here / "data", 2**30)
+    told = []
+    server = Server(settings, tell=told.append, load=lambda _: closed_engine(Failing()))
+    server.start()
+    server.drain(0)
+    assert told == ["the engines could not be closed: the device failed"]
+    assert Failing.closed == 2
+    assert not server.driver.alive
+
+
 def test_a_pair_is_judged_once_and_kept_as_a_data_set(here, serve):
     server = serve()
     pairs = [server.order(request(here, seed)) for seed in range(3)]
