@@ -42,17 +42,35 @@ def composite(
     tell a defect by its being smooth. With a ``rim``, paint fades out beyond the label as it says instead; ``pixel``
     is how many pixels of the photograph one of the network is.
     """
-    result = photo.copy()
+    return _over(photo, photo, painted, label, label, exact=exact, rim=rim, pixel=pixel)
+
+
+def _over(
+    under: NDArray[np.uint8],
+    photo: NDArray[np.uint8],
+    painted: NDArray[np.uint8],
+    label: NDArray[np.bool_],
+    labelled: NDArray[np.bool_],
+    *,
+    exact: bool,
+    rim: Sequence[float],
+    pixel: float,
+) -> NDArray[np.uint8]:
+    """As `composite`, over what is ``under`` the paint: ``photo``, or that with other paint in it.
+
+    The grain is the untouched photograph's, from beyond all that is ``labelled``.
+    """
+    result = under.copy()
     if not label.any():
         return result
     reach = max(2 * FEATHER, math.ceil((len(rim) + 1) * pixel))
     near = _surroundings(label, reach)
     enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
     if exact:
-        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label, reach), 0, 255)
+        enlarged = np.clip(enlarged + grain_of(photo, enlarged, label, labelled, reach), 0, 255)
     alpha = fading(label[near], rim, pixel) if rim else _ramp_around(label[near], exact=exact)
     alpha = alpha[..., None]
-    result[near] = np.rint((1 - alpha) * photo[near] + alpha * enlarged[near])
+    result[near] = np.rint((1 - alpha) * under[near] + alpha * enlarged[near])
     return result
 
 
@@ -85,25 +103,40 @@ def pasted(
 
     Regions of a group are pieces of one defect: their pictures become one first (`stage_rt.images.joining`).
     """
-    result = photo.copy()
+    result, labelled = photo.copy(), np.zeros(photo.shape[:2], dtype=np.bool_)
+    for region in regions:
+        labelled[region.window] |= region.own
     pairs = zip(regions, painted, strict=True)
     for _, members in groupby(pairs, key=lambda pair: pair[0].group):
         pieces = list(members)
         window, levels, label = joined(result, pieces)
         pixel = float(np.median([max(region.label.shape) / len(picture) for region, picture in pieces]))
-        result[window] = composite(result[window], levels, label, exact=exact, rim=rim, pixel=pixel)
+        result[window] = _over(
+            result[window],
+            photo[window],
+            levels,
+            label,
+            labelled[window],
+            exact=exact,
+            rim=rim,
+            pixel=pixel,
+        )
     return result
 
 
 def grain_of(
-    photo: NDArray[np.uint8], enlarged: NDArray[np.uint8], label: NDArray[np.bool_], reach: int = 2 * FEATHER
+    photo: NDArray[np.uint8],
+    enlarged: NDArray[np.uint8],
+    label: NDArray[np.bool_],
+    labelled: NDArray[np.bool_],
+    reach: int = 2 * FEATHER,
 ) -> NDArray[np.float32]:
     """What the photograph's fine texture has and the painted picture has not, for the labelled pixels.
 
-    ``photo`` and ``enlarged`` are uint8 ``[H, W, 3]`` and show the same surface beyond ``label`` bool ``[H, W]``:
-    there their difference, less its smooth part, is the grain that the autoencoder and the change of size lost. It is
-    moved from there under the label as one piece, so that its structure stays. So many pixels beyond the label as
-    ``reach`` says are painted too.
+    ``photo`` and ``enlarged`` are uint8 ``[H, W, 3]`` and show the same surface beyond all that is ``labelled`` bool
+    ``[H, W]``, of which ``label`` is one defect: there their difference, less its smooth part, is the grain that the
+    autoencoder and the change of size lost. It is moved from there under the label as one piece, so that its
+    structure stays. So many pixels beyond the label as ``reach`` says are painted too.
 
     Returns:
         Grey levels float32 ``[H, W, 1]``; 0 where no move finds grain.
@@ -111,13 +144,14 @@ def grain_of(
     lost = photo.mean(axis=2, dtype=np.float32) - enlarged.mean(axis=2, dtype=np.float32)
     lost -= ndimage.gaussian_filter(lost, GRAIN)
     painted = ndimage.binary_dilation(label, iterations=reach)
-    lost[painted] = 0
+    nothing = painted if labelled is label else ndimage.binary_dilation(labelled, iterations=reach)
+    lost[nothing] = 0
     height, width = label.shape
     rows, columns = np.nonzero(painted)
     best, fewest = (0, 0), len(rows) + 1
     for step in range(1, _SHIFTS * _SHIFTS):
         down, right = step // _SHIFTS * height // _SHIFTS, step % _SHIFTS * width // _SHIFTS
-        overlap = int(painted[(rows + down) % height, (columns + right) % width].sum())
+        overlap = int(nothing[(rows + down) % height, (columns + right) % width].sum())
         if overlap < fewest:
             best, fewest = (down, right), overlap
     moved = np.roll(lost, (-best[0], -best[1]), axis=(0, 1))

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from stage_rt.images.compose import FEATHER, composite, grain_of, pixels
+from stage_rt.images.compose import FEATHER, composite, grain_of, pasted, pixels
+from stage_rt.images.regions import regions
+from stage_rt.spec import RegionView
 
 RNG = np.random.default_rng(0)
 
@@ -98,7 +100,7 @@ def test_exact_paint_has_the_photographs_grain():
 
 def test_there_is_no_grain_where_the_label_leaves_no_surface():
     photo, label = textured(32), np.ones((32, 32), dtype=bool)
-    assert (grain_of(photo, np.full_like(photo, 120), label) == 0).all()
+    assert (grain_of(photo, np.full_like(photo, 120), label, label) == 0).all()
     assert (
         composite(photo, np.full((16, 16, 3), 60, dtype=np.uint8), label, exact=True)[2:-2, 2:-2] == 60
     ).all()
@@ -138,3 +140,22 @@ def test_a_photograph_with_a_rim_keeps_its_bytes_where_the_rim_ends():
     away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(5)))
     assert (result[away] == photo[away]).all()
     assert (result[39, 31:69] != photo[39, 31:69]).any()
+
+
+def test_grain_beside_another_label_is_the_photographs_and_no_ghost_of_that_paint() -> None:
+    """A photograph without grain: a small label 12 px from a large one is painted as it is alone."""
+    photo, label = np.full((400, 400, 3), 128, np.uint8), np.zeros((400, 400), bool)
+    label[100:250, 100:250] = label[120:126, 82:88] = True
+    both = regions(label, RegionView(context=0.5, least=64, slender=4.0))
+    assert len(both) == 2
+    painted = []
+    for region in both:
+        picture = photo[region.window].copy()
+        picture[region.own] = np.random.default_rng(1).integers(40, 90, (int(region.own.sum()), 1))
+        painted.append(np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC)))
+    small = next(n for n, region in enumerate(both) if region.own.sum() == 36)
+    alone = pasted(photo, [both[small]], [painted[small]], exact=True)
+    there = slice(120, 126), slice(82, 88)
+    for order in (both, both[::-1]):
+        pictures = painted if order is both else painted[::-1]
+        np.testing.assert_array_equal(pasted(photo, order, pictures, exact=True)[there], alone[there])
