@@ -64,9 +64,13 @@ class Examples:
 
 
 def is_grey(dataset: Dataset, probe: int = 16) -> bool:
-    """Whether the first ``probe`` photographs of a dataset have no colour in them."""
-    paths = [*dataset.normals, *(image for pairs in dataset.defects.values() for image, _ in pairs)]
-    return all(read_header(path).grey or _without_colour(read_image(path)) for path in paths[:probe])
+    """Whether the first ``probe`` good photographs of a dataset, and as many of every type, have no colour in them.
+
+    Rust on bare steel is where the only colour is.
+    """
+    kinds = [dataset.normals, *([image for image, _ in pairs] for pairs in dataset.defects.values())]
+    paths = [path for kind in kinds for path in kind[:probe]]
+    return all(read_header(path).grey or _without_colour(read_image(path)) for path in paths)
 
 
 def _without_colour(pixels: NDArray[np.uint8]) -> bool:
