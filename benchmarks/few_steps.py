@@ -92,6 +92,11 @@ def learned(steps: int, shown: Pictures) -> Judge:
     return Judge(network, realism.look(network, shown, device).features, device)
 
 
+def from_real(judge: Judge, rows: np.ndarray) -> realism.Distance:
+    """How far features of pairs are from those of what the judge learned, each of which is a defect of its own."""
+    return realism.compare(rows, judge.real, np.arange(len(judge.real)))
+
+
 def agreement(judge: Judge, pairs: Pictures) -> np.ndarray:
     """IoU of every pair's label with the pixels where its class is found, ``[N]``."""
     found = find(judge.network, pairs, judge.device).classes
@@ -103,10 +108,8 @@ def agreement(judge: Judge, pairs: Pictures) -> np.ndarray:
 def distance(judge: Judge, pairs: Pictures) -> tuple[realism.Distance, float]:
     """KID of the pairs, and its interval."""
     rows = realism.look(judge.network, pairs, judge.device).features
-    whole, rng = realism.compare(rows, judge.real), np.random.default_rng(SEED)
-    halves = [
-        realism.compare(rng.permutation(rows)[: len(rows) // 2], judge.real).distance for _ in range(HALVES)
-    ]
+    whole, rng = from_real(judge, rows), np.random.default_rng(SEED)
+    halves = [from_real(judge, rng.permutation(rows)[: len(rows) // 2]).distance for _ in range(HALVES)]
     return whole, 2 * float(np.std(halves)) / 2**0.5
 
 

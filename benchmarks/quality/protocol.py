@@ -104,6 +104,7 @@ def evaluate(
         painted_shares([split.defects[kind] for kind in split.types]),
         good,
         test,
+        split.subjects(),
     )
     lists = _lists(real, painted, plan.seeds)
     last = 1 - CHOSEN
@@ -170,9 +171,11 @@ def _chosen(
 
 def convincing(opinions: Sequence[Opinion], fit: Mapping[str, float]) -> list[str]:
     """The types of a source that segmenters of real pairs find `CONVINCING` well; ``fit`` is how well they find the
-    real ones that they learned."""
+    real ones that they learned. A type of which they did not even learn those convinces nobody."""
     return [
-        kind for kind, own in fit.items() if np.mean([one.iou[kind] for one in opinions]) >= CONVINCING * own
+        kind
+        for kind, own in fit.items()
+        if own > 0 and np.mean([one.iou[kind] for one in opinions]) >= CONVINCING * own
     ]
 
 

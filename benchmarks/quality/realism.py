@@ -17,6 +17,7 @@ HALVES = 50
 """How often the real defects are halved for the noise floor."""
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.integer]
 
 
 class Distance(NamedTuple):
@@ -59,10 +60,11 @@ def look(network: nn.Module, pictures: Pictures, device: Device) -> Seen:
     return Seen(np.concatenate(classes), np.concatenate(rows))
 
 
-def compare(painted: Floats, real: Floats, seed: int = 0) -> Distance:
+def compare(painted: Floats, real: Floats, subjects: Numbers, seed: int = 0) -> Distance:
     """Features ``[n, d]`` of painted defects against those ``[m, d]`` of real ones, in deviations of both together.
 
-    Features that no real defect has would have no deviation of their own.
+    Features that no real defect has would have no deviation of their own. ``subjects`` ``[m]`` are numbers of the
+    real defects: photographs of one are alike for another reason than that both are real, and are of one half.
     """
     rng = np.random.default_rng(seed)
     both = np.concatenate([painted, real])
@@ -70,19 +72,26 @@ def compare(painted: Floats, real: Floats, seed: int = 0) -> Distance:
     painted, real = (painted - mean) / spread, (real - mean) / spread
     floors = []
     for _ in range(HALVES):
-        order = rng.permutation(len(real))
-        floors.append(kid(real[order[::2]], real[order[1::2]]))
-    return Distance(kid(painted, real), float(np.quantile(floors, 0.95)))
+        half = np.isin(subjects, rng.permutation(np.unique(subjects))[::2])
+        floors.append(kid(real[half], real[~half], subjects[half], subjects[~half]))
+    return Distance(kid(painted, real, np.arange(len(painted)), subjects), float(np.quantile(floors, 0.95)))
 
 
-def kid(first: Floats, second: Floats) -> float:
-    """Unbiased squared maximum mean discrepancy with the cubic kernel of KID (Binkowski et al., ICLR 2018)."""
-    n, m = len(first), len(second)
-    if min(n, m) < 2:
+def kid(first: Floats, second: Floats, of_first: Numbers, of_second: Numbers) -> float:
+    """Unbiased squared maximum mean discrepancy with the cubic kernel of KID (Binkowski et al., ICLR 2018).
+
+    Two features ``of`` one subject are not independent, and within a side only those of two are compared; nan where a
+    side has fewer than two subjects.
+    """
+    if min(len(set(of.tolist())) for of in (of_first, of_second)) < 2:
         return float("nan")
-    own, other, cross = _kernel(first, first), _kernel(second, second), _kernel(first, second)
-    within = (own.sum() - np.trace(own)) / (n * (n - 1)) + (other.sum() - np.trace(other)) / (m * (m - 1))
-    return float(within - 2 * cross.mean())
+    within = _within(first, of_first) + _within(second, of_second)
+    return float(within - 2 * _kernel(first, second).mean())
+
+
+def _within(features: Floats, subjects: Numbers) -> float:
+    apart = subjects[:, None] != subjects
+    return float(_kernel(features, features)[apart].mean())
 
 
 def _kernel(a: Floats, b: Floats) -> Floats:

@@ -81,11 +81,12 @@ def _rounded(one: Difference) -> dict[str, float | bool]:
     return {"points": round(one.points, DIGITS), "low": low, "high": high, "told_apart": one.told_apart}
 
 
-def _agreement(opinions: list[Opinion], split: Split) -> dict[str, dict[str, float]]:
-    """By type, means over the segmenters that learned real pairs alone."""
+def _agreement(opinions: list[Opinion], split: Split) -> dict[str, dict[str, float | None]]:
+    """By type, means over the segmenters that learned real pairs alone; None where the test has too few defects."""
 
-    def mean(values: list[float]) -> float:
-        return round(float(np.mean(values)), DIGITS)
+    def mean(values: list[float]) -> float | None:
+        known = float(np.mean(values))
+        return None if np.isnan(known) else round(known, DIGITS)
 
     return {
         kind: {

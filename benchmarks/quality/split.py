@@ -1,7 +1,7 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,8 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
                 f"{dataset.name}: type {kind!r} has {len(pairs)} labelled photographs, at least {FEWEST} are needed: "
                 "leave it out with `--types`"
             )
-        out = {pair for pair in pairs if f"{dataset.name}/{kind}/{pair[0].name}" in held_out}
-        test[kind] = [pair for pair in pairs if pair in out]
-        real[kind] = [pair for pair in pairs if pair not in out]
+        test[kind] = [pair for pair in pairs if _name(dataset, kind, pair[0]) in held_out]
+        real[kind] = [pair for pair in pairs if _name(dataset, kind, pair[0]) not in held_out]
         if not test[kind] or not real[kind]:
             raise DatasetError(
                 f"`{root}` is not what the model was trained on: of type {kind!r} "
@@ -100,7 +99,7 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
     shown = {kind: tested for kind, (_, tested) in numbers.items()}
     defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
     result = Split(dataset.name, chosen, dataset.normals, dataset.tested, real, test, shown, defects)
-    refuse_tested(result, [*(photo for pairs in real.values() for photo, _ in pairs), *result.good])
+    refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
     return result
 
 
@@ -115,6 +114,19 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
         if kind not in known:
             raise InputError(f"unknown type {kind!r}: use of {', '.join(known)}")
     return [kind for kind in known if not types or kind in types]
+
+
+def _name(dataset: Dataset, kind: str, photo: Path) -> str:
+    """How a model's provenance names a labelled photograph."""
+    return f"{dataset.name}/{kind}/{photo.name}"
+
+
+def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Sequence[str]) -> Iterator[Path]:
+    """The photographs of all types that the generator learned, whichever of them are evaluated."""
+    for kind in kinds:
+        for photo, _ in dataset.defects[kind]:
+            if _name(dataset, kind, photo) not in held_out:
+                yield photo
 
 
 def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:

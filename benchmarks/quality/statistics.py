@@ -40,7 +40,8 @@ def difference(row: Counts, other: Counts, subjects: NDArray[np.integer], seed: 
 
     A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over what the test's pictures show and the seeds: both
     are drawn again with replacement, and for both rows alike. Photographs of one defect, whose ``subjects`` ``[N]``
-    are one number, are drawn together: they are one thing that a segmenter finds or does not.
+    are one number, are drawn together: they are one thing that a segmenter finds or does not. A draw that
+    does not show every class is passed over: of one that is not there a single false pixel is an IoU of 0.
     """
     rng = np.random.default_rng(seed)
     first, second = (_by_subject(counts, subjects) for counts in (row, other))
@@ -48,7 +49,9 @@ def difference(row: Counts, other: Counts, subjects: NDArray[np.integer], seed: 
     draws = np.empty(RESAMPLES)
     for n in range(RESAMPLES):
         s, p = rng.integers(seeds, size=seeds), rng.integers(shown, size=shown)
-        draws[n] = (mean_iou(first[s][:, p]) - mean_iou(second[s][:, p])).mean()
+        one, two = first[s][:, p], second[s][:, p]
+        whole = (one.sum(axis=(0, 1, 3))[1:] > 0).all()
+        draws[n] = (mean_iou(one) - mean_iou(two)).mean() if whole else np.nan
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(float((mean_iou(row) - mean_iou(other)).mean()), float(low), float(high))
 

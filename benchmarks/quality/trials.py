@@ -35,6 +35,8 @@ from .segmenters.calibrated import Calibrated
 
 FORMAT = 3
 """Of what is kept; another one is computed anew."""
+OPINION, LEARNED = "-by-defect", "-learned"
+"""What else a segmenter was asked, at the end of the files' names."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Trials:
 
     ``shares`` of pixels that each class has in defective photographs, and the shares of each type's crops that are
     ``painted`` where there are real ones too, are the same for all rows; ``folder`` is where results are kept.
+    ``subjects`` are numbers of what the pictures of the test show.
     """
 
     folder: Path
@@ -79,6 +82,7 @@ class Trials:
     painted: list[float]
     good: Pictures
     test: Pictures
+    subjects: NDArray[np.integer]
     device: Device = field(default_factory=Device.best)
 
     def train(self, jobs: Sequence[Job], progress: Callable[[float, str], None]) -> None:
@@ -123,7 +127,9 @@ class Trials:
         Raises:
             StageError: as `train`.
         """
-        missing = [job for job in jobs if not all(self._about(job, source).exists() for source in sources)]
+        missing = [
+            job for job in jobs if not all(self._about(job, source, OPINION).exists() for source in sources)
+        ]
         asked = partial(self.ask, sources=sources)
         if (workers := min(len(missing), self._at_once)) > 1:
             for _ in _side_by_side(asked, missing, workers):
@@ -138,12 +144,12 @@ class Trials:
         network = self._network(job)
         real = realism.look(network, self.test, self.device).features
         for source in sources:
-            if not (path := self._about(job, source)).exists():
+            if not (path := self._about(job, source, OPINION)).exists():
                 write_atomic(path, json.dumps(self._look(network, source, real)).encode())
 
     def fit(self, job: Job, learned: Pictures) -> dict[str, float]:
         """IoU by type of a segmenter that was trained on pictures that it learned; kept too."""
-        path = self._about(job, learned, "-learned")
+        path = self._about(job, learned, LEARNED)
         if not path.exists():
             each = self._iou(find(self._network(job), learned, self.device).classes, learned)
             write_atomic(path, json.dumps(self._by_type(each)).encode())
@@ -155,13 +161,13 @@ class Trials:
         network.load_state_dict(load(self._path(job).with_suffix(".safetensors").read_bytes()))
         return self.device.place(network).eval()
 
-    def _about(self, job: Job, pictures: Pictures, about: str = "") -> Path:
-        """The file of what a segmenter says of pictures."""
+    def _about(self, job: Job, pictures: Pictures, about: str) -> Path:
+        """The file of what a segmenter says of pictures, asked ``about`` them."""
         trained = self._path(job)
         return trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
 
     def _opinion(self, job: Job, source: Pictures) -> Opinion:
-        kept = json.loads(self._about(job, source).read_text())
+        kept = json.loads(self._about(job, source, OPINION).read_text())
         distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
         return Opinion(kept["iou"], distances)
 
@@ -215,10 +221,11 @@ class Trials:
     def _look(self, network: nn.Module, source: Pictures, real: realism.Floats) -> dict[str, Any]:
         """IoU by type, and how far the source's defects are from those of the test, whose features are ``real``."""
         seen = realism.look(network, source, self.device)
-        distance = {
-            kind: realism.compare(seen.features[source.showing(number)], real[self.test.showing(number)])
-            for number, kind in enumerate(self.types, start=1)
-        }
+        distance = {}
+        for number, kind in enumerate(self.types, start=1):
+            shown = self.test.showing(number)
+            painted = seen.features[source.showing(number)]
+            distance[kind] = realism.compare(painted, real[shown], self.subjects[shown])
         return {"iou": self._by_type(self._iou(seen.classes, source)), "distance": distance}
 
 

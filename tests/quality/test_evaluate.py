@@ -34,13 +34,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def engine() -> FakeEngine:
+def engine(held_out: range = range(2, 6)) -> FakeEngine:
     made = FakeEngine()
     model = made.spec.model.model_copy(
         update={
             "prompts": {"part+dent": "a", "part+spot": "a"},
             "provenance": {
-                "held_out": [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in range(2, 6)]
+                "held_out": [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in held_out]
             },
         }
     )
@@ -90,6 +90,18 @@ def test_the_best_source_alone_is_held_against_the_others_alone() -> None:
     assert report.best_alone({"rows": rows[:1], "differences": []}) == []
 
 
+def test_of_a_single_defect_in_the_test_no_distance_is_told(data: Path, tmp_path: Path) -> None:
+    asked = request(data, sources=["ours"], seeds=1)
+    run(engine(range(5, 6)), asked, tmp_path, say=lambda line: None, progress=lambda share: None)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    kept = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
+    assert kept["agreement"]["ours"]["dent"]["distance"] is None
+    assert "- (-)" in (tmp_path / report.PAGE).read_text()
+
+
 def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_path: Path) -> None:
     shares: list[float] = []
     result = evaluated(data, tmp_path / "r", shares)
@@ -135,6 +147,10 @@ def test_the_page_compares_every_source_with_real_pairs_alone(data: Path, tmp_pa
 def test_a_type_convinces_that_is_found_half_as_well_as_real_defects(found, types) -> None:
     opinions = [Opinion({kind: value + off for kind, value in found.items()}, {}) for off in (-0.01, 0.01)]
     assert convincing(opinions, {"dent": 0.5, "spot": 0.8}) == types
+
+
+def test_a_type_that_nobody_learned_convinces_nobody() -> None:
+    assert convincing([Opinion({"dent": 0.0, "spot": 0.3}, {})], {"dent": 0.0, "spot": 0.5}) == ["spot"]
 
 
 def test_of_a_source_that_convinces_in_some_types_those_have_a_row(

@@ -83,6 +83,20 @@ def test_a_drawing_without_the_only_type_is_passed_over() -> None:
     assert np.isnan(statistics.mean_iou(found[:, 1:]))
 
 
+def test_a_false_pixel_of_a_type_that_a_drawing_does_not_show_is_no_quarter_of_the_mean() -> None:
+    """Three defects of the second type, twenty of the first: the better row has a few false pixels of the second."""
+    better, worse = (np.zeros((3, 43, 3, 3), np.int64) for _ in range(2))
+    for counts in (better, worse):
+        counts[..., 0, 0] = 900
+        counts[:, :20, 1, 1] = 50
+        counts[:, 20:23, 2, 1] = 50
+    better[:, 20:23, 2, 1:] = 20, 30
+    better[:, 23:, 0, 2] = 1
+    told = statistics.difference(better, worse, np.arange(43))
+    assert told.told_apart
+    assert told.low > 0
+
+
 def test_a_difference_is_called_one_only_if_it_is() -> None:
     better = statistics.difference(pictures(0.8, 1), pictures(0.6, 2), ALL)
     assert better.told_apart

@@ -15,22 +15,34 @@ RNG = np.random.default_rng(0)
 
 def test_kid_of_two_points_is_that_by_hand() -> None:
     first, second = np.array([[1.0], [1.0]]), np.array([[0.0], [0.0]])
-    assert realism.kid(first, second) == pytest.approx(2**3 + 1 - 2)
-    assert realism.kid(first, first) == pytest.approx(0)
-    assert np.isnan(realism.kid(first[:1], second))
+    each = np.arange(2)
+    assert realism.kid(first, second, each, each) == pytest.approx(2**3 + 1 - 2)
+    assert realism.kid(first, first, each, each) == pytest.approx(0)
+    assert np.isnan(realism.kid(first[:1], second, each[:1], each))
+    assert np.isnan(realism.kid(first, second, each, np.zeros(2, int)))
 
 
 def test_defects_of_the_same_kind_are_within_the_floor_and_others_far_beyond() -> None:
     real, alike = (RNG.normal(size=(80, 6)) for _ in range(2))
-    near, far = realism.compare(alike, real), realism.compare(alike + 2, real)
+    near, far = (realism.compare(painted, real, np.arange(80)) for painted in (alike, alike + 2))
     assert near.distance < 3 * near.floor
     assert far.distance > 20 * far.floor
+
+
+def test_several_photographs_of_a_defect_do_not_make_a_perfect_painter_look_far_off() -> None:
+    beyond = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        real = np.repeat(rng.normal(size=(11, 6)), 5, axis=0) + 0.1 * rng.normal(size=(55, 6))
+        told = realism.compare(rng.normal(size=(80, 6)), real, np.repeat(np.arange(11), 5))
+        beyond += told.distance > told.floor
+    assert beyond <= 4
 
 
 def test_a_feature_that_no_real_defect_has_does_not_blow_up() -> None:
     real, painted = (RNG.normal(size=(40, 6)) for _ in range(2))
     real[:, 0] = 0
-    assert realism.compare(painted, real).distance < 100
+    assert realism.compare(painted, real, np.arange(40)).distance < 100
 
 
 def test_features_are_averaged_under_the_label_and_classes_are_what_is_found() -> None:

@@ -62,6 +62,12 @@ def test_a_photograph_on_both_sides_is_refused_under_any_name(data: Path) -> Non
         split(data, model(HELD_OUT))
 
 
+def test_a_photograph_that_the_generator_learned_as_another_type_is_refused(data: Path) -> None:
+    shutil.copy(data / "test" / "dent" / "3.png", data / "test" / "spot" / "0.png")
+    with pytest.raises(DatasetError, match=r"`.*0.png` is to be learned from and is the test's `.*3.png`"):
+        split(data, model(HELD_OUT), ["dent"])
+
+
 def test_another_photograph_of_a_defect_on_the_other_side_is_refused(data: Path) -> None:
     learned, tested = (data / "test" / "dent" / f"{n}.png" for n in (1, 4))
     darker = np.asarray(Image.open(learned)) * 0.7
