@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from time import monotonic
 
@@ -16,6 +15,7 @@ from stage_rt.run.checks import Checks
 from stage_rt.run.fill import Summary, follow, part
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Place, claim, disk_failures, locked_run
+from stage_rt.run.others import others
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
@@ -80,10 +80,12 @@ def follow_all(
 
     ``rejected`` are pairs by their type whose image is to be replaced. ``watch`` is told what happens.
 
-    The same plans again resume. A type that was added later is painted beside the others.
+    The same plans again resume. A type that was added later is painted beside the others, which keep their place in
+    data set and report whether there is a plan of theirs or not.
 
     Raises:
-        RunError: ``folder`` is a run of one type, holds something else or is in use.
+        RunError: ``folder`` is a run of one type, holds something else or is in use, or others are of other
+            photographs.
         StageError: as `stage_rt.run.fill.fill`.
     """
     if (folder / RUN_FILE).is_file():
@@ -97,18 +99,24 @@ def follow_all(
         if checks:
             checks.save()
         (folder / TYPES).mkdir(exist_ok=True)
+        places = [_place(folder, plan) for plan in made]
+        beside = others(folder, folder / TYPES, [place.ledger for place in places], _contents(made))
         watch.open(folder, {defect_type(plan.spec.prompt): len(plan.samples) for plan in made})
-        for plan in made:
+        for plan, place in zip(made, places, strict=True):
             share = portion(progress, done / total, (done + plan.spec.count) / total)
             told = _of(plan.spec.prompt, notify)
-            place = _place(folder, plan)
             summaries[plan.spec.prompt] = follow(
                 painters, plan, place, rejected=rejected, watch=watch, notify=told, progress=share
             )
             done += plan.spec.count
-        parts = [part(plan, _place(folder, plan)) for plan in made]
-        publish(folder, parts, chain.from_iterable(plan.normals for plan in made))
+        parts = [*map(part, made, places), *beside.parts]
+        publish(folder, parts, _contents(made), beside.painted)
     return summaries
+
+
+def _contents(made: Sequence[Plan]) -> dict[Path, str]:
+    """All photographs of the plans, with their sha256."""
+    return {path: digest for plan in made for path, digest in plan.normals.items()}
 
 
 def _place(folder: Path, plan: Plan) -> Place:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Plan:
     """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down.
 
     ``together`` samples are read, painted and written at a time. ``digests`` are the sha256 of all files that are
-    used. ``normals`` are all photographs, used or not, ``notices`` what was told of the files.
+    used, ``normals`` those of all photographs, used or not. ``notices`` is what was told of the files.
     """
 
     method: Method
@@ -53,7 +53,7 @@ class Plan:
     together: int
     spec: RunSpec
     digests: Mapping[Path, str]
-    normals: Sequence[Path] = ()
+    normals: Mapping[Path, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
     def planned(self, sample: Sample) -> dict[str, Any]:
@@ -104,13 +104,14 @@ def make_plan(
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
     _check_masks(used, job.reading, checks, notify, portion(progress, 0.8, 1.0))
-    digests = {path: photographs[path][1] for path in used.normals} | {
+    contents = {path: digest for path, (_, digest) in photographs.items()}
+    digests = {path: contents[path] for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
     }
     objects = {path: _header(checks, path) for path in job.objects}
     spec = _described(engine, job, method, normals, masks, objects)
     together = _together(used.largest, job.batch, method.region)
-    return Plan(method, samples, together, spec, digests, list(normals), notices)
+    return Plan(method, samples, together, spec, digests, contents, notices)
 
 
 def _described(

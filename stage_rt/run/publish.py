@@ -8,11 +8,14 @@ from stage_rt.run import report
 from stage_rt.run.good import place_good
 
 
-def publish(folder: Path, parts: Sequence[report.Part], normals: Iterable[Path]) -> None:
+def publish(
+    folder: Path, parts: Sequence[report.Part], normals: Iterable[Path], painted: Iterable[Path] = ()
+) -> None:
     """Put the good photographs ``normals`` beside the pairs of finished runs, and write their report.
 
-    Its parts are in the order of their prompts, whatever the order they were painted in.
+    ``painted`` are photographs that runs which are not in the report were painted into. Its parts are in the order of
+    their prompts, whatever the order they were painted in.
     """
     parts = sorted(parts, key=lambda part: part.spec.prompt)
-    good = place_good(folder, normals, chain.from_iterable(part.photographs for part in parts))
+    good = place_good(folder, normals, chain(painted, *(part.photographs for part in parts)))
     report.write(folder, parts, good)

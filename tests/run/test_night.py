@@ -1,5 +1,6 @@
 """Several types in one folder: each a run of its own, resumed, grown and joined by others to the same bytes."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,78 @@ def test_a_type_can_be_added_and_another_can_grow(jobs, run, tmp_path):
     paint(larger, tmp_path / "whole")
     assert contents(run) == contents(tmp_path / "whole")
     assert len(manifest(run / "types" / "hole")) == 13
+
+
+def good(folder):
+    """Names of the good photographs to learn from and to test on."""
+    return [{path.name for path in folder.glob(f"{side}/good/*.png")} for side in ("train", "test")]
+
+
+def test_a_type_that_a_command_does_not_name_keeps_its_place(jobs, run, tmp_path):
+    jobs = [replace(jobs[0], count=3), replace(jobs[1], count=1)]
+    paint(jobs[:1], run)
+    engine = FakeEngine()
+    assert list(paint(jobs[1:], run, engine)) == ["tile+crack"]
+    assert engine.batches == [[0]]
+    paint(jobs, tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
+    learned, tested = good(run)
+    painted = {line["normal"] for kind in ("hole", "crack") for line in manifest(run / "types" / kind)}
+    assert tested == painted
+    assert learned
+    paint(jobs[:1], run)
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_of_a_type_that_is_not_finished_nothing_is_learned_either(jobs, run):
+    def stop(share):
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paint([replace(jobs[0], batch=1, count=4)], run, progress=stop)
+    manifest_file = run / "types/hole/manifest.jsonl"
+    with manifest_file.open("ab") as file:
+        file.write(b'{"index":')
+    before = manifest_file.read_bytes()
+    (run / "types" / "stray").mkdir()
+    paint([replace(jobs[1], count=1)], run)
+    assert manifest_file.read_bytes() == before
+    lines = [json.loads(line) for line in before.splitlines()[:-1]]
+    assert 0 < len(lines) < 4
+    assert {line["normal"] for line in lines} <= good(run)[1]
+    assert "1 of 1 pairs written" in (run / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize("change", ["gone", "other"])
+def test_a_command_without_the_photographs_of_another_type_is_to_name_all(jobs, run, change):
+    paint(jobs[:1], run)
+    before, used = contents(run), jobs[0].normals[1]
+    normals = [path for path in jobs[0].normals if path != used]
+    if change == "other":
+        # In its place, as the run may hold a link to it.
+        used.unlink()
+        used.write_bytes(normals[0].read_bytes())
+        normals.append(used)
+    engine = FakeEngine()
+    with pytest.raises(
+        RunError, match=r"also holds pairs of 'tile\+hole', and `001.png`.*: name all of its types"
+    ):
+        paint([replace(jobs[1], normals=normals)], run, engine)
+    assert engine.batches == []
+    assert contents(run) == before
+
+
+def test_a_damaged_type_that_a_command_does_not_name_is_named(jobs, run):
+    paint(jobs[:1], run)
+    ledger = run / "types/hole"
+    lines = (ledger / "manifest.jsonl").read_bytes()
+    (ledger / "manifest.jsonl").write_bytes(lines.replace(b'"seed":7', b'"seed":8', 1))
+    with pytest.raises(RunError, match=r"types/hole/manifest.jsonl` is damaged in line 1: "):
+        paint(jobs[1:], run)
+    (ledger / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"types/hole/run.json` is not valid at "):
+        paint(jobs[1:], run)
 
 
 def test_nothing_is_begun_while_a_file_of_any_type_is_bad(jobs, run):

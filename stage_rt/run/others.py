@@ -1,0 +1,89 @@
+"""Types that lie in a folder already and that a command does not name: what they hold stays as it was."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from stage_rt.errors import RunError, printable
+from stage_rt.folders import read_description
+from stage_rt.run.ledger import Place, read_line
+from stage_rt.run.report import Part
+from stage_rt.run.sample import readable
+from stage_rt.run.shards import indices
+from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
+
+ALL = "name all of its types by `--type` or `--jobs`"
+
+
+class Others(NamedTuple):
+    """The finished types of a folder as ``parts`` of its page, and all photographs that were ``painted`` into, by
+    those that are not finished too."""
+
+    parts: list[Part]
+    painted: set[Path]
+
+
+def others(folder: Path, types: Path, named: Sequence[Path], photographs: Mapping[Path, str]) -> Others:
+    """What is known of the runs in ``types`` that are not ``named``, whose pairs lie in ``folder``.
+
+    ``photographs`` are those of the command with their sha256: what was painted into is found among them.
+
+    Raises:
+        RunError: one is damaged, or was painted into a photograph that the command was not given.
+    """
+    known: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+    for path, digest in photographs.items():
+        known[readable(path)].setdefault(digest, path)
+    found = Others([], set())
+    for ledger in sorted(set(types.iterdir()) - set(named)):
+        # Without a description nothing was painted.
+        if (ledger / RUN_FILE).is_file():
+            _add(found, Place(folder, ledger), known)
+    return found
+
+
+def _add(found: Others, place: Place, known: Mapping[str, Mapping[str, Path]]) -> None:
+    spec = read_description(
+        place.ledger / RUN_FILE,
+        RunSpec,
+        RunError,
+        absent="is no run",
+        remedy="start again in an empty folder",
+    )
+    numbers, shown = [], []
+    for record in _records(place.ledger / MANIFEST_FILE, spec.prompt):
+        numbers.append(record.index)
+        shown.append(_photograph(record, place, spec.prompt, known))
+    found.painted.update(shown)
+    if numbers == (indices(spec.shard, spec.count).tolist() if spec.shard else list(range(spec.count))):
+        found.parts.append(Part(place, spec, shown))
+
+
+def _records(manifest: Path, prompt: str) -> Iterator[PairRecord]:
+    """The lines of a manifest, of which a crash may have cut off the last."""
+    if not manifest.is_file():
+        return
+    with manifest.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield read_line(line, prompt)
+            except ValueError as damage:
+                raise RunError(f"`{manifest}` is damaged in line {number}", ALL) from damage
+
+
+def _photograph(
+    record: PairRecord, place: Place, prompt: str, known: Mapping[str, Mapping[str, Path]]
+) -> Path:
+    named = known.get(record.normal, {})
+    # Older releases wrote no digest.
+    found = named.get(record.normal_sha256) if record.normal_sha256 else next(iter(named.values()), None)
+    if found is None:
+        raise RunError(
+            f"`{place.data}` also holds pairs of {prompt!r}, and `{printable(record.normal)}`, which they were "
+            "painted into, is not among the photographs of this command as it was then",
+            ALL,
+        )
+    return found
