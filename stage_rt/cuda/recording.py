@@ -111,11 +111,13 @@ class _Rehearsal:
         step, batch = self._step, self._step.batch
         noise = PhiloxNoise(range(batch))
         x, clean = noise.initial(step.shape), noise.encode(step.shape)
+        mask = (clean[:, :1] > 0).astype(np.float32)
         tables = [rows(plan.rehearsed(self._recipe, kind, sample)) for sample in range(batch)]
         arrays: dict[str, NDArray[Any]] = {
             "state": x,
             "clean": clean,
-            "mask": (clean[:, :1] > 0).astype(np.float32),
+            "mask": mask,
+            "label": mask * (x[:, :1] > 0),
             "sample": x,
             "timestep": np.zeros(batch, np.int64),
             "context": noise.initial(step.tensors["context"].shape),

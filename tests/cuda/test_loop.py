@@ -227,6 +227,23 @@ def test_a_replay_that_gives_something_else_is_found_at_load_and_not_used(make, 
     assert machine.count(before)["cuGraphLaunch"] == 0
 
 
+def test_it_is_found_whatever_the_memory_held_before(make, machine, notices, monkeypatch):
+    fresh = device.Arena.__init__
+
+    def used(self, sizes):
+        fresh(self, sizes)
+        for name, size in sizes.items():
+            # Floats of which every bit is set are NaN.
+            machine.view(self.addresses[name], (size,), np.uint8)[:] = 0xFF
+
+    def moody(sample, timestep, context):
+        return unet(sample, timestep, context) * np.float32(1.01 if replayed(machine) else 1)
+
+    monkeypatch.setattr(device.Arena, "__init__", used)
+    make(spec(SHORT), 1, spoil={UNET: moody})
+    assert "the loop runs kernel by kernel" in notices[0]
+
+
 def test_a_number_of_the_host_in_a_graph_is_found_at_load(make, machine, notices):
     """Nothing would be seen of it at the transition that was recorded."""
     recorded = AWARE_ONLY.coefficients[(AWARE_ONLY.steps - 1) // 2].timestep
