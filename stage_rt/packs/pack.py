@@ -17,9 +17,10 @@ from stage_rt.packs.picture import SIDES, Side
 from stage_rt.packs.pictures import good, pairs
 from stage_rt.packs.runs import FinishedRun, opened, places
 from stage_rt.packs.split import Counts, alike, held_out, kept_good
-from stage_rt.packs.survey import GOOD, Survey, check_any, survey
+from stage_rt.packs.survey import Survey, check_any, survey
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.sample import readable
+from stage_rt.run.writer import GOOD
 
 PACK_FILE = "pack.json"
 PROVENANCE_FILE = "provenance.jsonl"

@@ -8,10 +8,9 @@ from pathlib import Path
 from stage_rt.errors import InputError, RunError
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.progress import Progress
+from stage_rt.run.writer import GOOD
 from stage_rt.spec import PairRecord
 
-GOOD = "good"
-"""What good photographs are called where defect types are counted."""
 Sizes = set[tuple[int, int]]
 
 

@@ -10,6 +10,7 @@ from stage_rt.images.masks import AS_IT_IS, Reading
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
+from stage_rt.run.writer import check_type
 from stage_rt.samplers import SAMPLERS, check_sampler, recipe_of, steps_of
 from stage_rt.spec import ModelSpec, PromptDefaults, RegionView
 
@@ -78,11 +79,12 @@ def resolve(job: Job, model: ModelSpec) -> Method:
     """How ``model`` is to paint ``job``.
 
     Raises:
-        PromptError: the model does not know the prompt.
+        PromptError: the model does not know the prompt, or its pairs can have no folder of their own.
         InputError: sampler, recipe or guidance do not fit the model, or the sampler cannot take that many steps.
     """
     if job.prompt not in model.prompts:
         raise PromptError(f"unknown prompt {job.prompt!r}: use one of {', '.join(sorted(model.prompts))}")
+    check_type(job.prompt)
     if not job.composite and model.seen(job.view):
         raise InputError(
             "without compositing the result is the decoded picture of a whole photograph",

@@ -18,6 +18,9 @@ from PIL import Image
 from stage_rt.errors import PromptError
 from stage_rt.files import write_atomic
 
+GOOD = "good"
+"""What good photographs are called where defect types are: no defect may be."""
+
 
 def defect_type(prompt: str) -> str:
     """The folder name of a prompt's pairs: what follows its last ``+``.
@@ -31,6 +34,18 @@ def defect_type(prompt: str) -> str:
             f"prompt {prompt!r} does not end in a name a folder can have: rename it in the model"
         )
     return name
+
+
+def check_type(prompt: str) -> None:
+    """See that the pairs of a prompt have a folder of their own.
+
+    Raises:
+        PromptError: its defect type is no name of a folder, or that of good photographs.
+    """
+    if defect_type(prompt) == GOOD:
+        raise PromptError(
+            f"prompt {prompt!r} would be painted into `test/{GOOD}`, where good photographs are: rename it in the model"
+        )
 
 
 def pair_paths(prompt: str, index: int) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from stage_rt.errors import printable
+from stage_rt.errors import first_line, printable
 
 MOST_BYTES = 64 * 2**20
 """Of a body."""
@@ -85,6 +85,9 @@ class Guard:
             self._refused(refusal.status)
             if not status:
                 await _answer(refusal, sending)
+        except Exception as error:
+            # Starlette raises again what `stage_rt.serve.http` has answered, and uvicorn would print its traceback.
+            self._log.error("%s failed: %s: %s", name, type(error).__name__, printable(first_line(error)))
         finally:
             path = printable(scope["path"])[:200]
             seconds = time.monotonic() - began
@@ -143,7 +146,8 @@ def is_loopback(host: str) -> bool:
 
 def same(one: str, other: str) -> bool:
     """Whether two secrets are equal, in a time that does not tell."""
-    return hmac.compare_digest(one.encode(), other.encode())
+    # JSON can hold halves of characters, which are no Unicode.
+    return hmac.compare_digest(*(text.encode(errors="surrogatepass") for text in (one, other)))
 
 
 def cookie(token: str) -> str:

@@ -103,6 +103,11 @@ def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
         log.error("the disk failed: %s", error)
         return told(507, f"the server's disk failed ({error.strerror})", "see its log")
 
+    @app.exception_handler(Exception)
+    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+        # `stage_rt.serve.guard` logs it.
+        return told(500, "the server failed", "see its log")
+
 
 def _watched(app: FastAPI, server: Server, figures: Figures) -> None:
     figures.look(lambda: server.waiting, server.driver.depth)

@@ -235,6 +235,24 @@ def test_an_unknown_prompt_is_refused_with_the_known_ones(job, run):
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            "tile+good",
+            "'tile\\+good' would be painted into `test/good`, where good photographs are: rename it",
+        ),
+        ("tile+.x", "'tile\\+.x' does not end in a name a folder can have: rename it"),
+    ],
+)
+def test_a_prompt_whose_pairs_have_no_place_is_refused_before_a_file_is_read(job, prompt, message):
+    spec = FakeEngine().spec
+    model = spec.model.model_copy(update={"prompts": {prompt: "a"}})
+    job.normals[0].unlink()
+    with pytest.raises(PromptError, match=message):
+        make_plan(spec.model_copy(update={"model": model}), replace(job, prompt=prompt), lambda notice: None)
+
+
 @pytest.mark.parametrize("damage", ["photograph", "mask", "black"])
 def test_a_bad_file_is_found_before_anything_is_written(job, run, damage):
     path = job.normals[3] if damage == "photograph" else job.masks[2]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from stage_rt.serve import guard
-from stage_rt.serve.guard import Guard, is_loopback
+from stage_rt.serve.guard import Guard, is_loopback, same
 
 TOKEN = "a secret of the line"
 
@@ -55,6 +55,11 @@ def test_a_body_has_an_end_however_steadily_it_comes(monkeypatch):
     began = time.monotonic()
     assert status("/v1/pairs", [1] * 100, pause=0.02) == 408
     assert time.monotonic() - began < 1.5
+
+
+def test_secrets_are_compared_whatever_they_are_made_of():
+    assert same("ü", "ü")
+    assert not same("\ud800", TOKEN)
 
 
 @pytest.mark.parametrize(

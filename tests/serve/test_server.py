@@ -224,6 +224,26 @@ def test_an_order_that_waits_for_a_verdict_to_be_written_holds_up_nobody(here, s
     assert asyncio.run(ask()) == 202
 
 
+def test_what_nobody_foresaw_is_answered_like_any_failure_and_logged_in_one_line(
+    here, serve, monkeypatch, caplog
+):
+    def broken(*_):
+        raise RuntimeError("a fault\nof two lines")
+
+    monkeypatch.setattr("stage_rt.serve.api.EngineState.of", broken)
+    app = application(serve(), None, Figures(), logging.getLogger("test"))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            return await http.get("/v1/engines", headers={"x-request-id": "mine"})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine")
+    assert answer.json() == {"error": {"problem": "the server failed", "remedy": "see its log"}}
+    errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+    assert errors == ["mine failed: RuntimeError: a fault"]
+
+
 def test_a_job_is_a_run_with_the_bytes_of_one_of_the_command_line(here, serve):
     server = serve()
     night = server.jobs.add(order(), masks(here))
