@@ -44,7 +44,8 @@ def check_type(prompt: str) -> None:
     """
     if defect_type(prompt) == GOOD:
         raise PromptError(
-            f"prompt {prompt!r} would be painted into `test/{GOOD}`, where good photographs are: rename it in the model"
+            f"prompt {prompt!r} would be painted into `test/{GOOD}`, where good photographs are: rename it in the "
+            "model"
         )
 
 
