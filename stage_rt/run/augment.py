@@ -13,12 +13,17 @@ from stage_rt.images.inputs import Header, fit_mask, same_aspect
 from stage_rt.images.masks import Reading, read_mask
 from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job
-from stage_rt.run.sample import Placing, Sample, Samples, readable
+from stage_rt.run.pairing import Shows
+from stage_rt.run.sample import Placing, Sample, Samples, Sight, readable
 from stage_rt.run.supply import NOWHERE, Ends, ends, opposite, partners
 
 
-def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: Checks) -> Samples:
+def augmented(
+    samples: Samples, job: Job, masks: Mapping[Path, Header], shows: Shows, sight: Sight, checks: Checks
+) -> Samples:
     """The samples with labels made from their masks; masks are joined with others of the same shape.
+
+    ``shows`` says which masks the networks are shown as they are, and ``sight`` which labels.
 
     Raises:
         MaskError: the mask of a photograph's object is missing, unusable or black.
@@ -28,7 +33,8 @@ def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: 
 
     @cache
     def alike(size: tuple[int, int]) -> list[Path]:
-        return [path for path, header in masks.items() if same_aspect(header[:2], size)]
+        fitting = [(path, header[:2]) for path, header in masks.items() if same_aspect(header[:2], size)]
+        return [path for path, drawn in fitting if shows(path, drawn, size)]
 
     counts = np.array([len(alike(sample.size)) for sample in samples])
     others = partners(job.seed, np.arange(len(samples), dtype=np.uint32), counts)
@@ -38,7 +44,7 @@ def augmented(samples: Samples, job: Job, masks: Mapping[Path, Header], checks: 
     def made(number: int) -> Sample:
         sample, other = samples[number], int(others[number])
         joined = None if other < 0 else alike(sample.size)[other]
-        return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal), across))
+        return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal), across, sight))
 
     return Samples(made, samples.numbers)
 

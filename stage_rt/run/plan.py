@@ -17,19 +17,17 @@ from stage_rt.images.inputs import (
     Header,
     check_image,
     fit_mask,
-    latent_mask,
     read_header,
     same_aspect,
 )
 from stage_rt.images.masks import Reading, read_mask
-from stage_rt.images.regions import regions
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.augment import augmented
 from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
-from stage_rt.run.sample import Sample, Samples, readable
-from stage_rt.spec import EngineSpec, ModelSpec, RegionView, RunSpec
+from stage_rt.run.sample import Sample, Samples, Sight, readable
+from stage_rt.spec import EngineSpec, RegionView, RunSpec
 
 PIXELS_TOGETHER = 128_000_000
 """Photographs that are cut into regions are held in memory for as long as their batch takes, up to so many pixels."""
@@ -96,10 +94,11 @@ def make_plan(
     masks = {
         path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.7, 0.8))
     }
-    labels = _Labels(engine.model, method.region, job.reading, checks)
+    sight = Sight(engine.model, method.region)
+    labels = _Labels(sight, job.reading, checks)
     samples = _pair(job, normals, masks, labels, notify)
     if job.augment:
-        samples = augmented(samples, job, masks, checks)
+        samples = augmented(samples, job, masks, labels.shows, sight, checks)
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
@@ -201,15 +200,16 @@ class _Used:
 class _Labels:
     """Whether a mask shows anything in the latent of a photograph of some size; it is decoded if that is in doubt."""
 
-    def __init__(self, model: ModelSpec, view: RegionView | None, reading: Reading, checks: Checks) -> None:
-        self._model, self._view, self._reading, self._checks = model, view, reading, checks
+    def __init__(self, sight: Sight, reading: Reading, checks: Checks) -> None:
+        self._sight, self._reading, self._checks = sight, reading, checks
         self.shows = cache(self._shows)
 
     def _shows(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
-        if drawn == size and self._model.recipe.mask_rule == "cover":
+        model, view = self._sight
+        if drawn == size and model.recipe.mask_rule == "cover":
             return True
-        question = f"shows at {size} to {self._model.latent_size} {self._model.recipe.mask_rule}"
-        asked = (question, self._view, self._reading)
+        question = f"shows at {size} to {model.latent_size} {model.recipe.mask_rule}"
+        asked = (question, view, self._reading)
         return self._checks.of(mask, repr(asked), lambda mask: self._seen(mask, size))
 
     def _seen(self, mask: Path, size: tuple[int, int]) -> bool:
@@ -222,7 +222,7 @@ class _Labels:
             label = fit_mask(whole, size, mask)
         except MaskError:
             return False
-        return all(latent_mask(region.label, self._model).any() for region in regions(label, self._view))
+        return self._sight.shows(label)
 
 
 def _pair(

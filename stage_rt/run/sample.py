@@ -4,15 +4,21 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.images.inputs import fit_mask
+from stage_rt.images.inputs import fit_mask, latent_mask
 from stage_rt.images.masks import AS_IT_IS, Reading, read_mask
 from stage_rt.images.objects import find_object
+from stage_rt.images.regions import regions
 from stage_rt.run.supply import Dice, placed
+from stage_rt.spec import ModelSpec, RegionView
+
+MADE = 64
+"""Labels made for a sample until one shows: by the authors' rule a small one vanishes between the centres of the
+latent's cells."""
 
 
 def readable(path: Path) -> str:
@@ -20,17 +26,32 @@ def readable(path: Path) -> str:
     return os.fsencode(path.name).decode(errors="replace")
 
 
+class Sight(NamedTuple):
+    """How the networks of a model see labels: in squares around defects, or whole if ``view`` is None."""
+
+    model: ModelSpec
+    view: RegionView | None
+
+    def shows(self, label: NDArray[np.bool_]) -> bool:
+        """Whether something of every defect of a label bool ``[H, W]`` is left in its latent."""
+        if self.model.recipe.mask_rule == "cover":
+            return True
+        return all(latent_mask(region.label, self.model).any() for region in regions(label, self.view))
+
+
 @dataclass(frozen=True)
 class Placing:
     """How a label is made from masks: the seed of its place, the mask it is joined with and the object's, if any.
 
-    ``across`` says whether it may be mirrored to the opposite border of rows and of columns.
+    ``across`` says whether it may be mirrored to the opposite border of rows and of columns. The networks have to be
+    shown it, as ``sight`` says.
     """
 
     seed: int
     partner: Path | None
     inside: Path | None
     across: tuple[bool, bool]
+    sight: Sight
 
 
 @dataclass(frozen=True)
@@ -55,13 +76,16 @@ class Sample:
         label = self._fitted(self.mask, self.reading)
         if self.placing is None:
             return label
-        within = self.placing.inside
+        within, partner = self.placing.inside, self.placing.partner
         inside = find_object(photo) if within is None else self._fitted(within, AS_IT_IS)
+        joined = [label] if partner is None else [label, self._fitted(partner, self.reading)]
         dice, across = Dice(self.placing.seed, self.index), self.placing.across
-        result = placed(label, inside, dice, across)
-        if self.placing.partner is not None:
-            result |= placed(self._fitted(self.placing.partner, self.reading), inside, dice, across)
-        return result
+        for _ in range(MADE):
+            result = np.any([placed(one, inside, dice, across) for one in joined], axis=0)
+            if self.placing.sight.shows(result):
+                return np.asarray(result)
+        # Where it was drawn it shows.
+        return label
 
     @property
     def masks(self) -> list[Path]:

@@ -9,6 +9,7 @@ from scipy import ndimage
 from stage_rt.errors import InputError, MaskError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.run.sample import Sight
 from stage_rt.run.supply import JOINED, LONGER, SCALES, TURN, Dice, ends, opposite, partners, placed
 
 BAR = np.zeros((60, 80), dtype=bool)
@@ -271,6 +272,49 @@ def test_one_mask_of_the_object_serves_all_photographs(job, tmp_path):
     path = object_mask(tmp_path / "o", "any.png", (5, 25), (5, 35))
     fill(FakeEngine(), replace(job, objects=[path]), tmp_path / "run")
     assert not any(label[:5].any() or label[25:].any() for label in written(tmp_path / "run")[1])
+
+
+def test_no_label_is_joined_with_a_mask_that_vanishes(job, tmp_path):
+    """A speck of one pixel in a mask of four times the photograph's size."""
+    speck = np.zeros((120, 160), dtype=np.uint8)
+    speck[1, 1] = 255
+    Image.fromarray(speck).save(tmp_path / "masks" / "speck.png")
+    notices = []
+    job = replace(job, masks=[*job.masks, tmp_path / "masks" / "speck.png"])
+    summary = fill(FakeEngine(), job, tmp_path / "run", notify=notices.append)
+    assert summary.pairs == 40
+    assert any("masks left out" in notice and "speck.png" in notice for notice in notices)
+    used = " ".join(line["label"] for line in manifest(tmp_path / "run"))
+    assert " + " in used
+    assert "speck" not in used
+
+
+def small_masks(job):
+    """As few pixels as the networks are told of where they are, by the authors' rule."""
+    label = np.zeros((30, 40), dtype=np.uint8)
+    label[11:16, 11:17] = 255
+    for path in job.masks:
+        Image.fromarray(label).save(path)
+    return job
+
+
+def test_every_label_shows_something_to_the_networks(job, tmp_path):
+    fill(FakeEngine(mask_rule="authors"), small_masks(job), tmp_path / "run")
+    lines, labels = written(tmp_path / "run")
+    assert len({label.tobytes() for label in labels}) == 40
+    assert all(line["latent_mask_cells"] for line in lines)
+    # By the other rule every label shows, and the first that is made is taken.
+    fill(FakeEngine(), job, tmp_path / "cover")
+    same = [np.array_equal(*pair) for pair in zip(labels, written(tmp_path / "cover")[1], strict=True)]
+    assert 10 < sum(same) < 40
+
+
+def test_a_mask_that_shows_nowhere_else_stays_where_it_is(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Sight, "shows", lambda sight, label: bool(label[11:16, 11:17].all() and label.sum() == 30)
+    )
+    fill(FakeEngine(), replace(small_masks(job), count=4), tmp_path / "run")
+    assert all(label[11:16, 11:17].all() and label.sum() == 30 for label in written(tmp_path / "run")[1])
 
 
 def test_a_longer_or_resumed_run_has_the_same_labels(job, tmp_path):
