@@ -3,7 +3,8 @@
 import io
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from stage_rt.run.workers import Batch, Result, divide, finish, paint
 from stage_rt.serve.executor import Wish
 
 MOST_PIXELS = 16_000_000
-"""Of a picture that is painted while somebody waits."""
+"""Of a picture that is painted while somebody waits, and of all that are finished at once."""
 IMAGE, MASK = Path("image"), Path("mask")
 """What errors call what was sent."""
 PREVIEW_SIDE = 512
@@ -88,6 +89,28 @@ class Pair:
             self.ended.set()
 
 
+class Room:
+    """Where pairs are finished, which takes some 70 bytes a pixel: `MOST_PIXELS` of them at once, the others wait."""
+
+    def __init__(self) -> None:
+        self._door, self._changed, self._left = threading.Lock(), threading.Condition(), MOST_PIXELS
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """A block in which a picture of so many pixels is finished."""
+        pixels = min(pixels, MOST_PIXELS)
+        # One waits here and the others behind it, so that small pictures do not pass a large one for ever.
+        with self._door, self._changed:
+            self._changed.wait_for(lambda: pixels <= self._left)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify()
+
+
 def opened_image(content: bytes) -> tuple[NDArray[np.uint8], bool]:
     """A picture that was sent, uint8 ``[H, W, 3]``, and whether it is grey.
 
@@ -110,8 +133,10 @@ def opened_label(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     return fit_mask(mask_of(content, MASK).label, size, MASK)
 
 
-def painted(engine: Engine, request: Request, *, size: int, progress: Progress) -> Result:
+def painted(engine: Engine, request: Request, *, size: int, progress: Progress, room: Room) -> Result:
     """Paint a pair as `stage_rt.run.workers` paints sample 0 of a run of that seed, ``size`` regions at a time.
+
+    It is finished in ``room``.
 
     Raises:
         FailedSamplesError: it came out non-finite.
@@ -123,7 +148,8 @@ def painted(engine: Engine, request: Request, *, size: int, progress: Progress) 
     pieces = divide([request.photo], [request.label], model, request.method)
     batch = Batch([sample], [request.photo], [request.label], pieces)
     strokes = paint(engine, batch, request.method, seed=request.seed, size=size, progress=progress)
-    (result,) = finish(batch, strokes(), model, request.method, composited=True)
+    with room.taken(height * width):
+        (result,) = finish(batch, strokes(), model, request.method, composited=True)
     if result.image is None:
         raise FailedSamplesError("the pair came out non-finite", "try another seed or an fp32 engine")
     return result

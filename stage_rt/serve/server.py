@@ -22,14 +22,14 @@ from stage_rt.serve.driver import ClosedError, Driver, Observer
 from stage_rt.serve.executor import CancelledError, Terms
 from stage_rt.serve.jobs import Jobs
 from stage_rt.serve.kept import Kept
-from stage_rt.serve.pairs import Pair, Preview, Request, painted
+from stage_rt.serve.pairs import Pair, Preview, Request, Room, painted
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.shelf import BusyError, Load, Shelf
 
 QUEUE = 32
 """Pairs that wait or are painted at most; whoever comes then is told when to come again."""
 HANDS = 8
-"""Pairs that are prepared, painted or finished at once."""
+"""Pairs that are prepared, painted or finished at once, large ones of which take turns in being finished."""
 REMEMBERED, REMEMBERED_BYTES = 256, 512 * 2**20
 """Pairs that are over and can still be fetched, and what their files may take together."""
 SECONDS = 600.0
@@ -89,7 +89,7 @@ class Server:
             self.driver.close()
             raise
         self._kept, self._tell, self._over = Kept(settings.data / "accepted"), tell, over
-        self._pool = ThreadPoolExecutor(HANDS, "stage-rt-pair")
+        self._pool, self._room = ThreadPoolExecutor(HANDS, "stage-rt-pair"), Room()
         self._lock = threading.Lock()
         self._pairs: OrderedDict[str, Pair] = OrderedDict()
         self._open = 0
@@ -186,7 +186,7 @@ class Server:
             terms = Terms(Priority.INTERACTIVE, began + SECONDS, pair.wish, preview)
             with self.shelf.engine(request.engine, terms) as engine:
                 pair.change(state="painting")
-                result = painted(engine, request, size=book.slots, progress=told)
+                result = painted(engine, request, size=book.slots, progress=told, room=self._room)
             pair.change(share=1.0, result=result, state="done")
         except BaseException as error:
             self._failed(pair, error)

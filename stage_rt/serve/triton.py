@@ -14,7 +14,7 @@ from stage_rt.folders import read_contexts, read_description, verify
 from stage_rt.images.inputs import image_of
 from stage_rt.run.job import resolve
 from stage_rt.serve.executor import CancelledError
-from stage_rt.serve.pairs import IMAGE, Request, asked, check_pixels, painted
+from stage_rt.serve.pairs import IMAGE, Request, Room, asked, check_pixels, painted
 from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec
 
 TOGETHER = 8
@@ -42,6 +42,7 @@ class Painter:
         backend = TritonBackend(graphs.model, graphs.dtype, name, utils)
         executor = HostExecutor(graphs.model, backend)
         self._engine, self._name, self._utils = Engine(_served(graphs), executor, contexts), name, utils
+        self._room = Room()
 
     def answer(self, request: Any) -> Any:
         """The response to a request; what is wrong becomes its error, and nothing is raised."""
@@ -65,7 +66,7 @@ class Painter:
             if request.is_cancelled():
                 raise CancelledError("the request was cancelled")
 
-        result = painted(self._engine, order, size=TOGETHER, progress=still_wanted)
+        result = painted(self._engine, order, size=TOGETHER, progress=still_wanted, room=self._room)
         assert result.image is not None
         assert result.figures is not None
         return [

@@ -21,6 +21,7 @@ from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
+from stage_rt.run.workers import finish
 from stage_rt.serve.driver import ClosedError, Driver
 from stage_rt.serve.executor import Terms
 from stage_rt.serve.http import application
@@ -125,6 +126,29 @@ def test_the_queue_ends_and_says_when_to_come_again(here, serve):
     assert [pair.state for pair in pairs] == ["done"] * (QUEUE - 1) + ["cancelled"]
     assert len({pair.result.image for pair in pairs[:-1]}) == QUEUE - 1
     assert server.order(request(here)).ended.wait(30)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_pairs_are_finished_together_as_far_as_their_pixels_have_room(here, serve, monkeypatch, together):
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def counted(*args, **options):
+        nonlocal inside, most
+        with lock:
+            inside, most = inside + 1, max(most, inside + 1)
+        time.sleep(0.1)
+        yield from finish(*args, **options)
+        with lock:
+            inside -= 1
+
+    monkeypatch.setattr("stage_rt.serve.pairs.finish", counted)
+    monkeypatch.setattr("stage_rt.serve.pairs.MOST_PIXELS", together * 160 * 120)
+    server = serve()
+    pairs = [server.order(request(here, seed, steps=10)) for seed in range(6)]
+    for pair in pairs:
+        assert pair.ended.wait(30)
+    assert [pair.state for pair in pairs] == ["done"] * 6
+    assert most == together
 
 
 def test_what_is_over_is_forgotten_by_number_and_size(here, serve, monkeypatch):

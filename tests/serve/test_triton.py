@@ -15,7 +15,7 @@ from stage_rt.engines.triton import write_repository
 from stage_rt.errors import GraphsError
 from stage_rt.recipe import Recipe
 from stage_rt.run.job import resolve
-from stage_rt.serve.pairs import Request, asked, painted
+from stage_rt.serve.pairs import Request, Room, asked, painted
 from stage_rt.serve.triton import TOGETHER
 
 PROMPT = "tile+crack"
@@ -67,7 +67,7 @@ def test_a_pair_has_the_pixels_and_the_fill_that_the_engine_gives_it(ask, server
     assert (found["image"] != given["image"]).any()
     method = resolve(asked(PROMPT, int(given["seed"][0]), None), engine.spec.model)
     request = Request("", PROMPT, given["image"], given["mask"] != 0, False, 2**64 - 1, method)
-    result = painted(engine, request, size=TOGETHER, progress=lambda share: None)
+    result = painted(engine, request, size=TOGETHER, progress=lambda share: None, room=Room())
     assert found["fill"] == pytest.approx(result.figures.fill, abs=1e-6)
     assert set(server.calls) == {
         f"stage_{name}"
