@@ -16,6 +16,9 @@ from stage_rt.run.job import Job
 from stage_rt.run.writer import defect_type
 from stage_rt.spec import PromptName
 
+_READINGS = {"mask_class", "mask_threshold"}
+"""Fields that say how masks are read: one excludes the other."""
+
 
 class Entry(BaseModel):
     """One job; paths are seen from the file's own folder. Fields as the options of ``stage-rt synth``."""
@@ -98,7 +101,8 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> list[Entry]:
         InputError: the file cannot be read; names line and field of what is wrong in it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors of some systems begin it with a mark.
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(f"`{path}` cannot be read ({reason}): check the path") from None
@@ -147,6 +151,8 @@ def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
         else value
         for name, value in written.fields.items()
     }
+    if own.keys() & _READINGS:
+        defaults = {name: value for name, value in defaults.items() if name not in _READINGS}
     try:
         return Entry.model_validate({**defaults, **own})
     except ValidationError as error:
@@ -181,8 +187,7 @@ def _yaml(path: Path, text: str) -> Iterator[_Written]:
         if not isinstance(root, yaml.SequenceNode):
             raise InputError(f"`{path}` holds no list of jobs: begin each with `- prompt: NAME`")
         for node in root.value:
-            loader = yaml.SafeLoader("")
-            yield _Written(node.start_mark.line + 1, loader.construct_document(node))
+            yield _Written(node.start_mark.line + 1, _constructed(path, node))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(
@@ -190,3 +195,13 @@ def _yaml(path: Path, text: str) -> Iterator[_Written]:
         ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"`{path}` is no YAML ({printable(type(error).__name__)}): mend it") from None
+
+
+def _constructed(path: Path, node: yaml.Node) -> object:
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except (ValueError, LookupError, AttributeError):
+        # PyYAML takes for granted that the text is what its tag says.
+        raise InputError(
+            f"`{path}` line {node.start_mark.line + 1} holds a date, or a value with a tag, that is none: mend it"
+        ) from None

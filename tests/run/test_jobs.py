@@ -77,6 +77,14 @@ def test_json_lines_say_the_same(tmp_path):
         ("- {prompt: a, normals: n, masks: m, guidance: .nan}", "line 1: `guidance` is not valid ("),
         ("- {prompt: a, normals: n, masks: m, count: !!python/object:os.system x}", "is no YAML ("),
         ("- \u0000", "is no YAML ("),
+        (
+            "- {prompt: a}\n- prompt: b\n  strict: !!bool maybe",
+            "line 2 holds a date, or a value with a tag, that is none",
+        ),
+        ("- {prompt: !!timestamp nope}", "line 1 holds a date, or a value with a tag, that is none"),
+        ('- {prompt: a, count: !!int ""}', "line 1 holds a date, or a value with a tag, that is none"),
+        ('- {prompt: a, guidance: !!float ""}', "line 1 holds a date, or a value with a tag, that is none"),
+        ("- {prompt: a, count: 2020-99-99}", "line 1 holds a date, or a value with a tag, that is none"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, message):
@@ -96,6 +104,24 @@ def test_a_line_that_is_no_json_and_a_file_that_is_not_there(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"\xff")
     with pytest.raises(InputError, match="not UTF-8"):
         read_jobs(tmp_path / "latin.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", json.dumps), ("a.yaml", lambda job: f"- {json.dumps(job)}")]
+)
+def test_a_file_that_says_that_it_is_utf_8_is_read(tmp_path, name, text):
+    (tmp_path / name).write_text(text({"prompt": PROMPT, "normals": "n", "masks": "m"}), encoding="utf-8-sig")
+    assert read_jobs(tmp_path / name, {})[0].prompt == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [("mask_threshold", "mask_class"), ("mask_class", "mask_threshold")]
+)
+def test_how_a_job_reads_its_masks_goes_before_how_the_command_does(tmp_path, own, other):
+    text = f"- {{prompt: a, normals: n, masks: m, {own}: 1}}\n- {{prompt: b, normals: n, masks: m}}"
+    first, second = read_jobs(written(tmp_path, text), {other: 1})
+    assert (getattr(first, own), getattr(first, other)) == (1, None)
+    assert (getattr(second, own), getattr(second, other)) == (None, 1)
 
 
 def test_two_jobs_of_one_type_are_refused():
