@@ -7,9 +7,10 @@ applied. Opaque alpha is dropped; a transparent pixel has no defined colour, so 
 
 import hashlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,12 +252,35 @@ def _opened(path: Path, error: type[InputError], content: bytes | None = None) -
     """An image that was checked and not decoded yet, from ``content`` if the file was read already."""
     if content is None:
         _check_file(path, error)
-    with _refusing(path, error), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path if content is None else io.BytesIO(content), formats=_FORMATS) as image:
-            _check(image, path, error)
-            yield image
+    source = path if content is None else io.BytesIO(content)
+    with _refusing(path, error), _unwarned(), Image.open(source, formats=_FORMATS) as image:
+        _check(image, path, error)
+        yield image
+
+
+_filters, _filtered = threading.Lock(), ExitStack()
+_opened_now = 0
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """A block in which what Pillow warns of is not told: a file can be used, or is refused in a sentence.
+
+    Filters are the process's own, so that of blocks of several threads the first one sets and the last one ends them.
+    """
+    global _opened_now
+    with _filters:
+        if not _opened_now:
+            _filtered.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _opened_now += 1
+    try:
+        yield
+    finally:
+        with _filters:
+            _opened_now -= 1
+            if not _opened_now:
+                _filtered.close()
 
 
 def _check_file(path: Path, error: type[InputError]) -> None:
@@ -273,7 +297,7 @@ def _refusing(path: Path, error: type[InputError]) -> Iterator[None]:
         yield
     except (InputError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
+    except Image.DecompressionBombError as bomb:
         raise _too_many_pixels(path, error) from bomb
     except UnidentifiedImageError as unknown:
         raise error(f"`{path}` is not a PNG, JPEG, BMP or TIFF image: convert it to one") from unknown

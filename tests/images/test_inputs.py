@@ -1,8 +1,12 @@
+import threading
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from stage_rt.errors import ImageError, MaskError
+from stage_rt.images import inputs
 from stage_rt.images.inputs import (
     cover,
     fit_mask,
@@ -109,6 +113,39 @@ def test_exif_orientation_is_applied_to_header_image_and_mask(tmp_path, orientat
     assert np.argwhere(read_mask(path).label).tolist() == [
         [k % n for k, n in zip(corner[orientation], turned[::-1], strict=True)]
     ]
+
+
+def test_a_picture_that_pillow_warns_of_is_refused_in_a_sentence_alone(tmp_path, recwarn):
+    warnings.simplefilter("always")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="more than 64 million pixels"):
+        read_header(tmp_path / "a.png")
+    assert not recwarn.list
+
+
+def test_pictures_that_are_read_at_once_leave_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    """The first one to be opened is closed first."""
+    path, before = saved(tmp_path / "a.png", COLOUR), list(warnings.filters)
+    inside, check, turns = [], inputs._check, [threading.Event() for _ in range(3)]
+
+    def waiting(image, path, error):
+        inside.append(None)
+        number = len(inside)
+        turns[number - 1].set()
+        assert turns[number].wait(30)
+        check(image, path, error)
+
+    monkeypatch.setattr(inputs, "_check", waiting)
+    threads = [threading.Thread(target=read_header, args=(path,)) for _ in range(2)]
+    for thread, turn in zip(threads, turns, strict=False):
+        thread.start()
+        assert turn.wait(30)
+    with pytest.warns(RuntimeWarning, match="the loop runs kernel by kernel"):
+        warnings.warn("the loop runs kernel by kernel", RuntimeWarning, stacklevel=1)
+    threads[0].join(30)
+    turns[2].set()
+    threads[1].join(30)
+    assert list(warnings.filters) == before
 
 
 def test_aspects_may_differ_by_five_percent():
