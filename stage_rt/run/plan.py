@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -109,7 +109,7 @@ def make_plan(
     }
     objects = {path: _header(checks, path) for path in job.objects}
     spec = _described(engine, job, method, normals, masks, objects)
-    together = _together(used.largest, job.batch, method.region)
+    together = _together(normals.values(), job.batch, method.region)
     return Plan(method, samples, together, spec, digests, contents, notices)
 
 
@@ -168,30 +168,29 @@ def _header(checks: Checks, path: Path, error: type[InputError] = ImageError) ->
     return Header(*checks.of(path, "header", lambda path: read_header(path, error)))
 
 
-def _together(largest: int, batch: int, view: RegionView | None) -> int:
-    """``batch``, or as many as `PIXELS_TOGETHER` allow of photographs that are cut into regions."""
+def _together(normals: Iterable[Header], batch: int, view: RegionView | None) -> int:
+    """``batch``, or as many as `PIXELS_TOGETHER` allow of photographs that are cut into regions.
+
+    The largest of all that are given counts, as a run that grows may come to it.
+    """
+    largest = max(header.width * header.height for header in normals)
     return batch if view is None else min(max(PIXELS_TOGETHER // largest, 1), batch)
 
 
 @dataclass
 class _Used:
-    """What samples are made from: photographs, masks with the sizes they are used at, files that decide labels.
-
-    ``largest`` is how many pixels the largest photograph has.
-    """
+    """What samples are made from: photographs, masks with the sizes they are used at, files that decide labels."""
 
     normals: set[Path]
     masks: dict[Path, set[tuple[int, int]]]
     label_files: set[Path]
-    largest: int
 
     @classmethod
     def of(cls, samples: Samples) -> "_Used":
-        used = cls(set(), defaultdict(set), set(), 0)
+        used = cls(set(), defaultdict(set), set())
         for sample in samples:
             used.normals.add(sample.normal)
             used.label_files.update(sample.label_files)
-            used.largest = max(used.largest, sample.size[0] * sample.size[1])
             for mask in sample.masks:
                 used.masks[mask].add(sample.size)
         return used

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, contents, manifest
+from fake_engine import FakeEngine, contents, manifest, photographs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from stage_rt.run.ledger import Place
 from stage_rt.run.painters import Alone
 from stage_rt.run.plan import make_plan
 from stage_rt.run.shards import indices, parse, take
-from stage_rt.spec import Shard
+from stage_rt.spec import RegionView, Shard
 
 
 def ignore(notice):
@@ -68,6 +68,19 @@ def test_a_shard_goes_on_and_grows_as_a_run_does(job, run, tmp_path):
     assert engine.batches == [[8, 9, 10, 11], [16, 17, 18]]
     paint(replace(job, count=19), tmp_path / "whole", 1, 2)
     assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_shard_grows_into_a_larger_photograph_than_it_had(job, run, tmp_path, monkeypatch):
+    """As many are painted together as memory holds of the largest that is given, whether it is used yet or not."""
+    monkeypatch.setattr("stage_rt.run.plan.PIXELS_TOGETHER", 4 * 40 * 30)
+    large = photographs(tmp_path / "large", 1, (80, 60), seed=3)
+    job = replace(job, normals=[*photographs(tmp_path / "small", 3), *large])
+    engine = FakeEngine(region=RegionView(least=16))
+    for count in (1, 2, 3, 10):
+        summary = paint(replace(job, count=count), run, 1, 2, engine)
+    assert summary.pairs == 5
+    for count in (1, 10):
+        assert make_plan(engine.spec, replace(job, count=count), ignore).together == 1
 
 
 @pytest.mark.parametrize(
