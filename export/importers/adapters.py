@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from stage_rt.errors import CheckpointError
@@ -165,7 +166,10 @@ def vectors_of(
 
 def trained_prompt(embeddings: Mapping[str, StoredTensor]) -> str | None:
     """The one name whose vectors training moved, if that can be told: all start alike when they start as a word."""
-    contents = {name: tensor.load().numpy().tobytes() for name, tensor in embeddings.items()}
+    # As bytes, since NumPy has no bfloat16.
+    contents = {
+        name: tensor.load().view(torch.uint8).numpy().tobytes() for name, tensor in embeddings.items()
+    }
     counts = Counter(contents.values())
     odd = [name for name, content in contents.items() if counts[content] == 1]
     return odd[0] if len(odd) == 1 else None
@@ -237,7 +241,7 @@ def _entries(latent_channels: int, hidden: Sequence[int]) -> Entries:
 
 def _check_placeholder(file: TorchFile, tokens: Any) -> None:
     token = tokens.get("*") if isinstance(tokens, dict) else None
-    found = int(token.load()) if isinstance(token, StoredTensor) and token.shape == () else token
+    found = token.load().item() if isinstance(token, StoredTensor) and token.shape == () else token
     if found != PLACEHOLDER:
         raise CheckpointError(
             f"`{file.path}` holds vectors for token {found} of the text, those for `*` (token {PLACEHOLDER}) were "

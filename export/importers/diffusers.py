@@ -109,15 +109,15 @@ def import_diffusers(
 
 def _pipeline(source: Path) -> str:
     name = _json(source / "model_index.json").get("_class_name")
-    if name not in _VAE_FOLDER:
+    if not isinstance(name, str) or name not in _VAE_FOLDER:
         raise CheckpointError(f"`{source}` is a folder of {name}, one of {_LDM} or {_STABLE} was wanted")
-    return str(name)
+    return name
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"`{path}` cannot be read ({reason}), a diffusers folder was wanted") from None
     if not isinstance(value, dict):

@@ -139,7 +139,8 @@ def _read_zip(path: Path, file: IO[bytes], size: int) -> Pickle:
             order = entries.get(f"{prefix}/byteorder")
             if order and archive.read(order) != b"little":
                 raise CheckpointError(f"`{path}` was written on a big-endian machine, which is not supported")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    # An `OSError` is a place before the file's beginning, or a disk that failed.
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"`{path}` is a damaged checkpoint ({error})") from None
 
     def place(storage: Storage) -> None:

@@ -181,6 +181,16 @@ def test_a_directory_that_points_beyond_the_file_is_refused(tmp_path: Path) -> N
         read_torch_file(path)
 
 
+def test_entries_that_begin_before_the_file_are_refused(tmp_path: Path) -> None:
+    path = pickled(tmp_path / "a.pt", tensor([4], [1], 4), _0=bytes(16))
+    content = bytearray(path.read_bytes())
+    # Where the directory is said to begin, in the last 22 bytes: all that it lists moves with it.
+    content[-6:-2] = struct.pack("<I", 2 * len(content))
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is a damaged checkpoint"):
+        read_torch_file(path)
+
+
 def test_a_legacy_file_that_lies_about_sizes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": {"a": torch.ones(4)}}, path, _use_new_zipfile_serialization=False)

@@ -217,6 +217,19 @@ def test_a_folder_that_is_no_pipeline_is_named(tmp_path, pipeline, runs):
         import_diffusers(pipeline, pipeline, texts={"a": "b"})
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"_class_name": ["LDM"]}', r"is a folder of \['LDM'\], one of LDMTextToImagePipeline or"),
+        ("[" * 200_000, r"model_index.json` cannot be read \(maximum recursion depth"),
+    ],
+)
+def test_a_folder_whose_index_is_of_another_kind_is_named(tmp_path, content, message):
+    (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        import_diffusers(tmp_path, tmp_path / "model", texts={"a": "b"})
+
+
 def test_texts_without_transformers_say_what_to_install(pipeline, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'stage-rt\[text\]'"):

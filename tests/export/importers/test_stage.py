@@ -11,7 +11,7 @@ from conftest import FOLDER as GOLDEN
 from safetensors.torch import load_file
 
 from stage_rt.errors import CheckpointError, InputError
-from stage_rt.export.importers.adapters import TrainingRun, _entries
+from stage_rt.export.importers.adapters import TrainingRun, _entries, read_embeddings, trained_prompt
 from stage_rt.export.importers.assemble import Options
 from stage_rt.export.importers.bert import CAPTIONS, encode
 from stage_rt.export.importers.keys import (
@@ -373,6 +373,19 @@ def test_a_run_that_does_not_tell_its_prompt_serves_all_or_lists_the_names(ldm, 
     other = write_run(tmp_path / "other")
     with pytest.raises(CheckpointError, match="`--adapters NAME=DIR`: part\\+dent, part\\+spot"):
         import_stage(ldm, [run(folder), run(other)], tmp_path / "both", options=OPTIONS)
+
+
+def test_the_vectors_that_training_moved_are_found_in_bfloat16_too(tmp_path):
+    start = torch.ones(2, 8, dtype=torch.bfloat16)
+    moved = write_embeddings(tmp_path / "a.pt", {"dent": start, "spot": 2 * start, "hole": start})
+    assert trained_prompt(read_embeddings(moved)) == "spot"
+
+
+def test_a_token_that_is_no_number_is_refused(tmp_path):
+    value = {"string_to_token": {"*": torch.tensor(float("nan"))}, "string_to_param": {"a": torch.ones(2, 8)}}
+    torch.save(value, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"holds vectors for token nan of the text, those for `\*`"):
+        read_embeddings(tmp_path / "a.pt")
 
 
 def test_one_prompt_of_two_runs_is_refused(ldm, tmp_path):
