@@ -7,8 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from stage_rt.errors import EngineError, InputError, first_line
 from stage_rt.files import inside, sha256
@@ -124,14 +123,21 @@ def read_contexts(
     Raises:
         InputError (as ``error``): the file cannot be read, or one is missing, of another shape or not finite.
     """
+    shape, contexts = (model.tokens, model.context_dim), {}
     try:
-        contexts = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            held = set(file.keys())
+            for name in model.contexts:
+                # NumPy does not know all that can be stored, so it is asked before it is read.
+                stored = file.get_slice(name) if name in held else None
+                if stored is None or (tuple(stored.get_shape()), stored.get_dtype()) != (shape, "F32"):
+                    raise error(
+                        f"`{path}` holds no float32 context of shape {shape} for prompt {name!r}: {remedy}"
+                    )
+                contexts[name] = file.get_tensor(name)
     except (OSError, SafetensorError) as fault:
         raise error(f"`{path}` cannot be read ({first_line(fault)}): {remedy}") from fault
-    shape = (model.tokens, model.context_dim)
-    for name in model.contexts:
-        if name not in contexts or contexts[name].shape != shape or contexts[name].dtype != np.float32:
-            raise error(f"`{path}` holds no float32 context of shape {shape} for prompt {name!r}: {remedy}")
-        if not np.isfinite(contexts[name]).all():
+    for name, context in contexts.items():
+        if not np.isfinite(context).all():
             raise error(f"`{path}` holds a context that is not finite for prompt {name!r}: {remedy}")
-    return {name: contexts[name] for name in model.contexts}
+    return contexts

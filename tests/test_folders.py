@@ -9,7 +9,7 @@ import pytest
 from stage_rt import files
 from stage_rt.errors import EngineError, GraphsError
 from stage_rt.files import digests, staged_folder, write_atomic
-from stage_rt.folders import read_description, read_engine, up_to_date, verify
+from stage_rt.folders import read_contexts, read_description, read_engine, up_to_date, verify
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
 
@@ -66,6 +66,20 @@ def test_a_description_that_is_none_is_named_with_the_remedy(tmp_path: Path, con
     with pytest.raises(GraphsError, match=rf"^`{path}` is not valid at .*: mend it$") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("F16", 2), ("BF16", 2), ("F8_E4M3", 1)])
+def test_contexts_of_another_type_are_named_even_where_numpy_has_none_like_it(
+    tmp_path: Path, dtype: str, size: int
+) -> None:
+    path = tmp_path / "prompts.safetensors"
+    held = {"tile+hole": {"dtype": dtype, "shape": [1, 1], "data_offsets": [0, size]}}
+    header = json.dumps(held).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    with pytest.raises(
+        EngineError, match=r"holds no float32 context of shape \(1, 1\) for prompt 'tile\+hole'"
+    ):
+        read_contexts(path, engine_spec().model)
 
 
 def test_an_engine_of_the_first_format_is_told_apart_and_to_be_built_again(engine: Path) -> None:
