@@ -128,6 +128,8 @@ class PairState(BaseModel):
     @classmethod
     def of(cls, pair: Pair) -> "PairState":
         """How a pair stands."""
+        # It is set last, so what it tells of is there for whoever reads it first.
+        state = pair.state
         request, result, error = pair.request, pair.result, pair.error
         figures: dict[str, Any] = {}
         if result and result.figures:
@@ -136,7 +138,7 @@ class PairState(BaseModel):
             figures |= {name: f"/v1/pairs/{pair.id}/{name}.png" for name in ("image", "mask")}
         return cls(
             id=pair.id,
-            state=pair.state,
+            state=state,
             share=pair.share,
             engine=request.engine,
             prompt=request.prompt,
