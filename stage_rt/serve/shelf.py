@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
 from stage_rt.errors import DeviceMemoryError, InputError, PromptError, StageError
@@ -18,7 +19,7 @@ from stage_rt.noise import PhiloxNoise
 from stage_rt.samplers import check_sampler
 from stage_rt.serve.driver import Driver, shared, slot_count
 from stage_rt.serve.executor import SharedExecutor, Terms
-from stage_rt.slots import IDLE
+from stage_rt.slots import IDLE, Slots
 from stage_rt.spec import EngineSpec
 
 RESIDENT = 1.5
@@ -180,17 +181,29 @@ class Shelf:
             np.zeros((1, model.image_channels, model.image_size, model.image_size), np.float32)
         )
         latent = np.zeros((1, model.latent_channels, model.latent_size, model.latent_size), np.float32)
-        mask, rows = np.ones((1, 1, *latent.shape[2:]), np.float32), model.recipe.coefficients
-        # One transition of each branch, so that both adapters run.
-        starts = {row.only: number for number, row in enumerate(rows)}
         for adapter, prompt in {adapter: prompt for prompt, adapter in model.prompts.items()}.items():
+            self._warm_lane(book, engine, adapter, prompt, latent)
+        _ = engine.executor.decode(latent).images
+
+    def _warm_lane(
+        self, book: Book, engine: Engine, adapter: str | None, prompt: str, latent: NDArray[np.float32]
+    ) -> None:
+        recipe, mask = book.spec.model.recipe, np.ones((1, 1, *latent.shape[2:]), np.float32)
+        # One transition of each branch, so that both adapters run.
+        starts = {row.only: number for number, row in enumerate(recipe.coefficients)}
+        # Nobody else has these slots, until the driver takes them: it does not where somebody came before.
+        with ExitStack() as own:
             slots = shared(engine.executor, adapter, book.slots)()
-            condition, noise = engine.condition(prompt), PhiloxNoise([0])
-            slots.put(0, condition, latent, mask, recipe=model.recipe, noise=noise)
+            own.callback(slots.close)
+            slots.put(0, engine.condition(prompt), latent, mask, recipe=recipe, noise=PhiloxNoise([0]))
             for start in starts.values():
                 slots.step([start, *[IDLE] * (book.slots - 1)])
-            self._driver.open((book.name, adapter), lambda slots=slots: slots)  # type: ignore[misc]
-        _ = engine.executor.decode(latent).images
+
+            def taken() -> Slots:
+                own.pop_all()
+                return slots
+
+            self._driver.open((book.name, adapter), taken)
 
 
 def _book(folder: Path) -> Book:

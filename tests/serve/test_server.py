@@ -16,7 +16,7 @@ from closed_engine import SlowBackend, closed_engine, engine_folder
 from fake_engine import contents, manifest, opened
 from PIL import Image
 
-from stage_rt.errors import BackendError, InputError, MaskError, PromptError
+from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError
 from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run.fill import fill
@@ -431,6 +431,41 @@ def test_engines_take_turns_in_memory(tmp_path):
     assert shelf.loaded == {"b", "c"}
     shelf.close()
     assert shelf.loaded == frozenset()
+    driver.close()
+
+
+class Counted:
+    """An executor whose slots are counted, and fail as they are stepped if there is no ``room``."""
+
+    def __init__(self, executor, *, room):
+        self._executor, self._room, self.open = executor, room, []
+
+    def __getattr__(self, name):
+        return getattr(self._executor, name)
+
+    def slots(self, adapter, size):
+        made = self._executor.slots(adapter, size)
+        self.open.append(adapter)
+        made.close = lambda: self.open.remove(adapter)
+        if not self._room:
+            made.step = self._full
+        return made
+
+    @staticmethod
+    def _full(*_):
+        raise DeviceMemoryError("the GPU's memory is full")
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_slots_that_are_warmed_up_are_the_drivers_or_closed(tmp_path, room):
+    driver, made = Driver(), closed_engine()
+    counted = Counted(made.executor, room=room)
+    shelf = Shelf([engine_folder(tmp_path / "tiles")], 2**30, driver, load=lambda _: made.over(counted))
+    for _ in range(2):
+        shelf.warm()
+        assert sorted(map(str, counted.open)) == (["None", "a", "b"] if room else [])
+    shelf.close()
+    assert counted.open == []
     driver.close()
 
 
