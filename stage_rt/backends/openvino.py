@@ -55,8 +55,9 @@ def computes(core: Any, dtype: DType) -> bool:
 
 
 class _Network(NamedTuple):
-    """A graph compiled for one number of samples, or for any, and one request for each part of a batch."""
+    """A graph compiled for one number of samples, and a request for each part of the largest batch there was."""
 
+    compiled: Any
     types: dict[str, np.dtype[Any]]
     requests: list[Any]
 
@@ -64,9 +65,10 @@ class _Network(NamedTuple):
 class OpenVinoBackend:
     """Graphs in OpenVINO's own form, compiled for this CPU when they are first run.
 
-    A batch is cut into equal parts, one a core, each in a stream of its own; fewer samples than cores leave every
-    stream several threads, and how many is settled by the first batch of a graph. A graph is compiled for the number
-    of samples that a part of the engine's batches has, which is faster, and once more for any other.
+    A batch is cut into equal parts, one a stream. There is a stream for every sample of the engine's largest batch,
+    up to one a core: threads that share a sample round otherwise, so how many do must not follow from what was
+    painted before. A graph is compiled for the number of samples that a part of the engine's batches has, and for
+    one: any other batch, as the last of a run, goes sample by sample, to the same bits. A size left open has others.
 
     Raises:
         EngineError: the engine was made by another minor version of OpenVINO, or needs bf16 on a CPU without it.
@@ -82,21 +84,20 @@ class OpenVinoBackend:
             )
         self._folder, self._cores = folder, cores()
         self._precision = PRECISION[spec.dtype]
-        self._fixed = {-(-batch // min(batch, self._cores)) for batch in spec.batch}
+        self._streams = min(max(spec.batch), self._cores)
+        self._sizes = {self._part(batch) for batch in spec.batch}
         self._networks: dict[tuple[str, int], _Network] = {}
-        self._streams: dict[str, int] = {}
         self._alone = Lock()
         protect(self)
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`; ``graph`` runs at any batch."""
         batch = max((len(array) for array in inputs.values()), default=1)
-        parts = min(batch, self._cores)
-        size = -(-batch // parts)
+        size = self._part(batch) if self._part(batch) in self._sizes else 1
         # The last part may have fewer samples, or none.
         starts = range(0, batch, size)
         with self._alone:
-            network = self._network(graph, size if size in self._fixed else -1, parts)
+            network = self._network(graph, size, len(starts))
             feed = {name: np.ascontiguousarray(inputs[name], kind) for name, kind in network.types.items()}
             feeds = [
                 {name: padded(array[start : start + size], size) for name, array in feed.items()}
@@ -122,28 +123,37 @@ class OpenVinoBackend:
         """See `stage_rt.backends.forks.Holder`."""
         yield self._core
         for network in self._networks.values():
+            yield network.compiled
             yield from network.requests
 
-    def _network(self, graph: str, size: int, parts: int) -> _Network:
-        """``graph`` for ``size`` samples a part, or any number for -1."""
-        if (graph, size) not in self._networks:
-            streams = self._streams.setdefault(graph, parts)
-            path = self._folder / f"{graph}.xml"
-            try:
-                model = self._core.read_model(path)
-                model.reshape({port.any_name: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
-                compiled = self._core.compile_model(model, "CPU", self._settings(streams))
-                requests = [compiled.create_infer_request() for _ in range(self._cores)]
-            except Exception as error:
-                raise BackendError(f"OpenVINO cannot load `{path}`: {_reason(error)}") from error
-            types = {port.any_name: np.dtype(port.element_type.to_dtype()) for port in compiled.inputs}
-            self._networks[graph, size] = _Network(types, requests)
-        return self._networks[graph, size]
+    def _part(self, batch: int) -> int:
+        """How many samples a part of a batch has."""
+        return -(-batch // min(batch, self._streams))
 
-    def _settings(self, streams: int) -> dict[str, Any]:
+    def _network(self, graph: str, size: int, parts: int) -> _Network:
+        """``graph`` for ``size`` samples a part, with requests for at least so many parts."""
+        path = self._folder / f"{graph}.xml"
+        try:
+            if (graph, size) not in self._networks:
+                self._networks[graph, size] = self._compiled(path, size)
+            network = self._networks[graph, size]
+            while len(network.requests) < parts:
+                network.requests.append(network.compiled.create_infer_request())
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot load `{path}`: {_reason(error)}") from error
+        return network
+
+    def _compiled(self, path: Path, size: int) -> _Network:
+        model = self._core.read_model(path)
+        model.reshape({port.any_name: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
+        compiled = self._core.compile_model(model, "CPU", self._settings())
+        types = {port.any_name: np.dtype(port.element_type.to_dtype()) for port in compiled.inputs}
+        return _Network(compiled, types, [])
+
+    def _settings(self) -> dict[str, Any]:
         return {
             "INFERENCE_PRECISION_HINT": self._precision,
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": self._streams,
             "INFERENCE_NUM_THREADS": self._cores,
             # Several processes that paint side by side would all be pinned to the first cores.
             "ENABLE_CPU_PINNING": False,
