@@ -3,9 +3,10 @@
 A line of a label is a class from 0 and an outline in shares of width and height; a part of a label is a line.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from stage_rt.packs.outlines import parts, points
 from stage_rt.packs.picture import SIDES, File, Format, Picture
@@ -16,10 +17,9 @@ class YOLO(Format):
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         super().__init__(folder, classes)
-        # A string of JSON is one of YAML, whatever is in it.
-        names = "".join(f"  {n}: {json.dumps(name)}\n" for n, name in enumerate(classes))
-        sides = "".join(f"{side}: images/{side}\n" for side in SIDES)
-        (folder / "data.yaml").write_text(f"{sides}names:\n{names}")
+        said = {side: f"images/{side}" for side in SIDES} | {"names": dict(enumerate(classes))}
+        # In ASCII, which is exact: written as they are, some characters are not read back.
+        (folder / "data.yaml").write_text(yaml.safe_dump(said, sort_keys=False))
         for side in SIDES:
             (folder / "images" / side).mkdir(parents=True)
 

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import supervision
+import yaml
 from fake_engine import opened
 from pycocotools.coco import COCO
 
 from stage_rt.images.layouts import datasets
 from stage_rt.packs import FORMATS, parquet
+from stage_rt.packs.yolo import YOLO
 
 CLASSES = ["crack", "hole"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -88,6 +90,13 @@ def test_yolo_gives_back_every_pixel(packed, areas):
         )
         of_supervision(dataset, side, found)
     assert counted(found, summary) == areas
+
+
+def test_yolo_lists_types_by_the_names_they_have(tmp_path):
+    names = ["hole", "ri\u00df", "\U00020bb7", "\U0001f525 burn", "yes", "0", "a: b", "next\x85line"]
+    YOLO(tmp_path, names)
+    said = yaml.safe_load((tmp_path / "data.yaml").read_bytes())
+    assert said == {"train": "images/train", "val": "images/val", "names": dict(enumerate(names))}
 
 
 def test_mmseg_gives_back_every_pixel(packed, areas):
