@@ -121,7 +121,7 @@ def _name(dataset: Dataset, kind: str, photo: Path) -> str:
     return f"{dataset.name}/{kind}/{photo.name}"
 
 
-def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Sequence[str]) -> Iterator[Path]:
+def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Sequence[object]) -> Iterator[Path]:
     """The photographs of all types that the generator learned, whichever of them are evaluated."""
     for kind in kinds:
         for photo, _ in dataset.defects[kind]:
