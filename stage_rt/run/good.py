@@ -4,7 +4,7 @@ Readers of the layout learn from ``train/good`` and take every PNG below the fol
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stage_rt.errors import ImageError
-from stage_rt.files import identity, write_atomic
+from stage_rt.files import identity, staged_for, write_atomic
 from stage_rt.images.inputs import read_header, read_image
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.sample import readable
@@ -47,7 +47,16 @@ def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path
         (folder / (TRAIN if tested else TEST) / name).unlink(missing_ok=True)
         _put(path, folder / places[path], checks)
     checks.save()
+    _sweep(folder, set(names.values()))
     return places
+
+
+def _sweep(folder: Path, own: Container[str]) -> None:
+    """Remove what a crash left staged of photographs that have their place now."""
+    for side in (TRAIN, TEST):
+        for path in (folder / side).glob(".*.tmp"):
+            if staged_for(path) in own:
+                path.unlink()
 
 
 def _names(photographs: Sequence[Path]) -> dict[Path, str]:

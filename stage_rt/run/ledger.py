@@ -275,7 +275,8 @@ def _place(failure: OSError) -> Path | None:
 def _left_by_a_crash(at: Place, prompt: str) -> Iterator[Path]:
     """Staged files of the run's own, found where it makes them; nobody else's."""
     pair = [(at.data / path).parent for path in pair_paths(prompt, 0)]
-    for place, own in ((at.ledger, _OWN), *((place, _PAIR) for place in pair)):
+    folders = dict.fromkeys(at, _OWN) | dict.fromkeys(pair, _PAIR)
+    for place, own in folders.items():
         for path in place.glob(".*.tmp"):
             if own.fullmatch(staged_for(path) or ""):
                 yield path

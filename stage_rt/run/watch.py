@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Any
 
 from stage_rt.errors import printable
-from stage_rt.files import write_atomic
+from stage_rt.files import staged_for, write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.gpus import Gpu, gpus
 from stage_rt.run.metrics import Counts, Metrics, line
@@ -85,6 +85,7 @@ class Recorder(Watch):
         if self._folder is not None:
             return
         self._folder = folder
+        _sweep(folder)
         self._log.addHandler(_Handler(folder / LOG))
         self._earlier = _sittings(folder / METRICS)
         self._types = {kind: Counts(count) for kind, count in planned.items()}
@@ -220,6 +221,14 @@ class _Handler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
         """See the class."""
+
+
+def _sweep(folder: Path) -> None:
+    """Remove figures that a crash left staged."""
+    for path in folder.glob(".*.tmp"):
+        if staged_for(path) in (METRICS, PROMETHEUS):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _sittings(path: Path) -> list[dict[str, Any]]:

@@ -149,6 +149,18 @@ def test_a_copy_is_held_to_its_photograph_once(tmp_path, monkeypatch):
     assert contents(tmp_path / "run") == before
 
 
+def test_what_a_crash_left_staged_is_swept_out_and_nothing_else(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    names = [
+        f"{side}/good/.{name}.png.0123abcd.tmp" for side in ("train", "test") for name in ("000", "mine")
+    ]
+    for name in names:
+        (run / name).write_bytes(b"half")
+    fill(FakeEngine(), job, run)
+    assert contents(run) == before | {name: b"half" for name in names if "mine" in name}
+
+
 def test_files_of_others_stay(job, run):
     fill(FakeEngine(), job, run)
     before = contents(run)

@@ -246,6 +246,14 @@ def test_what_a_crash_left_staged_is_swept_out(tmp_path):
         assert [path.name for path in tmp_path.rglob("*.tmp")] == []
 
 
+def test_what_a_crash_left_staged_beside_several_types_is_swept_out_too(tmp_path):
+    (tmp_path / "types/hole").mkdir(parents=True)
+    for name in ("..checks.0123abcd.tmp", "types/hole/.run.json.0123abcd.tmp"):
+        (tmp_path / name).write_text("x")
+    with open_run(Place(tmp_path, tmp_path / "types/hole"), run_spec()):
+        assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
 def test_what_the_run_did_not_make_is_left_alone(tmp_path):
     names = [
         ".notes.tmp",

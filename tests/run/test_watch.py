@@ -165,6 +165,14 @@ def test_a_resumed_run_counts_what_was_done_and_its_speed_leaves_it_out(job, run
     assert figures(run)["types"]["hole"]["pairs"] == 4
 
 
+def test_what_a_crash_left_staged_is_swept_out_and_nothing_else(job, run):
+    run.mkdir()
+    for name in (METRICS, PROMETHEUS, "mine.json"):
+        (run / f".{name}.0123abcd.tmp").write_text("half")
+    watched(job, run)
+    assert [path.name for path in run.rglob("*.tmp")] == [".mine.json.0123abcd.tmp"]
+
+
 def test_a_disk_that_takes_no_log_stops_no_run(job, run, capsys):
     fill(FakeEngine(), replace(job, count=2), run)
     for name in (LOG, METRICS, PROMETHEUS):
