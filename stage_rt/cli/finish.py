@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stage_rt.cli import console
-from stage_rt.errors import ExitCode, FailedSamplesError, StageError
+from stage_rt.errors import ExitCode, FailedSamplesError
 from stage_rt.run.watch import METRICS
 
 RUN, STATE, CODE, FIGURES = "STAGE_RT_RUN", "STAGE_RT_STATE", "STAGE_RT_EXIT_CODE", "STAGE_RT_METRICS"
@@ -33,7 +33,8 @@ def finished(command: str | None, run: Path) -> Iterator[None]:
         code = int(failed.exit_code)
         raise
     except BaseException as error:
-        state, code = "failed", int(error.exit_code if isinstance(error, StageError) else ExitCode.BROKEN)
+        # Wrong usage is an error of the command line's own library, which knows its code too.
+        state, code = "failed", int(getattr(error, "exit_code", ExitCode.BROKEN))
         raise
     finally:
         told = {RUN: str(run), STATE: state, CODE: str(code), FIGURES: str(run / METRICS)}

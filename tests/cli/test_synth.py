@@ -439,6 +439,12 @@ def test_a_command_is_run_when_all_is_over(synth, here):
     assert "STAGE_RT_EXIT_CODE=4\n" in (here / "told").read_text()
 
 
+def test_a_command_is_told_of_wrong_usage_as_it_ends(night, here):
+    code, _, _ = night("--normals", "normals", "--type", "hole", "--on-finish", "env > told")
+    assert code == 2
+    assert "STAGE_RT_EXIT_CODE=2\n" in (here / "told").read_text()
+
+
 def test_a_command_is_run_when_nothing_was_begun_and_its_own_failure_is_told(synth, here):
     code, out, err = synth(flags=["--on-finish", "env > told; exit 7"], normals="none")
     assert (code, out) == (1, "")
