@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,20 +73,19 @@ def _gpus(devices: str, spec: EngineSpec) -> list[Seat]:
     if len(set(names)) < len(names):
         raise InputError(f"`--devices {devices}` names a GPU twice: give every one once")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    allowed = visible.split(",") if visible else None
+    # CUDA reads the list up to the first that is none; an empty one hides all.
+    read = takewhile(lambda one: one not in ("", "-1"), (visible or "").split(","))
+    allowed = None if visible is None else list(read)
     return [Seat(device=_gpu(name, allowed)) for name in names]
 
 
 def _gpu(name: str, allowed: list[str] | None) -> str:
-    if name.startswith(("GPU-", "MIG-")):
-        return name
-    if not (name.isascii() and name.isdecimal()):
+    by_uuid = name.startswith(("GPU-", "MIG-"))
+    if not by_uuid and not (name.isascii() and name.isdecimal()):
         raise InputError(f"`{name}` is no GPU: give numbers or UUIDs, as `--devices 0,1`")
-    if allowed is None:
-        return name
-    if int(name) >= len(allowed):
+    if allowed is not None and (0 if by_uuid else int(name)) >= len(allowed):
         raise InputError(f"there is no GPU {name}: `CUDA_VISIBLE_DEVICES` lets {len(allowed)} be seen")
-    return allowed[int(name)]
+    return name if by_uuid or allowed is None else allowed[int(name)]
 
 
 def _on_gpu(spec: EngineSpec) -> bool:

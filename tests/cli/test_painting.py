@@ -71,6 +71,17 @@ def test_every_gpu_has_a_process(opened, monkeypatch):
     assert opened(gpu, devices="1,0") == ([Seat(device="GPU-7"), Seat(device="4")], 2)
     with pytest.raises(InputError, match="there is no GPU 2: `CUDA_VISIBLE_DEVICES` lets 2 be seen"):
         opened(gpu, devices="2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,-1,5")
+    with pytest.raises(InputError, match="there is no GPU 1: `CUDA_VISIBLE_DEVICES` lets 1 be seen"):
+        opened(gpu, devices="0,1")
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.parametrize("name", ["0", "GPU-1f"])
+def test_of_hidden_gpus_there_is_none(opened, monkeypatch, hidden, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(InputError, match=f"there is no GPU {name}: `CUDA_VISIBLE_DEVICES` lets 0 be seen"):
+        opened(("sm90",), devices=name)
 
 
 @pytest.mark.parametrize(
