@@ -70,8 +70,8 @@ def fill(
     ``rejected`` are pairs whose image is to be replaced by another attempt (`stage_rt.run.reject`).
     ``watch`` is told what happens.
     ``notify`` gets one sentence per thing the user should know. ``checking`` gets the share of the files that were
-    checked, then ``progress`` the share of the run that is done; what they raise ends the run, which leaves no half
-    pair, and nothing at all before painting begins.
+    checked, then that of the pairs, and ``progress`` the share of the run that is done; what they raise ends the run,
+    which leaves no half pair, and nothing at all while files are checked.
 
     Raises:
         InputError, PromptError, DatasetError, ImageError, MaskError: the job cannot be done.
