@@ -19,6 +19,7 @@ from stage_rt.run.writer import defect_type
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 AGAIN = "run its `stage-rt synth` again"
+MAKE = "make one with `stage-rt synth`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +113,18 @@ class FinishedRun:
 
 
 def places(folder: Path) -> list[Place]:
-    """The run that ``folder`` is, or those of the types in it."""
+    """The run that ``folder`` is, or those of the types in it.
+
+    Raises:
+        RunError: it holds no type.
+    """
     types = folder / TYPES
     if (folder / RUN_FILE).is_file() or not types.is_dir():
         return [Place.of(folder)]
-    return [Place(folder, ledger) for ledger in sorted(types.iterdir()) if ledger.is_dir()]
+    found = [Place(folder, ledger) for ledger in sorted(types.iterdir()) if ledger.is_dir()]
+    if not found:
+        raise RunError(f"`{folder}` is not a run (its `{TYPES}` is empty)", MAKE)
+    return found
 
 
 @contextmanager
@@ -130,7 +138,7 @@ def opened(place: Place) -> Iterator[FinishedRun]:
         place.ledger / RUN_FILE,
         RunSpec,
         RunError,
-        absent=f"is not a run (no {RUN_FILE}): make one with `stage-rt synth`",
+        absent=f"is not a run (no {RUN_FILE}): {MAKE}",
         remedy="start the run again in an empty folder",
     )
     with _held(place.ledger / LOCK_FILE):

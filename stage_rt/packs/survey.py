@@ -76,6 +76,8 @@ def check_any(pairs: int, skipped: Mapping[str, int]) -> None:
     Raises:
         InputError: there is none.
     """
+    if not pairs and not skipped:
+        raise InputError("there is no pair to pack: the runs have no samples")
     if not pairs:
         reasons = ", ".join(f"{count} are {reason}" for reason, count in skipped.items())
         raise InputError(f"there is no pair to pack: of the samples {reasons}")

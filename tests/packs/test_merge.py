@@ -153,6 +153,12 @@ def test_a_gap_an_overlap_and_what_is_no_shard_are_refused(job, shards, tmp_path
         refused(RunError, message, parts, normals, tmp_path)
 
 
+def test_a_night_without_a_type_is_refused(shards, tmp_path):
+    (tmp_path / "night/types").mkdir(parents=True)
+    message = r"`.*night` is not a run \(its `types` is empty\): make one with `stage-rt synth`"
+    refused(RunError, message, [tmp_path / "night"] * 2, tmp_path / "normals", tmp_path)
+
+
 def test_a_shard_that_is_not_finished_or_was_changed_is_refused(shards, tmp_path):
     normals, two = tmp_path / "normals", shards[1]
     with locked_run(two):

@@ -361,6 +361,17 @@ class TestRefused:
         run = made("poisoned", engine=FakeEngine(poisoned=range(6)))
         refused(InputError, "no pair to pack: of the samples 6 are failed", [run])
 
+    def test_a_night_without_a_type(self, refused, tmp_path):
+        (tmp_path / "night/types").mkdir(parents=True)
+        refused(RunError, r"night` is not a run \(its `types` is empty\): make one", [tmp_path / "night"])
+
+    def test_runs_of_no_samples(self, refused, runs, copied):
+        (copied[0] / "manifest.jsonl").write_bytes(b"")
+        description = json.loads((copied[0] / "run.json").read_text())
+        shard = {"number": 9, "of": 9, "together": 4}
+        (copied[0] / "run.json").write_text(json.dumps(description | {"shard": shard}))
+        refused(InputError, "there is no pair to pack: the runs have no samples", [copied[0]])
+
     def test_nothing_left_to_test(self, refused, runs, here):
         match = r"no pair to pack: of the samples 1 are failed, 22 are painted into train/good"
         refused(InputError, match, runs, "mvtec", split=1, normals=[here / "normals"])
