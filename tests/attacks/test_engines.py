@@ -38,7 +38,7 @@ def nothing_is_read(engine_folder, monkeypatch):
         raise AssertionError("a library was handed a damaged folder")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", read)
-    monkeypatch.setattr(module, "load_file", read)
+    monkeypatch.setattr(module, "safe_open", read)
 
 
 @pytest.fixture
