@@ -144,7 +144,7 @@ def grain_of(
     lost = photo.mean(axis=2, dtype=np.float32) - enlarged.mean(axis=2, dtype=np.float32)
     lost -= ndimage.gaussian_filter(lost, GRAIN)
     painted = ndimage.binary_dilation(label, iterations=reach)
-    nothing = painted if labelled is label else ndimage.binary_dilation(labelled, iterations=reach)
+    nothing = ndimage.binary_dilation(labelled, iterations=reach)
     lost[nothing] = 0
     height, width = label.shape
     rows, columns = np.nonzero(painted)
