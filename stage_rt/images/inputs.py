@@ -173,6 +173,20 @@ def network_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]
     return np.asarray(np.asarray(small) / 255 >= 0.5)
 
 
+def decoded_label(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]:
+    """The label bool ``[S, S]`` of a decoded image whose photograph had the label bool ``[H, W]``.
+
+    It is `network_mask`; by the mask rule ``cover``, which paints the thinnest part of a label, every pixel that
+    touches a part of which nothing would be left is labelled too.
+    """
+    small = network_mask(label, spec)
+    if spec.recipe.mask_rule != "cover":
+        return small
+    touched = cover(label, spec.image_size)
+    parts, _ = ndimage.label(touched, np.ones((3, 3)))
+    return small | (touched & ~np.isin(parts, parts[small]))
+
+
 def latent_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.float32]:
     """The mask the sampler is handed: bool ``[H, W]`` to float32 ``[1, h, w]`` in {0, 1}.
 

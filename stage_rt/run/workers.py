@@ -16,7 +16,7 @@ from PIL import Image
 
 from stage_rt.executor import Painted
 from stage_rt.images.compose import pasted, pixels
-from stage_rt.images.inputs import grown, latent_mask, network_image, network_mask, read_image, widened
+from stage_rt.images.inputs import decoded_label, grown, latent_mask, network_image, read_image, widened
 from stage_rt.images.labels import Figures, measure, round_trip
 from stage_rt.images.regions import Region, regions
 from stage_rt.names import SamplerName
@@ -262,7 +262,7 @@ def finish(
     for place, sample in enumerate(batch.samples):
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
-        label = batch.labels[place] if composited else network_mask(batch.labels[place], model)
+        label = batch.labels[place] if composited else decoded_label(batch.labels[place], model)
         draw = partial(_composited, batch.photos[place], method) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)

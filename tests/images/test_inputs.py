@@ -9,6 +9,7 @@ from stage_rt.errors import ImageError, MaskError
 from stage_rt.images import inputs
 from stage_rt.images.inputs import (
     cover,
+    decoded_label,
     fit_mask,
     latent_mask,
     network_image,
@@ -246,6 +247,19 @@ def test_the_network_mask_has_the_image_size():
     label = np.zeros((64, 128), dtype=bool)
     label[:32] = True
     np.testing.assert_array_equal(network_mask(label, spec()), np.arange(32)[:, None].repeat(32, 1) < 16)
+
+
+def test_a_thin_part_of_a_label_that_is_painted_is_in_the_label_of_the_decoded_image():
+    label = np.zeros((256, 256), dtype=bool)
+    label[0:128, 0:128] = True
+    label[200, 160:240] = True
+    assert not network_mask(label, spec())[16:].any()
+    wanted = network_mask(label, spec())
+    wanted[25, 20:30] = True
+    np.testing.assert_array_equal(decoded_label(label, spec()), wanted)
+    np.testing.assert_array_equal(
+        decoded_label(label, spec(rule="authors")), network_mask(label, spec(rule="authors"))
+    )
 
 
 def test_a_cell_is_covered_where_any_of_its_pixels_is_labelled():

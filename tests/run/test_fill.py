@@ -87,6 +87,18 @@ def test_without_compositing_the_decoded_image_and_its_mask_are_written(job, run
     assert set(np.unique(mask)) == {0, 255}
 
 
+def test_a_label_too_thin_for_the_decoded_image_is_in_its_mask(job, run, tmp_path):
+    side = 320
+    dot = np.zeros((side, side), np.uint8)
+    dot[45, 45] = 255
+    file = tmp_path / "dot.png"
+    Image.fromarray(dot).save(file)
+    thin = replace(job, normals=photographs(tmp_path / "large", 2, (side, side)), masks=[file])
+    fill(FakeEngine(), replace(thin, composite=False), run)
+    _, mask = pair(run, manifest(run)[0])
+    assert np.argwhere(mask).tolist() == [[4, 4]]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_photographs_stay_grey_to_the_byte(job, run, tmp_path, channels):
     normals = photographs(tmp_path / "grey", 5, mode="L", suffix=".jpg")
