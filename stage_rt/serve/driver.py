@@ -6,9 +6,9 @@ Whoever wants something of an engine waits on a thread of its own. What a sample
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol, TypeVar
@@ -178,8 +178,8 @@ class Driver:
         """Close the slots of some lanes; what is in them is told `ClosedError`."""
 
         def close() -> None:
-            for lane in [lane for lane in self._rooms if lanes(lane)]:
-                self._shut(lane, ClosedError("the engine was taken out of memory"))
+            leaving = [lane for lane in self._rooms if lanes(lane)]
+            self._shut_all(leaving, ClosedError("the engine was taken out of memory"))
 
         self.call(close)
 
@@ -206,11 +206,15 @@ class Driver:
             self._drive()
         finally:
             self._closing = True
-            for lane in list(self._rooms):
-                self._shut(lane, ClosedError("the server is going down"))
-            with suppress(Empty):
-                while True:
-                    self._asked.get_nowait()()
+            with ExitStack() as closing:
+                closing.callback(self._refuse_rest)
+                self._shut_all(self._rooms, ClosedError("the server is going down"))
+
+    def _refuse_rest(self) -> None:
+        """Answer whoever asked for something while the thread ended."""
+        with suppress(Empty):
+            while True:
+                self._asked.get_nowait()()
 
     def _drive(self) -> None:
         while not self._closing:
@@ -301,9 +305,14 @@ class Driver:
             idle = [lane for lane, room in self._rooms.items() if not room.guests]
             if not idle:
                 raise
-            for lane in idle:
-                self._shut(lane, ClosedError("nobody is in it"))
+            self._shut_all(idle, ClosedError("nobody is in it"))
         return opened()
+
+    def _shut_all(self, lanes: Iterable[Lane], error: BaseException) -> None:
+        """Close all of them, whatever fails to close on the way."""
+        with ExitStack() as closing:
+            for lane in list(lanes):
+                closing.callback(self._shut, lane, error)
 
     def _shut(self, lane: Lane, error: BaseException) -> None:
         self._scheduler.close(lane)

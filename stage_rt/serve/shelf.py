@@ -170,8 +170,9 @@ class Shelf:
         return held
 
     def _drop(self, name: str) -> None:
-        self._driver.shut(lambda lane: isinstance(lane, tuple) and lane[0] == name)
-        self._loaded.pop(name).engine.close()
+        with ExitStack() as closing:
+            closing.callback(self._loaded.pop(name).engine.close)
+            self._driver.shut(lambda lane: isinstance(lane, tuple) and lane[0] == name)
 
     def _warm(self, book: Book) -> None:
         with self._lock:

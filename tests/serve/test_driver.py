@@ -234,6 +234,52 @@ def test_a_driver_that_closes_lets_everybody_go():
         paint(engine, 1)
 
 
+class Stuck:
+    """Slots that fail to close, once they did."""
+
+    size = 1
+
+    def __init__(self):
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+        raise BackendError("the device is lost")
+
+
+def test_all_lanes_are_closed_whatever_fails_on_the_way(driver):
+    lanes = {("e", name): Stuck() for name in ("one", "two", "three")}
+    for lane, slots in lanes.items():
+        driver.open(lane, lambda slots=slots: slots)
+    with pytest.raises(BackendError, match="the device is lost"):
+        driver.shut(lambda lane: lane != ("e", "three"))
+    assert [slots.closed for slots in lanes.values()] == [True, True, False]
+    with pytest.raises(BackendError):
+        driver.shut(lambda lane: True)
+    assert lanes["e", "three"].closed
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_driver_whose_lanes_fail_to_close_lets_those_go_who_asked_meanwhile():
+    driver, lanes = Driver(), [Stuck(), Stuck()]
+    for number, slots in enumerate(lanes):
+        driver.open(("e", str(number)), lambda slots=slots: slots)
+    held, go = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        holding = pool.submit(driver.call, lambda: (held.set(), go.wait(30)))
+        assert held.wait(30)
+        ending = pool.submit(driver.close)
+        while driver._asked.empty():
+            time.sleep(0.01)
+        late: Future = Future()
+        driver._asked.put(lambda: late.set_result("answered"))
+        go.set()
+        holding.result(30)
+        ending.result(30)
+    assert [slots.closed for slots in lanes] == [True, True]
+    assert late.result(1) == "answered"
+
+
 def test_only_what_can_be_shared_is(driver):
     engine = over(driver, closed_engine(), NOW)
     with pytest.raises(InputError, match="sampler `repaint` cannot share the networks: use `stage`"):

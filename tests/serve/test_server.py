@@ -469,6 +469,24 @@ def test_slots_that_are_warmed_up_are_the_drivers_or_closed(tmp_path, room):
     driver.close()
 
 
+def test_an_engine_is_closed_and_gone_whatever_of_it_fails_to_close(tmp_path):
+    driver, made, closed = Driver(), closed_engine(), []
+    engine = made.over(Counted(made.executor, room=True))
+
+    def fails():
+        raise BackendError("the device is lost")
+
+    engine.close = lambda: closed.append(1)
+    shelf = Shelf([engine_folder(tmp_path / "tiles")], 2**30, driver, load=lambda _: engine)
+    shelf.warm()
+    for room in driver._rooms.values():
+        room.slots.close = fails
+    with pytest.raises(BackendError, match="the device is lost"):
+        shelf.close()
+    assert (closed, shelf.loaded) == ([1], frozenset())
+    driver.close()
+
+
 def test_shelves_that_cannot_be_are_refused(tmp_path):
     driver = Driver()
     first, second = engine_folder(tmp_path / "x/e"), engine_folder(tmp_path / "y/e")
