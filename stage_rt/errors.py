@@ -24,7 +24,9 @@ A message has no full stop after its one sentence and quotes paths and commands 
 error, or the same in another place, finds what is wrong in its ``problem`` and the way out in its ``remedy``.
 """
 
+import traceback
 from enum import IntEnum
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -130,3 +132,10 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What a library's own error says in its first line, or its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def unforeseen(error: BaseException) -> str:
+    """One line on an error that nobody foresaw: its type, what it says and the line of code that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (`{Path(frames[-1].filename).name}`, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from stage_rt.errors import BackendError, EngineError, StageError, first_line
+from stage_rt.errors import BackendError, EngineError, StageError, unforeseen
 from stage_rt.progress import Progress
 from stage_rt.run.painters import Keep
 from stage_rt.run.workers import Painter, Result, Task
@@ -83,7 +83,7 @@ def fault(error: BaseException) -> StageError:
     """What a worker says that met ``error``, its own or a library's."""
     if isinstance(error, StageError):
         return error
-    return StageError(f"a worker failed ({type(error).__name__}: {first_line(error)})")
+    return StageError(f"a worker failed ({unforeseen(error)})")
 
 
 class Transport(Protocol):

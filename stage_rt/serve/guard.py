@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from stage_rt.errors import first_line, printable
+from stage_rt.errors import printable, unforeseen
 
 MOST_BYTES = 64 * 2**20
 """Of a body."""
@@ -87,7 +87,7 @@ class Guard:
                 await _answer(refusal, sending)
         except Exception as error:
             # Starlette raises again what `stage_rt.serve.http` has answered, and uvicorn would print its traceback.
-            self._log.error("%s failed: %s: %s", name, type(error).__name__, printable(first_line(error)))
+            self._log.error("%s failed: %s", name, printable(unforeseen(error)))
         finally:
             path = printable(scope["path"])[:200]
             seconds = time.monotonic() - began

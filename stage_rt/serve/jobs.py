@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stage_rt.errors import InputError, StageError, first_line
+from stage_rt.errors import InputError, StageError, first_line, unforeseen
 from stage_rt.files import write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
@@ -172,7 +172,7 @@ class Jobs:
             except StageError as error:
                 self._set(night, "failed", str(error))
             except Exception as error:
-                self._tell(f"job {night.order.id} failed: {type(error).__name__}: {first_line(error)}")
+                self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
                 self._set(night, "failed", "the server failed: see its log")
 
     def _waiting(self) -> list[Night]:

@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stage_rt.errors import InputError, StageError, first_line
+from stage_rt.errors import InputError, StageError, first_line, unforeseen
 from stage_rt.images import layouts
 from stage_rt.images.regions import regions
 from stage_rt.loading import load
@@ -203,6 +203,7 @@ class Server:
 
     def _failed(self, pair: Pair, error: BaseException) -> None:
         """Say why a pair is not painted."""
+        what = unforeseen(error)
         # Its frames hold what was sent, for as long as the error is kept.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         if isinstance(error, CancelledError):
@@ -211,7 +212,7 @@ class Server:
             # Others who were in the slots may raise the same one, and give it frames again.
             pair.change(error=copy(error), state="failed")
         else:
-            self._tell(f"pair {pair.id} failed: {type(error).__name__}: {first_line(error)}")
+            self._tell(f"pair {pair.id} failed: {what}")
             pair.change(error=StageError("the server failed", "see its log"), state="failed")
 
     def _seconds(self) -> int:

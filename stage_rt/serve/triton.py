@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from stage_rt.backends.triton import TritonBackend
 from stage_rt.engine import Engine
-from stage_rt.errors import GraphsError, ImageError, InputError, MaskError, StageError, first_line
+from stage_rt.errors import GraphsError, ImageError, InputError, MaskError, StageError, unforeseen
 from stage_rt.executor import HostExecutor
 from stage_rt.folders import read_contexts, read_description, verify
 from stage_rt.images.inputs import image_of
@@ -56,7 +56,7 @@ class Painter:
         except StageError as error:
             told = failed(str(error), failed.INTERNAL)
         except Exception as error:
-            told = failed(f"stage-rt failed: {type(error).__name__}: {first_line(error)}", failed.INTERNAL)
+            told = failed(f"stage-rt failed: {unforeseen(error)}", failed.INTERNAL)
         return self._utils.InferenceResponse(error=told)
 
     def _painted(self, request: Any) -> list[Any]:
