@@ -20,6 +20,7 @@ from stage_rt.errors import InputError
 from stage_rt.files import sha256, write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.progress import Progress, portion
+from stage_rt.run.checks import Checks
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.plan import make_plan
@@ -100,6 +101,7 @@ class Sources:
     folder: Path
     recipe: str | None = None
     _labels: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False)
+    _checks: Checks = field(default_factory=Checks, repr=False)
 
     def make(self, name: str, progress: Progress) -> Pairs:
         """The pairs of a source; those there are stay.
@@ -138,9 +140,8 @@ class Sources:
         """
         paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
         code = _code_of(name)
-        plan = make_plan(
-            self.engine.spec, job(self.split, kind, self.order, self.engine), lambda notice: None
-        )
+        wanted = job(self.split, kind, self.order, self.engine)
+        plan = make_plan(self.engine.spec, wanted, lambda notice: None, checks=self._checks)
         known = {line["index"]: line for line in _manifest(run)} if (run / MANIFEST_FILE).exists() else {}
         made, lines = [], []
         for done, sample in enumerate(plan.samples, start=1):

@@ -12,12 +12,14 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
+from stage_rt.images.inputs import Header
 from stage_rt.quality import evaluate, protocol, report, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, Size, lesson_of, side_of
 from stage_rt.quality.trials import Job, Opinion
+from stage_rt.run import plan
 from stage_rt.run.sample import Sample
 
 SOURCES = ["ours", "ours-shifted", "cutpaste"]
@@ -340,6 +342,21 @@ def test_a_label_is_made_once_for_all_baselines(
     assert len(asked) == len({index for _, index in asked}) * 2 == 8
     masks = [sorted((tmp_path / "r" / "pairs" / name).rglob("*_mask.png")) for name in ("cutpaste", "draem")]
     assert [path.read_bytes() for path in masks[0]] == [path.read_bytes() for path in masks[1]]
+
+
+def test_a_photograph_is_decoded_for_its_check_once_for_all_baselines(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, look = [], plan.check_image
+
+    def counted(path: Path) -> tuple[Header, str]:
+        asked.append(path)
+        return look(path)
+
+    monkeypatch.setattr("stage_rt.run.checks.SETTLED", 0)
+    monkeypatch.setattr(plan, "check_image", counted)
+    evaluated(data, tmp_path / "r", sources=["cutpaste", "draem"], seeds=1)
+    assert len(asked) == len(set(asked)) == 6
 
 
 def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: Path, tmp_path: Path) -> None:
