@@ -25,6 +25,10 @@ HEAD = 20.0
 an answer that did not wait for its request's body to the end of that."""
 
 
+UNREAD = 60
+"""Seconds that a client may leave what was sent to it unread, where the system can count them (Linux)."""
+
+
 class Punctual(H11Protocol):
     """Closes a connection whose request's head is not whole in time, however often a byte of it comes.
 
@@ -97,6 +101,16 @@ class _Draining(uvicorn.Server):
         threading.Thread(target=drain, name="stage-rt-drain", daemon=True).start()
 
 
+def drop_who_never_reads(sock: socket.socket) -> None:
+    """Let the system end connections of a listening socket whose client takes nothing for `UNREAD` seconds.
+
+    A transport that is closed first sends what it holds, and a client whose window stays shut keeps it for ever
+    (RFC 5482; tcp(7), TCP_USER_TIMEOUT, which counts probes of a shut window too).
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
+
+
 def run(
     server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
 ) -> None:
@@ -135,6 +149,7 @@ def run(
             finally:
                 running.should_exit = True
 
+    drop_who_never_reads(sock)
     threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
     running.run(sockets=[sock])
     if failures:

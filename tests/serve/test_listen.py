@@ -16,13 +16,22 @@ from stage_rt.errors import EngineError
 from stage_rt.serve import listen
 
 PATIENCE = 0.6
+CHUNK = 2**16
+LARGE = 1024 * CHUNK
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 HALF = GET[:20]
 REFUSED = b"POST /refused HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
 
 
 async def app(scope, receive, send):
-    """Answers when it has the body, and takes its time; at once what is refused."""
+    """Answers when it has the body, and takes its time; at once what is refused; at length what is large."""
+    if scope["path"] == "/large":
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE)]}
+        )
+        for left in range(LARGE // CHUNK)[::-1]:
+            await send({"type": "http.response.body", "body": b"x" * CHUNK, "more_body": left > 0})
+        return
     if scope["path"] != "/refused":
         while (await receive()).get("more_body"):
             pass
@@ -37,6 +46,8 @@ def connect(monkeypatch):
     config = uvicorn.Config(app, http=listen.Punctual, ws="none", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setattr(listen, "UNREAD", 1)
+        listen.drop_who_never_reads(listening)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield lambda: closing(socket.create_connection(listening.getsockname(), timeout=30))
@@ -111,6 +122,32 @@ def test_the_next_request_of_a_connection_has_the_same_time(connect):
             time.sleep(1.5 * PATIENCE)
         connection.sendall(HALF)
         assert PATIENCE - 0.2 < seconds_to_its_end(connection) < 20
+
+
+def received(connection):
+    """How many bytes come until the other side has closed."""
+    count = 0
+    while True:
+        try:
+            count += len(got := connection.recv(CHUNK))
+        except ConnectionResetError:
+            return count
+        if not got:
+            return count
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system does not count such seconds")
+def test_who_takes_nothing_of_an_answer_is_let_go_and_who_takes_it_slowly_has_it(connect):
+    with connect() as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(4)
+        assert received(connection) < LARGE
+    with connect() as connection:
+        connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        for _ in range(8):
+            connection.recv(CHUNK)
+            time.sleep(PATIENCE / 2)
+        assert received(connection) > LARGE - 16 * CHUNK
 
 
 def test_a_server_that_cannot_be_drained_ends_all_the_same(monkeypatch):
