@@ -1,7 +1,7 @@
 """Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
-from stage_rt.images import twins
 from stage_rt.images.inputs import (
     fit_mask,
     latent_mask,
@@ -188,50 +187,6 @@ def labelled(image: Path, mask: Path) -> crops.Crop:
     """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``."""
     photo = read_image(image)
     return photo, fit_mask(read_mask(mask).label, (photo.shape[1], photo.shape[0]), mask)
-
-
-def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:
-    """The data sets without about ``share`` of every type's labelled photographs, and the names of those kept out.
-
-    All photographs of one defect are on one side (`stage_rt.images.twins`); at least one of each type is on either.
-
-    Raises:
-        DatasetError: a type has a single defect.
-    """
-    if not share:
-        return found, []
-    rng, kept, out = np.random.default_rng(seed), [], []
-    for dataset in found:
-        rest = {}
-        for kind, pairs in dataset.defects.items():
-            shown = twins.defects(labelled(image, mask) for image, mask in pairs)
-            chosen = _about(share * len(pairs), np.bincount(shown), rng)
-            if not chosen:
-                raise DatasetError(
-                    f"{dataset.name}: type {kind!r} has a single labelled defect, so that none can be held out: "
-                    "leave `--hold-out` out or add another"
-                )
-            rest[kind] = [pair for pair, defect in zip(pairs, shown, strict=True) if defect not in chosen]
-            out += [
-                f"{dataset.name}/{kind}/{image.name}"
-                for (image, _), defect in zip(pairs, shown, strict=True)
-                if defect in chosen
-            ]
-        kept.append(replace(dataset, defects=rest))
-    return kept, out
-
-
-def _about(wanted: float, sizes: NDArray[np.intp], rng: np.random.Generator) -> set[int]:
-    """Numbers of groups that hold about as many members as ``wanted``, neither none nor all; none of a single one."""
-    order = rng.permutation(len(sizes)).tolist()[: len(sizes) - 1]
-    chosen: set[int] = set()
-    held = 0
-    for group in order:
-        size = int(sizes[group])
-        if not chosen or abs(held + size - wanted) < abs(held - wanted):
-            chosen.add(group)
-            held += size
-    return chosen
 
 
 def find(root: Path) -> list[Dataset]:

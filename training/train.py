@@ -20,7 +20,7 @@ from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
 
-from . import autoencoder, calibration, data, denoiser, fast, guidance
+from . import autoencoder, calibration, data, denoiser, fast, guidance, holdout
 from .adapter import MaskGuidanceAdapter
 from .folder import Autoencoder, Model, save_model
 from .loop import Device, Report, fit, generator
@@ -82,7 +82,7 @@ def train(
     """
     _require(folder, system, hold_out, rim=rim)
     sizes, device = PRESETS[preset], Device.best()
-    found, held_out = data.hold_out(data.find(root), hold_out, seed)
+    found, held_out = holdout.hold_out(data.find(root), hold_out, seed)
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
     spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
     examples = data.load(

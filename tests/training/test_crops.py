@@ -1,17 +1,15 @@
 """Crops around defects and of good surface, the files held out, and how much a small label counts."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from micro import MICRO
-from PIL import Image
 from scipy import ndimage
 
-from stage_rt.errors import DatasetError, InputError
+from stage_rt.errors import InputError
 from stage_rt.spec import RegionView
 from stage_rt.training import crops, data, denoiser
 from stage_rt.training.presets import PRESETS
@@ -127,46 +125,6 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     again = data.load(found, spec, seed=0, turn=True)
     assert torch.equal(examples.images, again.images)
     assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True).images)
-
-
-def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
-    found = data.find(dataset)
-    kept, out = data.hold_out(found, 0.3, 0)
-    assert len(out) == 2
-    assert {name.rpartition("/")[0] for name in out} == {"part/dent", "part/spot"}
-    for kind, pairs in kept[0].defects.items():
-        assert len(pairs) == 2
-        assert not {f"part/{kind}/{image.name}" for image, _ in pairs} & set(out)
-    assert data.hold_out(found, 0.3, 0)[1] == out
-    assert data.hold_out(found, 0.0, 0) == (found, [])
-    assert [len(p) for p in data.hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
-
-
-def test_all_photographs_of_a_defect_are_on_one_side(dataset: Path):
-    images, masks = dataset / "test" / "dent", dataset / "ground_truth" / "dent"
-    for k in range(3):
-        for gain in (1, 2, 3):
-            again = np.asarray(Image.open(images / f"{k}.png")) * (1 - 0.15 * gain)
-            Image.fromarray(again.astype(np.uint8)).save(images / f"{k}{gain}.png")
-            shutil.copy(masks / f"{k}_mask.png", masks / f"{k}{gain}_mask.png")
-    found = data.find(dataset)
-    for seed in range(5):
-        for share, count in ((0.3, 4), (0.6, 8), (0.05, 4), (0.9, 8)):
-            _, out = data.hold_out(found, share, seed)
-            dents = [Path(name).stem for name in out if "/dent/" in name]
-            assert len(dents) == count
-            assert all(sum(name.startswith(stem[0]) for name in dents) == 4 for stem in dents)
-    for path in images.glob("[12]*"):
-        path.unlink()
-    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
-        data.hold_out(data.find(dataset), 0.3, 0)
-
-
-def test_a_single_defect_cannot_be_held_out(dataset: Path):
-    for k in (1, 2):
-        (dataset / "test" / "dent" / f"{k}.png").unlink()
-    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
-        data.hold_out(data.find(dataset), 0.3, 0)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

@@ -1,0 +1,97 @@
+"""What a training does not see: all photographs of a defect, whatever types they stand under."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from micro import write_dataset
+from PIL import Image
+
+from stage_rt.errors import DatasetError
+from stage_rt.training import data
+from stage_rt.training.holdout import hold_out
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "part")
+
+
+def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
+    found = data.find(dataset)
+    kept, out = hold_out(found, 0.3, 0)
+    assert len(out) == 2
+    assert {name.rpartition("/")[0] for name in out} == {"part/dent", "part/spot"}
+    for kind, pairs in kept[0].defects.items():
+        assert len(pairs) == 2
+        assert not {f"part/{kind}/{image.name}" for image, _ in pairs} & set(out)
+    assert hold_out(found, 0.3, 0)[1] == out
+    assert hold_out(found, 0.0, 0) == (found, [])
+    assert [len(p) for p in hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
+
+
+def test_all_photographs_of_a_defect_are_on_one_side(dataset: Path):
+    images, masks = dataset / "test" / "dent", dataset / "ground_truth" / "dent"
+    for k in range(3):
+        for gain in (1, 2, 3):
+            again = np.asarray(Image.open(images / f"{k}.png")) * (1 - 0.15 * gain)
+            Image.fromarray(again.astype(np.uint8)).save(images / f"{k}{gain}.png")
+            shutil.copy(masks / f"{k}_mask.png", masks / f"{k}{gain}_mask.png")
+    found = data.find(dataset)
+    for seed in range(5):
+        for share, count in ((0.3, 4), (0.6, 8), (0.05, 4), (0.9, 8)):
+            _, out = hold_out(found, share, seed)
+            dents = [Path(name).stem for name in out if "/dent/" in name]
+            assert len(dents) == count
+            assert all(sum(name.startswith(stem[0]) for name in dents) == 4 for stem in dents)
+    for path in images.glob("[12]*"):
+        path.unlink()
+    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
+        hold_out(data.find(dataset), 0.3, 0)
+
+
+def test_a_single_defect_cannot_be_held_out(dataset: Path):
+    for k in (1, 2):
+        (dataset / "test" / "dent" / f"{k}.png").unlink()
+    with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
+        hold_out(data.find(dataset), 0.3, 0)
+
+
+def copied(dataset: Path, number: int, name: str) -> None:
+    """A photograph of a dent under the type spot too."""
+    shutil.copy(dataset / f"test/dent/{number}.png", dataset / f"test/spot/{name}.png")
+    shutil.copy(
+        dataset / f"ground_truth/dent/{number}_mask.png", dataset / f"ground_truth/spot/{name}_mask.png"
+    )
+
+
+def test_a_photograph_under_two_types_is_on_one_side(dataset: Path):
+    for number in range(3):
+        copied(dataset, number, f"d{number}")
+    found = data.find(dataset)
+    for seed in range(20):
+        _, out = hold_out(found, 0.5, seed)
+        dents = {Path(name).stem for name in out if "/dent/" in name}
+        assert {Path(name).stem[1:] for name in out if "/spot/d" in name} == dents
+        assert len(dents) in (1, 2)
+        assert 2 <= len([name for name in out if "/spot/" in name]) <= 4
+
+
+def test_a_type_of_photographs_that_others_brought_to_one_side_is_refused(dataset: Path):
+    shutil.rmtree(dataset / "test/spot")
+    (dataset / "test/spot").mkdir()
+    for number in (0, 1):
+        copied(dataset, number, f"d{number}")
+    found = data.find(dataset)
+    held, told = [], set()
+    for seed in range(20):
+        try:
+            held.append([name for name in hold_out(found, 0.3, seed)[1] if "/spot/" in name])
+        except DatasetError as error:
+            told.add(str(error))
+    assert {len(names) for names in held} == {1}
+    assert told == {
+        "part: type 'spot' shares its photographs with types that have all of them on one side: "
+        "another `--seed` parts them"
+    }

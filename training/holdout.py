@@ -1,0 +1,90 @@
+"""Which labelled photographs a training does not see, so that what it makes can be judged by them."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from stage_rt.errors import DatasetError
+from stage_rt.files import sha256
+from stage_rt.images import twins
+from stage_rt.images.layouts import Dataset
+
+from .data import labelled
+
+
+def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:
+    """The data sets without about ``share`` of every type's labelled photographs, and the names of those kept out.
+
+    All photographs of one defect are on one side (`stage_rt.images.twins`), and so is a photograph that stands under
+    several types; at least one defect of each type is on either.
+
+    Raises:
+        DatasetError: a type has a single defect, or other types have brought all of its photographs to one side.
+    """
+    if not share:
+        return found, []
+    rng, kept, names = np.random.default_rng(seed), [], []
+    for dataset in found:
+        shown, rest, out, seen = _defects(dataset), {}, set[int](), set[int]()
+        for kind, pairs in dataset.defects.items():
+            present = set(shown[kind].tolist())
+            out |= _about(share * len(pairs), shown[kind], out & present, (seen - out) & present, rng)
+            seen |= present
+            if not present & out or present <= out:
+                raise DatasetError(f"{dataset.name}: type {kind!r} {_why(len(present))}")
+            sides = [defect in out for defect in shown[kind].tolist()]
+            rest[kind] = [pair for pair, is_out in zip(pairs, sides, strict=True) if not is_out]
+            names += [
+                f"{dataset.name}/{kind}/{image.name}"
+                for (image, _), is_out in zip(pairs, sides, strict=True)
+                if is_out
+            ]
+        kept.append(replace(dataset, defects=rest))
+    return kept, names
+
+
+def _why(defects: int) -> str:
+    if defects < 2:
+        return "has a single labelled defect, so that none can be held out: leave `--hold-out` out or add another"
+    return "shares its photographs with types that have all of them on one side: another `--seed` parts them"
+
+
+def _defects(dataset: Dataset) -> dict[str, NDArray[np.intp]]:
+    """Which defect each photograph of every type shows, numbered over all types; one file shows one defect."""
+    shown, first = {}, 0
+    files: dict[str, int] = {}
+    same: list[tuple[int, int]] = []
+    for kind, pairs in dataset.defects.items():
+        shown[kind] = first + twins.defects(labelled(image, mask) for image, mask in pairs)
+        for (image, _), number in zip(pairs, shown[kind].tolist(), strict=True):
+            same.append((files.setdefault(sha256(image), number), number))
+        first = int(shown[kind].max(initial=first - 1)) + 1
+    one, other = np.array(same).T
+    joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))
+    numbers = sparse.csgraph.connected_components(joined, directed=False)[1].astype(np.intp)
+    return {kind: numbers[each] for kind, each in shown.items()}
+
+
+def _about(
+    wanted: float,
+    shown: NDArray[np.intp],
+    out: Collection[int],
+    kept: Collection[int],
+    rng: np.random.Generator,
+) -> set[int]:
+    """Numbers of defects that about ``wanted`` photographs show, those ``out`` among them and those ``kept`` not.
+
+    Neither none nor all, where that can be.
+    """
+    numbers, counts = np.unique(shown, return_counts=True)
+    sizes = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    free = [n for n in rng.permutation(numbers).tolist() if n not in out and n not in kept]
+    chosen, held = set(out), sum(sizes[n] for n in out)
+    for number in free if kept else free[:-1]:
+        if not chosen or abs(held + sizes[number] - wanted) < abs(held - wanted):
+            chosen.add(number)
+            held += sizes[number]
+    return chosen
