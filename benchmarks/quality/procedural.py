@@ -1,4 +1,8 @@
-"""The package ``defect-synthesis``: procedural scratches, cracks, stains, pits and burns, with labels of its own."""
+"""The package ``defect-synthesis``: procedural scratches, cracks, stains, pits and burns, with labels of its own.
+
+It draws anywhere on the part: of a crack of 60 to 200 px that wanders and forks only specks are left inside a label
+that is as thin as a crack.
+"""
 
 import random
 from collections.abc import Callable
@@ -9,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import InputError
+from stage_rt.images.objects import find_object
 
 GENERATORS = {
     "crack": "CrackGenerator",
@@ -20,13 +25,13 @@ GENERATORS = {
 }
 """Its generators by what the name of a type holds; for other types any of them."""
 TRIES = 8
-"""A generator that is kept inside a small label may draw nothing."""
+"""Of a pit that falls on the outline of the part nothing may be left."""
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 def painter(kind: str) -> Callable[..., Pair]:
-    """What paints a pair of a type with the package, kept inside the label.
+    """What paints a pair of a type with the package, on the part in the photograph.
 
     Raises:
         InputError: the package is not installed.
@@ -46,14 +51,13 @@ def painter(kind: str) -> Callable[..., Pair]:
         random.seed(int(rng.integers(2**32)))
         # It draws from NumPy's global generator too.
         np.random.seed(int(rng.integers(2**32)))
+        part = find_object(photo).astype(np.uint8) * 255
         result: Any = None
         for _ in range(TRIES):
             name = fitting[0] if fitting else str(rng.choice(sorted(set(GENERATORS.values()))))
-            result = getattr(package, name)().apply(photo.copy(), roi_mask=label.astype(np.uint8) * 255)
+            result = getattr(package, name)().apply(photo.copy(), roi_mask=part)
             if (result.anomaly_mask > 0).any():
                 break
-        # Its pits have rims beyond where they are told to be, which would be taught as good surface.
-        image = np.where(label[..., None], result.image, photo).astype(np.uint8)
-        return image, np.asarray(result.anomaly_mask) > 0
+        return np.asarray(result.image, dtype=np.uint8), np.asarray(result.anomaly_mask) > 0
 
     return paint
