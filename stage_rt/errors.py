@@ -29,6 +29,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import ClassVar
 
+_PACKAGE = Path(__file__).parent
+_PLACE = "in "
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command line."""
@@ -135,7 +138,16 @@ def first_line(error: BaseException) -> str:
 
 
 def unforeseen(error: BaseException) -> str:
-    """One line on an error that nobody foresaw: its type, what it says and the line of code that it comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (`{Path(frames[-1].filename).name}`, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
+    """One line on an error that nobody foresaw: its type, what it says and the line of ours that it comes from.
+
+    The line is noted with the error, which several may share that forget its frames.
+    """
+    place = next((note for note in getattr(error, "__notes__", ()) if note.startswith(_PLACE)), None)
+    if place is None:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+        if not ours:
+            return f"{type(error).__name__}: {first_line(error)}"
+        place = f"{_PLACE}`{Path(ours[-1].filename).relative_to(_PACKAGE)}`, line {ours[-1].lineno}"
+        error.add_note(place)
+    return f"{type(error).__name__}: {first_line(error)} ({place})"

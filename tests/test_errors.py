@@ -2,11 +2,12 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 
 from stage_rt import errors
-from stage_rt.errors import EngineError, ExitCode, FailedSamplesError, StageError
+from stage_rt.errors import EngineError, ExitCode, FailedSamplesError, StageError, unforeseen
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, StageError)]
 
@@ -29,6 +30,16 @@ def test_both_halves_survive_a_copy(copied, remedy) -> None:
     again = copied(EngineError("it is broken", remedy))
     assert type(again) is EngineError
     assert (again.problem, again.remedy) == ("it is broken", remedy)
+
+
+def test_an_error_that_nobody_foresaw_keeps_the_line_of_ours_that_it_came_from() -> None:
+    with pytest.raises(AttributeError) as raised:
+        unforeseen(None)  # type: ignore[arg-type]
+    told = unforeseen(raised.value)
+    assert re.fullmatch(r"AttributeError: .*'__traceback__' \(in `errors\.py`, line \d+\)", told)
+    raised.value.__traceback__ = None
+    assert unforeseen(raised.value) == told
+    assert unforeseen(ValueError("nobody's\nfault")) == "ValueError: nobody's"
 
 
 def test_each_class_owns_an_exit_code() -> None:

@@ -1,6 +1,6 @@
 """Which labelled photographs a training does not see, so that what it makes can be judged by them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -28,13 +28,9 @@ def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Datase
         return found, []
     rng, kept, names = np.random.default_rng(seed), [], []
     for dataset in found:
-        shown, rest, out, seen = _defects(dataset), {}, set[int](), set[int]()
+        shown, rest = _defects(dataset), {}
+        out = _chosen(dataset.name, shown, share, rng)
         for kind, pairs in dataset.defects.items():
-            present = set(shown[kind].tolist())
-            out |= _about(share * len(pairs), shown[kind], out & present, (seen - out) & present, rng)
-            seen |= present
-            if not present & out or present <= out:
-                raise DatasetError(f"{dataset.name}: type {kind!r} {_why(len(present))}")
             sides = [defect in out for defect in shown[kind].tolist()]
             rest[kind] = [pair for pair, is_out in zip(pairs, sides, strict=True) if not is_out]
             names += [
@@ -46,10 +42,34 @@ def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Datase
     return kept, names
 
 
-def _why(defects: int) -> str:
-    if defects < 2:
-        return "has a single labelled defect, so that none can be held out: leave `--hold-out` out or add another"
-    return "shares its photographs with types that have all of them on one side: another `--seed` parts them"
+def _chosen(
+    name: str, shown: Mapping[str, NDArray[np.intp]], share: float, rng: np.random.Generator
+) -> set[int]:
+    """Numbers of the defects of a data set that are kept out."""
+    out, seen = set[int](), set[int]()
+    for kind in _in_turn(shown):
+        present = set(shown[kind].tolist())
+        out |= _about(share * len(shown[kind]), shown[kind], out & present, (seen - out) & present, rng)
+        seen |= present
+        if len(present) == 1:
+            raise DatasetError(
+                f"{name}: type {kind!r} has a single labelled defect, so that none can be held out: "
+                "leave `--hold-out` out or add another"
+            )
+        if not present & out or present <= out:
+            raise DatasetError(
+                f"{name}: type {kind!r} shares its photographs with types that have all of them on one side",
+                "try another `--seed`, or leave the type out",
+            )
+    return out
+
+
+def _in_turn(shown: Mapping[str, NDArray[np.intp]]) -> list[str]:
+    """The types in the order in which they choose: where they share defects those with the fewest first."""
+    each = {kind: set(numbers.tolist()) for kind, numbers in shown.items()}
+    if len(set().union(*each.values())) == sum(map(len, each.values())):
+        return list(each)
+    return sorted(each, key=lambda kind: len(each[kind]))
 
 
 def _defects(dataset: Dataset) -> dict[str, NDArray[np.intp]]:
@@ -61,7 +81,7 @@ def _defects(dataset: Dataset) -> dict[str, NDArray[np.intp]]:
         shown[kind] = first + twins.defects(labelled(image, mask) for image, mask in pairs)
         for (image, _), number in zip(pairs, shown[kind].tolist(), strict=True):
             same.append((files.setdefault(sha256(image), number), number))
-        first = int(shown[kind].max(initial=first - 1)) + 1
+        first = int(shown[kind].max()) + 1
     one, other = np.array(same).T
     joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))
     numbers = sparse.csgraph.connected_components(joined, directed=False)[1].astype(np.intp)

@@ -1,4 +1,6 @@
-"""Where pairs come from: every source paints under the same labels of the same photographs, in a run's layout."""
+"""Where pairs come from: every source but `procedural` paints under the same labels of the same
+photographs, in a run's layout.
+"""
 
 import hashlib
 import inspect
@@ -92,7 +94,8 @@ Pairs = dict[str, list[tuple[Path, Path]]]
 class Sources:
     """All that paint one order: a source has a folder of its own in ``folder``, with a run for each type.
 
-    ``engine`` is whose labels all sources get, and whose pairs ours are; ``recipe`` is a branch plan for those.
+    ``engine`` is whose labels all sources but `procedural` get, and whose pairs ours are; ``recipe`` is a branch plan
+    for those.
     """
 
     split: Split

@@ -176,15 +176,15 @@ def network_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]
 def decoded_label(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.bool_]:
     """The label bool ``[S, S]`` of a decoded image whose photograph had the label bool ``[H, W]``.
 
-    It is `network_mask`; by the mask rule ``cover``, which paints the thinnest part of a label, every pixel that
-    touches a part of which nothing would be left is labelled too.
+    It is `network_mask`; by the mask rule ``cover``, which paints the thinnest part of a label, pixels that touch it
+    are labelled too where it is too thin for that: more than one beyond what is left, and those beside them.
     """
     small = network_mask(label, spec)
     if spec.recipe.mask_rule != "cover":
         return small
-    touched = cover(label, spec.image_size)
-    parts, _ = ndimage.label(touched, np.ones((3, 3)))
-    return small | (touched & ~np.isin(parts, parts[small]))
+    touched, around = cover(label, spec.image_size), np.ones((3, 3), dtype=np.bool_)
+    lost = touched & ~ndimage.binary_dilation(small, around)
+    return np.asarray(small | (touched & ndimage.binary_dilation(lost, around)))
 
 
 def latent_mask(label: NDArray[np.bool_], spec: ModelSpec) -> NDArray[np.float32]:

@@ -206,9 +206,10 @@ class Driver:
             self._drive()
         finally:
             self._closing = True
-            with ExitStack() as closing:
-                closing.callback(self._refuse_rest)
+            try:
                 self._shut_all(self._rooms, ClosedError("the server is going down"))
+            finally:
+                self._refuse_rest()
 
     def _refuse_rest(self) -> None:
         """Answer whoever asked for something while the thread ended."""

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import suppress
 from types import FrameType
 
 import h11
@@ -24,9 +25,8 @@ HEAD = 20.0
 """Seconds from a connection, or from the first byte of its next request, to the end of the request's head; and from
 an answer that did not wait for its request's body to the end of that."""
 
-
 UNREAD = 60
-"""Seconds that a client may leave what was sent to it unread, where the system can count them (Linux)."""
+"""Seconds that a client may take nothing of what is sent to it, where the system can count them (Linux)."""
 
 
 class Punctual(H11Protocol):
@@ -102,13 +102,16 @@ class _Draining(uvicorn.Server):
 
 
 def drop_who_never_reads(sock: socket.socket) -> None:
-    """Let the system end connections of a listening socket whose client takes nothing for `UNREAD` seconds.
+    """Let the system end connections of a listening socket whose client's window stays shut for `UNREAD` seconds.
 
-    A transport that is closed first sends what it holds, and a client whose window stays shut keeps it for ever
-    (RFC 5482; tcp(7), TCP_USER_TIMEOUT, which counts probes of a shut window too).
+    A transport that is closed first sends what it holds, and such a client keeps it for ever (RFC 5482; tcp(7),
+    TCP_USER_TIMEOUT, which counts probes of a shut window too). The window opens when the client has read a good part
+    of what its own system holds for it.
     """
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
+        # Some containers' kernels know the name alone.
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
 
 
 def run(

@@ -203,7 +203,7 @@ class Server:
 
     def _failed(self, pair: Pair, error: BaseException) -> None:
         """Say why a pair is not painted."""
-        what = unforeseen(error)
+        what = "" if isinstance(error, StageError) else unforeseen(error)
         # Its frames hold what was sent, for as long as the error is kept.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         if isinstance(error, CancelledError):

@@ -262,6 +262,23 @@ def test_a_thin_part_of_a_label_that_is_painted_is_in_the_label_of_the_decoded_i
     )
 
 
+def test_a_thin_part_that_is_joined_to_a_thick_one_is_in_the_label_of_the_decoded_image():
+    label = np.zeros((256, 256), dtype=bool)
+    label[120, 0:200] = True
+    label[100:140, 200:240] = True
+    small = network_mask(label, spec())
+    assert not small[:, :24].any()
+    wanted = small.copy()
+    wanted[15, :25] = True
+    np.testing.assert_array_equal(decoded_label(label, spec()), wanted)
+
+
+def test_a_label_as_thick_as_pixels_of_the_decoded_image_is_no_thicker_there():
+    rows, columns = np.mgrid[:256, :256]
+    label = (rows - 120) ** 2 + (columns - 131) ** 2 < 60**2
+    np.testing.assert_array_equal(decoded_label(label, spec()), network_mask(label, spec()))
+
+
 def test_a_cell_is_covered_where_any_of_its_pixels_is_labelled():
     label = np.zeros((4, 4), dtype=bool)
     label[1, 3] = True

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from stage_rt.errors import InputError
+from stage_rt.images.objects import find_object
 from stage_rt.quality import procedural
 
-PHOTO = np.random.default_rng(0).integers(90, 110, (40, 40, 3), dtype=np.uint8)
+PHOTO = np.zeros((40, 40, 3), dtype=np.uint8)
+PHOTO[4:36, 4:36] = np.random.default_rng(0).integers(190, 210, (32, 32, 3), dtype=np.uint8)
 LABEL = np.zeros((40, 40), dtype=bool)
 LABEL[20, 5:30] = True
 
@@ -24,8 +26,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, np.ndarray]]:
             asked.append((name, roi_mask))
             mask = np.zeros(photo.shape[:2], dtype=np.uint8)
             if len(asked) > 1:
-                mask[2:6, 2:6] = 255
-                photo[1:7, 1:7] = 0
+                mask[12:16, 12:16] = 255
+                photo[11:17, 11:17] = 0
             return SimpleNamespace(image=photo, anomaly_mask=mask)
 
         return SimpleNamespace(apply=apply)
@@ -40,11 +42,13 @@ def test_it_draws_its_own_defect_and_label_anywhere_on_the_part(asked) -> None:
     before = PHOTO.copy()
     image, label = procedural.painter("crack")(PHOTO, LABEL, PHOTO, np.random.default_rng(0))
     assert [name for name, _ in asked] == ["CrackGenerator"] * 2
-    assert all(where.all() for _, where in asked)
-    assert np.argwhere(label).min(axis=0).tolist() == [2, 2]
+    for _, where in asked:
+        np.testing.assert_array_equal(where > 0, find_object(PHOTO))
+    assert 0.5 < find_object(PHOTO).mean() < 0.7
+    assert np.argwhere(label).min(axis=0).tolist() == [12, 12]
     assert label.sum() == 16
     np.testing.assert_array_equal(PHOTO, before)
-    np.testing.assert_array_equal(np.argwhere((image != before).all(axis=2)).max(axis=0), [6, 6])
+    np.testing.assert_array_equal(np.argwhere((image != before).all(axis=2)).max(axis=0), [16, 16])
 
 
 @pytest.mark.parametrize(("kind", "generators"), [("blowhole", ["PittingGenerator"]), ("fray", [])])

@@ -235,15 +235,16 @@ def test_a_driver_that_closes_lets_everybody_go():
 
 
 class Stuck:
-    """Slots that fail to close, once they did."""
+    """Slots that fail to close, once they did and whatever comes ``meanwhile`` came."""
 
     size = 1
 
-    def __init__(self):
-        self.closed = False
+    def __init__(self, meanwhile=lambda: None):
+        self.closed, self._meanwhile = False, meanwhile
 
     def close(self):
         self.closed = True
+        self._meanwhile()
         raise BackendError("the device is lost")
 
 
@@ -261,21 +262,11 @@ def test_all_lanes_are_closed_whatever_fails_on_the_way(driver):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_driver_whose_lanes_fail_to_close_lets_those_go_who_asked_meanwhile():
-    driver, lanes = Driver(), [Stuck(), Stuck()]
+    driver, late = Driver(), Future()
+    lanes = [Stuck(lambda: driver._asked.put(lambda: late.set_result("answered"))), Stuck()]
     for number, slots in enumerate(lanes):
         driver.open(("e", str(number)), lambda slots=slots: slots)
-    held, go = threading.Event(), threading.Event()
-    with ThreadPoolExecutor(2) as pool:
-        holding = pool.submit(driver.call, lambda: (held.set(), go.wait(30)))
-        assert held.wait(30)
-        ending = pool.submit(driver.close)
-        while driver._asked.empty():
-            time.sleep(0.01)
-        late: Future = Future()
-        driver._asked.put(lambda: late.set_result("answered"))
-        go.set()
-        holding.result(30)
-        ending.result(30)
+    driver.close()
     assert [slots.closed for slots in lanes] == [True, True]
     assert late.result(1) == "answered"
 

@@ -178,3 +178,14 @@ def test_engines_that_cannot_be_used_end_it_with_their_error(monkeypatch):
     ):
         listen.run(server, listening, None, None, logging.Logger("none"))
     assert drained == [0]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system does not count such seconds")
+def test_a_server_drops_who_never_reads(monkeypatch):
+    monkeypatch.setattr(listen._Draining, "run", lambda self, sockets: None)
+    monkeypatch.setattr(listen, "application", lambda *_: app)
+    server = SimpleNamespace(start=lambda: None, ready=False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listen.run(server, listening, None, None, logging.Logger("none"))
+        told = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert told == 1000 * listen.UNREAD

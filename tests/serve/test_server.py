@@ -267,7 +267,7 @@ def test_what_nobody_foresaw_is_answered_like_any_failure_and_logged_in_one_line
     assert answer.json() == {"error": {"problem": "the server failed", "remedy": "see its log"}}
     errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
     (told,) = errors
-    assert re.fullmatch(r"mine failed: RuntimeError: a fault \(`test_server\.py`, line \d+\)", told)
+    assert re.fullmatch(r"mine failed: RuntimeError: a fault \(in `serve/http\.py`, line \d+\)", told)
 
 
 def test_a_job_is_a_run_with_the_bytes_of_one_of_the_command_line(here, serve):

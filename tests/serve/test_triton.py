@@ -154,7 +154,7 @@ def test_a_call_that_the_server_breaks_off_is_told(ask, server):
 
 def test_what_nobody_thought_of_is_an_error_too(ask, server, monkeypatch):
     monkeypatch.setattr("stage_rt.serve.triton.painted", lambda *_, **__: 1 / 0)
-    told = r"stage-rt failed: ZeroDivisionError: division by zero \(`test_triton\.py`, line \d+\)"
+    told = r"stage-rt failed: ZeroDivisionError: division by zero \(in `serve/triton\.py`, line \d+\)"
     assert re.fullmatch(told, ask().error().message())
 
 
