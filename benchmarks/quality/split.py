@@ -1,6 +1,5 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import DatasetError, InputError
+from stage_rt.files import sha256
 from stage_rt.images import twins
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
@@ -136,9 +136,9 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
         DatasetError: it is.
     """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
-    known = {_digest(path): path for path in tested}
+    known = {sha256(path): path for path in tested}
     for path in learned:
-        if (twin := known.get(_digest(path))) is not None:
+        if (twin := known.get(sha256(path))) is not None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
@@ -156,7 +156,3 @@ def _numbers(learned: Sequence[Pair], tested: Sequence[Pair]) -> tuple[list[int]
                 "train again with `--hold-out`, which keeps all photographs of a defect on one side",
             )
     return numbers[: len(learned)], shown
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Crops around defects and of good surface, the files held out, and how much a small label counts."""
+"""Crops around defects and of good surface, and how much a small label counts."""
 
 import json
 from pathlib import Path
