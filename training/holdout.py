@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +11,18 @@ from scipy import sparse
 from stage_rt.errors import DatasetError
 from stage_rt.files import sha256
 from stage_rt.images import twins
+from stage_rt.images.inputs import read_image
 from stage_rt.images.layouts import Dataset
 
-from .data import labelled
+from .data import GOOD, labelled
 
 
 def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Dataset], list[str]]:
     """The data sets without about ``share`` of every type's labelled photographs, and the names of those kept out.
 
     All photographs of one defect are on one side (`stage_rt.images.twins`), and so is a photograph that stands under
-    several types; at least one defect of each type is on either.
+    several types; at least one defect of each type is on either. A photograph among the good ones that shows a part
+    with a labelled defect is kept out too: it shows the test, or calls a defect good.
 
     Raises:
         DatasetError: a type has a single defect, or other types have brought all of its photographs to one side.
@@ -38,8 +41,24 @@ def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Datase
                 for (image, _), is_out in zip(pairs, sides, strict=True)
                 if is_out
             ]
-        kept.append(replace(dataset, defects=rest))
+        good = _showing_a_defect(dataset)
+        names += [good_name(dataset.name, path) for path in good]
+        normals = [path for path in dataset.normals if path not in good]
+        kept.append(replace(dataset, defects=rest, normals=normals))
     return kept, names
+
+
+def good_name(dataset: str, path: Path) -> str:
+    """How a model's provenance names a photograph that stands among the good ones of a data set."""
+    return f"{dataset}/{GOOD}/{path.name}"
+
+
+def _showing_a_defect(dataset: Dataset) -> list[Path]:
+    pairs = (labelled(image, mask) for defects in dataset.defects.values() for image, mask in defects)
+    shown = twins.showing((read_image(path) for path in dataset.normals), pairs).any(axis=1)
+    found = [path for path, is_shown in zip(dataset.normals, shown.tolist(), strict=True) if is_shown]
+    # Of what is good nothing would be left: then these are photographs that show no single part.
+    return found if len(found) < len(dataset.normals) else []
 
 
 def _chosen(

@@ -13,6 +13,7 @@ from stage_rt.images import twins
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import labelled
+from stage_rt.training.holdout import good_name
 
 FEWEST = 6
 """Labelled photographs a type must have: a third of fewer is one, and says nothing."""
@@ -24,7 +25,8 @@ Pair = tuple[Path, Path]
 class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
-    ``good`` are those the generator may paint on, ``test_good`` those that only test. ``shown`` are numbers of the
+    ``good`` are those the generator may paint on, without those that its training found to show a labelled defect's
+    part, ``test_good`` those that only test. ``shown`` are numbers of the
     defects that the photographs of ``test`` show: one defect may be photographed several times. ``defects`` says how
     many those of ``real`` show.
     """
@@ -98,7 +100,8 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
     numbers = {kind: _numbers(real[kind], test[kind]) for kind in chosen}
     shown = {kind: tested for kind, (_, tested) in numbers.items()}
     defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
-    result = Split(dataset.name, chosen, dataset.normals, dataset.tested, real, test, shown, defects)
+    good = [path for path in dataset.normals if good_name(dataset.name, path) not in held_out]
+    result = Split(dataset.name, chosen, good, dataset.tested, real, test, shown, defects)
     refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
     return result
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage_rt.images.twins import defects
+from stage_rt.images.twins import defects, showing
 
 
 def surface(seed: int, shape: tuple[int, int] = (120, 90)) -> np.ndarray:
@@ -47,6 +47,34 @@ def test_a_photograph_of_another_size_shows_the_same_defect() -> None:
     small = np.asarray(Image.fromarray(surface(0)).resize((72, 96)))
     drawn = np.asarray(Image.fromarray(DENT).resize((72, 96)))
     assert defects([(surface(0), DENT), (small, drawn)]).tolist() == [0, 0]
+
+
+def test_a_photograph_that_shows_more_of_the_part_shows_the_same_defect() -> None:
+    whole, drawn = surface(0, (120, 160)), label((70, 90), (90, 110), (120, 160))
+    strips = [slice(0, 160), slice(30, 125), slice(60, 160)]
+    parts = [(lit(whole[:, columns], 0.8, n), drawn[:, columns]) for n, columns in enumerate(strips)]
+    parts.append((surface(5, (120, 95)), label((70, 90), (60, 80), (120, 95))))
+    assert defects(parts).tolist() == [0, 0, 0, 1]
+    # Squeezed to squares, as they were compared before, neither surfaces nor labels agree.
+    beside = [(photo, label((5, 15), (5, 15), photo.shape[:2])) for photo, _ in parts]
+    assert len(set(defects([parts[0], *beside[1:]]).tolist())) > 1
+
+
+def test_good_photographs_of_a_part_with_a_defect_are_found() -> None:
+    whole = surface(0, (120, 160))
+    good = [surface(n, (120, 100)) for n in range(10, 40)]
+    good[7] = lit(whole[:, 20:120], 0.9, 3)
+    pairs = [(whole, label((70, 90), (90, 110), (120, 160))), (surface(2), DENT)]
+    assert np.argwhere(showing(good, pairs)).tolist() == [[7, 0]]
+    assert showing([], pairs).shape == (0, 2)
+    assert showing(good, []).shape == (30, 0)
+
+
+def test_parts_that_lie_alike_are_not_taken_for_one() -> None:
+    outline = surface(99, (100, 100)).astype(float)
+    alike = [(0.8 * outline + 0.2 * surface(n, (100, 100))).clip(0, 255).astype(np.uint8) for n in range(12)]
+    pairs = [(photo, label((40 + n, 50 + n), (50, 60), (100, 100))) for n, photo in enumerate(alike[:4])]
+    assert not showing(alike[4:], pairs).any()
 
 
 def test_other_parts_and_other_places_are_other_defects() -> None:

@@ -50,6 +50,11 @@ def test_the_test_is_what_the_training_held_out(data: Path) -> None:
     assert parts.prompt("spot") == "part+spot"
 
 
+def test_good_photographs_that_the_training_left_out_are_not_painted_on(data: Path) -> None:
+    parts = split(data, model([*HELD_OUT, "part/good/3.png"]))
+    assert [path.name for path in parts.good] == ["2.png", "4.png", "5.png"]
+
+
 @pytest.mark.parametrize("held_out", [None, []])
 def test_a_generator_that_saw_everything_is_refused(data: Path, held_out: list[str] | None) -> None:
     with pytest.raises(InputError, match=r"none is left to test on: train it with .*--hold-out 0\.67"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.training import data
-from stage_rt.training.holdout import hold_out
+from stage_rt.training.holdout import good_name, hold_out
 
 
 @pytest.fixture
@@ -49,6 +49,17 @@ def test_all_photographs_of_a_defect_are_on_one_side(dataset: Path):
         path.unlink()
     with pytest.raises(DatasetError, match="type 'dent' has a single labelled defect"):
         hold_out(data.find(dataset), 0.3, 0)
+
+
+def test_a_good_photograph_that_shows_a_defect_is_kept_out(dataset: Path):
+    found = data.find(dataset)
+    defective = np.asarray(Image.open(dataset / "test" / "dent" / "1.png"))
+    taken = found[0].normals[-1]
+    Image.fromarray((defective * 0.9).astype(np.uint8)).save(taken)
+    kept, out = hold_out(found, 0.3, 0)
+    assert good_name("part", taken) in out
+    assert kept[0].normals == found[0].normals[:-1]
+    assert hold_out(found, 0.0, 0) == (found, [])
 
 
 def test_a_single_defect_cannot_be_held_out(dataset: Path):
