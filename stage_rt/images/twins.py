@@ -38,7 +38,7 @@ OVERLAP = 0.45
 """Share of the smaller of two photographs that must lie on the other at one scale."""
 UNUSUAL = 6
 """How far above the middle of all pairs such a correlation must be, in distances from the middle to the upper
-quartile: photographs of parts that lie alike are alike, whichever parts they are."""
+quartile, and no less than half of the way to 1: photographs of parts that lie alike are alike, whichever they are."""
 COVERING = 0.5
 """Share of a photograph from which on a label leaves too little to compare."""
 _DRAWN = 0.25
@@ -92,7 +92,7 @@ def showing(
     labelled = _scaled(known, longest)
     found = np.array([[_best(one, other)[0] for other in labelled] for one in _scaled(looks, longest)])
     middle, upper = np.quantile(found, (0.5, 0.75))
-    return np.asarray(found >= max(SAME_PART, middle + UNUSUAL * (upper - middle)))
+    return np.asarray(found >= max(SAME_PART, middle + UNUSUAL * (upper - middle), (1 + middle) / 2))
 
 
 def _above(
