@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage_rt.backends.tensorrt import FLAVOURS, SUFFIX, journal, library
+from stage_rt.backends.tensorrt import FLAVOURS, SUFFIX, journal, library, started
 from stage_rt.errors import BackendError
 from stage_rt.names import BackendName
 from stage_rt.progress import Progress
@@ -61,11 +61,14 @@ class TensorRTBuilder:
         planned for its largest profile; an engine can be asked itself only on a GPU.
         """
         self._journal.lines.clear()
-        builder: trt.Builder = self._trt.Builder(self._logger)
+        with started(self.library, self._journal):
+            builder: trt.Builder = self._trt.Builder(self._logger)
         network = self._parse(builder, graph)
         config = builder.create_builder_config()
         for size in batch:
             config.add_optimization_profile(_profile(builder, network, size))
+        # On by default, and it rounds what goes into a product of fp32 to eleven bits: more than parity allows.
+        config.clear_flag(self._trt.BuilderFlag.TF32)
         self._configure(self._trt, config)
         watch = _watch(self._trt, progress)
         config.progress_monitor = watch

@@ -11,7 +11,8 @@ import torch
 from stage_rt.backends.pytorch import release
 from stage_rt.errors import BackendError
 
-_COMMAND = [sys.executable, "-m", "stage_rt.export.one_layer"]
+# Without the folder it is started in, where a checkout's `stage_rt` would stand before the installed one.
+_COMMAND = [sys.executable, "-P", "-m", "stage_rt.export.one_layer"]
 _SECONDS = 300
 """The longest that one layer may take; it took 26 s on two cores, nearly all of them PyTorch's own headers."""
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from stage_rt.backends.packages import arranged, opened, package, weights
+from stage_rt.backends.packages import arranged, free, opened, package, weights
 from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
 from stage_rt.batches import autoencoder_bucket
 from stage_rt.errors import DeviceError, ParityError
@@ -187,9 +187,13 @@ def _compare(
     wanted: EngineSpec,
 ) -> None:
     """Hold what was made of a network, opened as the runtime opens it, against its network."""
-    kept = {name: tensor.contiguous() for name, tensor in needed.items()}
-    found, expected = opened(torch, path, kept, wanted.backend)(**inputs), network(**inputs)
-    error = error_of(*(output.float().cpu().numpy() for output in (found, expected))).max_rel
+    # Clones, as files hold them: opening lays them out anew, and they are freed here.
+    kept = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in needed.items()}
+    try:
+        found, expected = opened(torch, path, kept, wanted.backend)(**inputs), network(**inputs)
+        error = error_of(*(output.float().cpu().numpy() for output in (found, expected))).max_rel
+    finally:
+        free(kept)
     if not error <= TOLERANCE[wanted.dtype]:
         raise ParityError(
             f"`{path.name}` is off by {error:.1e} of its network's largest value, more than "

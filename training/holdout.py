@@ -55,8 +55,8 @@ def good_name(dataset: str, path: Path) -> str:
 
 def _showing_a_defect(dataset: Dataset) -> list[Path]:
     pairs = (labelled(image, mask) for defects in dataset.defects.values() for image, mask in defects)
-    shown = twins.showing((read_image(path) for path in dataset.normals), pairs).any(axis=1)
-    found = [path for path, is_shown in zip(dataset.normals, shown.tolist(), strict=True) if is_shown]
+    shown = twins.showing((read_image(path) for path in dataset.normals), pairs)
+    found = [path for path, parts in zip(dataset.normals, shown, strict=True) if parts.any()]
     # Of what is good nothing would be left: then these are photographs that show no single part.
     return found if len(found) < len(dataset.normals) else []
 

@@ -31,6 +31,18 @@ def arranged(torch: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     return tensors
 
 
+def free(tensors: Mapping[str, Any]) -> None:
+    """Give back the memory of weights that no graph will use again, whoever still holds them.
+
+    AOTInductor's packages never let go of weights they were handed (a reference each, PyTorch 2.13). Those that are
+    a file's mapped pages cannot be given back, and need not be.
+    """
+    for tensor in tensors.values():
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+
+
 def open_package(torch: Any, path: Path, constants: dict[str, Any]) -> Run:
     """A package as a function of its inputs by name; ``constants`` are its weights, as they were read."""
     # Without the locks that let several threads in, and which a CUDA graph cannot record.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from stage_rt import extras
-from stage_rt.backends.packages import opened, package, weights
+from stage_rt.backends.packages import free, opened, package, weights
 from stage_rt.batches import padded, parts
 from stage_rt.cuda import device
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, first_line
@@ -103,8 +103,13 @@ class PyTorchBackend:
     def close(self) -> None:
         """Drop every loaded graph, the weights and what recorded graphs have allocated."""
         self._runners.clear()
-        self._weights.clear()
         self._pool = None
+        if self._device != CPU:
+            for held in self._weights.values():
+                free(held)
+            # PyTorch keeps what it freed for itself, and the next engine may be another library's.
+            self._torch.cuda.empty_cache()
+        self._weights.clear()
 
     def _sizes(self, graph: str) -> list[int]:
         sizes = [size for size in self._spec.batch if package(graph, size) in self._spec.files]
@@ -121,6 +126,9 @@ class PyTorchBackend:
                 self._runners[graph, batch] = opened(
                     self._torch, path, self._constants(graph), self._spec.backend
                 )
+                if self._device != CPU:
+                    # The weights are laid out in PyTorch's own stream, for which the loop's do not wait.
+                    self._torch.cuda.synchronize()
         return self._runners[graph, batch]
 
     def _constants(self, graph: str) -> dict[str, Any]:
@@ -180,8 +188,9 @@ class PyTorchNetwork:
             self._bound[self.output].copy_(self._runner(**inputs))
 
     def close(self) -> None:
-        """Forget the memory it was bound to."""
+        """Forget the memory it was bound to, and the weights."""
         self._bound.clear()
+        self._runner = None
 
 
 @contextmanager
@@ -200,14 +209,24 @@ def exact(torch: Any) -> Iterator[None]:
 
 @contextmanager
 def _running(torch: Any, graph: str) -> Iterator[None]:
-    """A block in which graphs run; PyTorch's errors become ours, with the name of the graph."""
+    """A block in which graphs run; PyTorch's errors become ours, with the name of the graph.
+
+    What was compiled ahead of time gives an error no type: that memory ran out is known by the allocator's count.
+    """
+    before = _times_full(torch)
     try:
         with exact(torch):
             yield
     except torch.OutOfMemoryError as full:
         raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from full
     except RuntimeError as error:
+        if _times_full(torch) > before:
+            raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from error
         raise BackendError(f"PyTorch failed in graph `{graph}`: {first_line(error)}") from error
+
+
+def _times_full(torch: Any) -> int:
+    return int(torch.cuda.memory_stats_as_nested_dict().get("num_ooms", 0))
 
 
 class _Address:

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX on a GPU: one runtime for both flavours."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -106,6 +106,20 @@ def journal(backend: BackendName) -> tuple[Journal, Any]:
     return written, Logger()
 
 
+@contextmanager
+def started(name: str, journal: Journal) -> Iterator[None]:
+    """A block in which the library called ``name`` starts: without a driver that it works with, it only says that
+    it gave nothing.
+    """
+    try:
+        yield
+    except TypeError as nothing:
+        raise BackendError(
+            f"{name} does not start ({journal.error()}): update the GPU's driver or install a version of {name} "
+            "for the one that is there"
+        ) from nothing
+
+
 class TensorRTBackend:
     """The graphs of an engine folder on the GPU, driven from the host (`run`) or bound to a loop (`network`).
 
@@ -125,7 +139,8 @@ class TensorRTBackend:
         self._buckets = sorted(spec.batch)
         self._host: _Host | None = None
         with device.active():
-            self._runtime: trt.Runtime = self._trt.Runtime(logger)
+            with started(self._name, self._journal):
+                self._runtime: trt.Runtime = self._trt.Runtime(logger)
             self._engines = {graph: self._load(folder / f"{graph}{SUFFIX}") for graph in spec.model.graphs}
             self._kernels = {graph: self._compiled(graph) for graph in self._engines if _is_rtx(spec)}
 
@@ -144,7 +159,7 @@ class TensorRTBackend:
             )
         padded = {name: batches.padded(array, bucket) for name, array in inputs.items()}
         if self._host is None:
-            self._host = _Host({graph: self.network(graph, self._buckets[-1]) for graph in self._engines})
+            self._host = _Host()
         return self._host.run(graph, bucket, partial(self.network, graph, bucket), padded)[:count]
 
     def network(self, graph: str, batch: int) -> "TensorRTNetwork":
@@ -201,9 +216,10 @@ class TensorRTNetwork:
         batch: int,
     ) -> None:
         self._name, self._journal, self._graph = name, written, graph
-        self._engine, self._create, self._profile, self._batch = engine, create, profile, batch
+        self._create: Callable[[], trt.IExecutionContext | None] | None = create
+        self._profile, self._batch = profile, batch
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self.tensors = {name: self._tensor(name) for name in names}
+        self.tensors = {name: _tensor(engine, name, batch) for name in names}
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         (self.output,) = set(names) - set(self._inputs)
         self.scratch = int(engine.get_device_memory_size_for_profile_v2(profile))
@@ -211,11 +227,13 @@ class TensorRTNetwork:
 
     def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
         """See `stage_rt.networks.DeviceNetwork`."""
+        assert self._create is not None
+        self._journal.lines.clear()
         context = self._create()
         if context is None:
-            raise DeviceMemoryError(
-                f"there is no GPU memory left for `{self._graph}` in a batch of {self._batch}"
-            )
+            reason = self._journal.error()
+            kind = DeviceMemoryError if "memory" in reason.lower() else BackendError
+            raise kind(f"{self._name} cannot run `{self._graph}` in a batch of {self._batch}: {reason}")
         with closing(device.Stream()) as stream:
             bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
             stream.synchronize()
@@ -236,35 +254,22 @@ class TensorRTNetwork:
             raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
 
     def close(self) -> None:
-        """See `stage_rt.networks.DeviceNetwork`."""
-        self._context = None
-
-    def _tensor(self, name: str) -> Tensor:
-        _, *shape = self._engine.get_tensor_shape(name)
-        return Tensor((self._batch, *shape), _DTYPES[self._engine.get_tensor_dtype(name).name])
+        """See `stage_rt.networks.DeviceNetwork`; the engine is let go of too."""
+        self._context = self._create = None
 
 
 class _Host:
-    """What it takes to run graphs from the host: a stream, buffers for the largest batch, and one workspace.
+    """What it takes to run graphs from the host: a stream, buffers for every graph and batch, and one workspace.
 
-    ``largest`` are the networks of the largest batch. One workspace serves all, as no two graphs run at once.
-
-    Raises:
-        DeviceMemoryError: it does not fit.
+    One workspace serves all, as no two graphs run at once. It is as large as those that ran have needed: a loop that
+    is driven from the host encodes and decodes a few pictures at a time, however many it paints.
     """
 
-    def __init__(self, largest: "Mapping[str, TensorRTNetwork]") -> None:
-        self._bound: dict[tuple[str, int], TensorRTNetwork] = {}
-        sizes = {"workspace": max(network.scratch for network in largest.values())} | {
-            f"{graph} {name}": size(tensor)
-            for graph, network in largest.items()
-            for name, tensor in network.tensors.items()
-        }
-        with ExitStack() as opened:
-            self._stream = device.Stream()
-            opened.callback(self._stream.close)
-            self._arena = device.Arena(sizes)
-            opened.pop_all()
+    def __init__(self) -> None:
+        self._stream = device.Stream()
+        self._bound: dict[tuple[str, int], tuple[TensorRTNetwork, device.Arena]] = {}
+        self._workspace: device.Arena | None = None
+        self._size = 0
 
     def run(
         self,
@@ -273,33 +278,61 @@ class _Host:
         make: "Callable[[], TensorRTNetwork]",
         inputs: Mapping[str, NDArray[Any]],
     ) -> NDArray[np.float32]:
-        """The output of a whole bucket."""
-        network = self._bound.get((graph, bucket)) or make()
-        at = self._arena.addresses
+        """The output of a whole bucket.
+
+        Raises:
+            DeviceMemoryError: it does not fit.
+        """
         with device.active():
             if (graph, bucket) not in self._bound:
-                network.bind({name: at[f"{graph} {name}"] for name in network.tensors}, at["workspace"])
-                self._bound[graph, bucket] = network
+                self._bound[graph, bucket] = self._opened(make())
+            network, arena = self._bound[graph, bucket]
             stored = {
                 name: narrow(inputs[name], tensor.dtype)
                 for name, tensor in network.tensors.items()
                 if name != network.output
             }
             for name, array in stored.items():
-                self._arena.write(f"{graph} {name}", array, self._stream)
+                arena.write(name, array, self._stream)
             network.enqueue(self._stream.handle)
             shape, dtype = network.tensors[network.output]
-            output = self._arena.read(f"{graph} {network.output}", shape, STORAGE[dtype], self._stream)
+            output = arena.read(network.output, shape, STORAGE[dtype], self._stream)
         return widen(output, dtype)
 
     def close(self) -> None:
         """Give stream, contexts and memory back."""
-        self._bound.clear()
-        self._arena.close()
+        self._forget()
         self._stream.close()
+
+    def _opened(self, network: "TensorRTNetwork") -> "tuple[TensorRTNetwork, device.Arena]":
+        with ExitStack() as opened:
+            arena = device.Arena({name: size(tensor) for name, tensor in network.tensors.items()})
+            opened.callback(arena.close)
+            if self._workspace is None or network.scratch > self._size:
+                # Contexts know where the smaller one was: they are made anew when they are called again.
+                self._forget()
+                self._workspace = device.Arena({"workspace": network.scratch})
+                self._size = network.scratch
+            network.bind(arena.addresses, self._workspace.addresses["workspace"])
+            opened.pop_all()
+        return network, arena
+
+    def _forget(self) -> None:
+        for network, arena in self._bound.values():
+            network.close()
+            arena.close()
+        self._bound.clear()
+        if self._workspace is not None:
+            self._workspace.close()
+        self._workspace = None
 
 
 _DTYPES: dict[str, TensorDType] = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64"}
+
+
+def _tensor(engine: "trt.ICudaEngine", name: str, batch: int) -> Tensor:
+    _, *shape = engine.get_tensor_shape(name)
+    return Tensor((batch, *shape), _DTYPES[engine.get_tensor_dtype(name).name])
 
 
 def _is_rtx(spec: EngineSpec) -> bool:

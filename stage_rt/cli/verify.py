@@ -51,9 +51,11 @@ def verify(
         raise InputError(f"`{output}` is no name for a picture: choose one that ends in `.png`")
     spec = read_engine(engine)
     with console.extra("export"):
-        from stage_rt.export.plots import plot_errors
         from stage_rt.export.verify import QUICK_TIMESTEPS, TIMESTEPS, require, work
         from stage_rt.export.verify import verify as run
+
+        if output is not None:
+            from stage_rt.export.plots import plot_errors
     timesteps = timesteps or (QUICK_TIMESTEPS if quick else TIMESTEPS)
     with counting_bar(work(spec, timesteps, quick=quick), "steps") as progress:
         report = run(engine, model, prompt=prompt, timesteps=timesteps, quick=quick, progress=progress)

@@ -122,7 +122,8 @@ class _Scaled(NamedTuple):
 def _look(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> _Look:
     longest = max(label.shape)
     share = min(1.0, 2 * SIDE / longest)
-    size = tuple(max(round(side * share), 1) for side in reversed(label.shape))
+    height, width = (max(round(side * share), 1) for side in label.shape)
+    size = (width, height)
     drawn = Image.fromarray(label.astype(np.float32)).resize(size, Image.Resampling.BOX)
     return _Look(Image.fromarray(photo).convert("L").resize(size, Image.Resampling.BICUBIC), drawn, longest)
 
@@ -133,7 +134,8 @@ def _scaled(looks: list[_Look], longest: int) -> list[_Scaled]:
 
 
 def _at(look: _Look, share: float) -> _Scaled:
-    size = tuple(max(round(side * share), 1) for side in look.shades.size)
+    width, height = (max(round(side * share), 1) for side in look.shades.size)
+    size = (width, height)
     drawn = np.asarray(look.label.resize(size, Image.Resampling.BOX))
     label = np.asarray(ndimage.binary_dilation(drawn >= _DRAWN, iterations=2))
     fine = np.asarray(look.shades.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
@@ -164,7 +166,8 @@ def _best(one: _Scaled, other: _Scaled) -> tuple[float, tuple[int, int]]:
 def _shared(one: int, other: int) -> NDArray[np.intp]:
     """Pixels that two lines share where the other is moved by 0, 1 .. SIDE - 1, -SIDE .. -1 ``[2 SIDE]``."""
     moved = np.fft.fftfreq(2 * SIDE, 1 / (2 * SIDE)).astype(np.intp)
-    return np.clip(np.minimum(one, other + moved) - np.maximum(0, moved), 0, None)
+    shared: NDArray[np.intp] = np.minimum(one, other + moved) - np.maximum(0, moved)
+    return shared.clip(0)
 
 
 def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: tuple[int, int]) -> float:

@@ -52,13 +52,16 @@ class StandIn:
     float32, int64 = "float32", "int64"
 
     def __init__(self):
-        self.inside, self.calls, self.moved = [], [], 0
+        self.inside, self.calls, self.moved, self.times_full = [], [], 0, 0
         self.backends = SimpleNamespace(cudnn=SimpleNamespace(allow_tf32=True))
         self.cuda = SimpleNamespace(
             MemPool=lambda: "pool",
             ExternalStream=lambda handle: ("stream", handle),
             stream=self._entered,
             use_mem_pool=self._entered,
+            memory_stats_as_nested_dict=lambda: {"num_ooms": self.times_full},
+            empty_cache=lambda: self.calls.append("empty_cache"),
+            synchronize=lambda: self.calls.append("synchronize"),
         )
 
     def inference_mode(self):
@@ -90,6 +93,7 @@ def network():
     inputs, output = tensors(described().model, described().dtype, UNET, 2)
 
     def runner(**handed):
+        torch_.times_full += len(raises) > 1
         if raises:
             raise raises[0]
         seen = {name: (tensor.address, tensor.dtype, tensor.kind) for name, tensor in handed.items()}
@@ -150,6 +154,22 @@ def test_a_network_is_made_and_compared_without_tf32(backend, maker, monkeypatch
     assert torch.backends.cudnn.allow_tf32 is before is True
 
 
+def test_weights_are_given_back_on_close_though_packages_hold_them(tmp_path, monkeypatch):
+    backend, stand_in = module.PyTorchBackend(tmp_path, described()), StandIn()
+    weight = torch.ones(2, 2)
+    held_elsewhere = weight[:1]
+    for name, value in {
+        "_torch": stand_in,
+        "_device": "cuda",
+        "_weights": {UNET: {"weight": weight}},
+    }.items():
+        monkeypatch.setattr(backend, name, value)
+    backend.close()
+    assert held_elsewhere.untyped_storage().size() == 0
+    assert stand_in.calls == ["empty_cache"]
+    backend.close()
+
+
 def test_memory_that_was_copied_instead_of_shared_is_refused(network):
     network.torch.moved = 8
     with pytest.raises(BackendError, match="copied the device memory it was to share"):
@@ -165,6 +185,10 @@ def test_errors_of_torch_become_ours(network):
     with pytest.raises(
         BackendError, match=r"failed in graph `unet`: operation not permitted when .* capturing$"
     ):
+        network.enqueue(1)
+    # As compiled code tells it: without its type, and in no words.
+    network.raises[:] = [RuntimeError("run_func_(...) API call failed at model_container_runner.cpp"), "full"]
+    with pytest.raises(DeviceMemoryError, match="the GPU's memory is full in graph `unet`"):
         network.enqueue(1)
 
 

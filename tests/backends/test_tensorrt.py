@@ -141,10 +141,13 @@ def test_a_batch_beyond_the_largest_size_is_refused(engine):
 @both
 def test_all_graphs_share_one_workspace_of_the_largest_need(engine, driver):
     backend = opened(engine())
-    for graph in INPUTS:
+    for graph in (*INPUTS, *INPUTS):
         backend.run(graph, **inputs(graph, 2))
-    assert len({context.workspace[0] for context in contexts()}) == 1
-    assert max(context.workspace[1] for context in contexts()) == max(fake_gpu.WORKSPACE.values())
+    # The decoder, which runs last, needs the largest: those before it were bound to a smaller one once.
+    made = contexts()
+    assert len(made) == 2 * len(INPUTS) - 1
+    assert len({context.workspace[0] for context in made[len(INPUTS) - 1 :]}) == 1
+    assert max(context.workspace[1] for context in made) == max(fake_gpu.WORKSPACE.values())
 
 
 def test_close_gives_everything_back_and_may_be_called_twice(engine, driver):
@@ -161,7 +164,7 @@ def test_close_gives_everything_back_and_may_be_called_twice(engine, driver):
 
 def test_too_little_memory_is_an_error_that_leaves_nothing_behind(engine, driver):
     backend = opened(engine())
-    driver.left = 40_000
+    driver.left = 20_000
     with pytest.raises(
         DeviceMemoryError, match=r"^the memory of Stand-in is full \(cuMemAlloc failed: out of"
     ):
@@ -170,6 +173,62 @@ def test_too_little_memory_is_an_error_that_leaves_nothing_behind(engine, driver
     backend.close()
     assert not driver.blocks
     assert not driver.queues
+
+
+def test_a_graph_that_does_not_fit_leaves_those_that_do(engine, driver):
+    backend = opened(engine())
+    feed = inputs("unet", 2)
+    before = backend.run("unet", **feed)
+    driver.left = 4_000
+    with pytest.raises(DeviceMemoryError):
+        backend.run("vae_decoder", **inputs("vae_decoder", 2))
+    driver.left = 2**30
+    np.testing.assert_array_equal(backend.run("unet", **feed), before)
+    backend.close()
+    assert not driver.blocks
+
+
+def test_small_batches_need_no_memory_for_large_ones(engine, driver):
+    backend = opened(engine())
+    before = driver.left
+    backend.run("vae_encoder", **inputs("vae_encoder", 1))
+    image, latent = 32 * 32 * 4, 4 * 16 * 16 * 4
+    assert before - driver.left < 2 * (image + latent) + 1000
+    backend.close()
+
+
+@both
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("Cuda Runtime (out of memory)", DeviceMemoryError), ("no kernel image", BackendError)],
+)
+def test_a_context_that_is_not_made_is_told_of_in_the_librarys_words(
+    engine, flavour, monkeypatch, said, kind
+):
+    def refused(plan, wanted):
+        plan.logger.log(1, said)
+
+    monkeypatch.setattr(fake_gpu.Plan, "create_execution_context", refused)
+    backend = opened(engine())
+    with pytest.raises(
+        BackendError, match=rf"cannot run `unet` in a batch of 4: {re.escape(said)}"
+    ) as raised:
+        backend.run("unet", **inputs("unet", 2))
+    assert type(raised.value) is kind
+    backend.close()
+
+
+@both
+def test_a_library_that_does_not_start_is_told_of(engine, flavour, monkeypatch):
+    folder = engine()
+
+    def nothing(logger):
+        logger.log(1, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(sys.modules[FLAVOURS[flavour]], "Runtime", nothing)
+    with pytest.raises(BackendError, match=r"does not start \(CUDA init.* 35\): update the GPU's driver"):
+        opened(folder)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

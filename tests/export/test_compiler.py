@@ -1,5 +1,6 @@
 """A compiler that crashes is told of before it is given whole networks."""
 
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,15 @@ from stage_rt.export.compiler import require
 
 def test_a_layer_is_compiled_and_called(tmp_path):
     one_layer.main("cpu", tmp_path / "layer.b1.pt2")
+
+
+def test_the_installed_package_is_asked_from_within_a_checkout_too(tmp_path, monkeypatch):
+    """A checkout's own `stage_rt` has no `export`: that folder lies beside it."""
+    (tmp_path / "stage_rt").mkdir()
+    (tmp_path / "stage_rt/__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    child = subprocess.run([*compiler._COMMAND, "cpu"], capture_output=True, text=True, check=False)
+    assert child.stderr.rstrip().endswith("IndexError: list index out of range")
 
 
 def test_a_compiler_that_works_is_found_to(monkeypatch):
