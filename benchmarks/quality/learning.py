@@ -72,7 +72,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Found:
-    """What a segmenter says of pictures: ``classes`` uint8 ``[N, S, S]``, ``anomaly`` float16 of any defect there."""
+    """What a segmenter says of pictures: ``classes`` uint8 ``[N, S, S]``, ``anomaly`` float16, log odds."""
 
     classes: NDArray[np.uint8]
     anomaly: NDArray[np.float16]
@@ -259,12 +259,13 @@ def inputs(images: NDArray[np.floating] | NDArray[np.uint8]) -> Tensor:
 
 @torch.no_grad()
 def find(network: nn.Module, pictures: Pictures, device: Device) -> Found:
-    """The class of every pixel and how likely any defect is there."""
+    """The class of every pixel and the log odds of any defect there."""
     classes, anomaly = [], []
     for start in range(0, len(pictures), BATCH_OF_TEST):
         x = inputs(pictures.images[start : start + BATCH_OF_TEST]).to(device.device)
         with device.precision():
-            likely = network(x).float().softmax(dim=1)
-        classes.append(likely.argmax(dim=1).to(torch.uint8).cpu().numpy())
-        anomaly.append((1 - likely[:, 0]).half().cpu().numpy())
+            said = network(x).float()
+        classes.append(said.argmax(dim=1).to(torch.uint8).cpu().numpy())
+        # Probabilities near 1 are one number in half precision.
+        anomaly.append((said[:, 1:].logsumexp(dim=1) - said[:, 0]).half().cpu().numpy())
     return Found(np.concatenate(classes), np.concatenate(anomaly))

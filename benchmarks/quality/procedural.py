@@ -7,6 +7,7 @@ that is as thin as a crack.
 import random
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,14 @@ TRIES = 8
 """Of a pit that falls on the outline of the part nothing may be left."""
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def release() -> str:
+    """The version of the package, or nothing where it is not installed as one."""
+    try:
+        return version("defect-synthesis")
+    except PackageNotFoundError:
+        return ""
 
 
 def painter(kind: str) -> Callable[..., Pair]:

@@ -49,7 +49,7 @@ def _counts(row: Row) -> Counts:
 
 
 def _entry(row: Row, split: Split) -> dict[str, Any]:
-    counts = _counts(row)
+    counts, defective = _counts(row), sum(map(len, split.test.values()))
     means = mean_iou(counts)
     each, found = iou(counts.sum(axis=1)), accuracy(counts.sum(axis=1))
     return {
@@ -57,6 +57,7 @@ def _entry(row: Row, split: Split) -> dict[str, Any]:
         "seeds": len(counts),
         "miou": round(float(means.mean()), DIGITS),
         "miou_by_seed": [round(float(value), DIGITS) for value in means],
+        "miou_defective": round(float(mean_iou(counts[:, :defective]).mean()), DIGITS),
         "miou_learned": None
         if row.fit is None
         else round(100 * float(np.nanmean([*row.fit.values()])), DIGITS),

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import PIL
+import scipy
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
@@ -30,7 +33,7 @@ from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
 
-from . import procedural, published
+from . import baselines, procedural, published
 from .baselines import BASELINES
 from .split import Split, refuse_tested
 
@@ -240,8 +243,13 @@ def _painter(name: str, kind: str) -> Callable[..., Pair]:
 
 
 def _code_of(name: str) -> str:
-    """Digest of the module that paints a baseline: what another version of it painted is another source's."""
-    return sha256(Path(inspect.getfile(procedural.painter if name == PROCEDURAL else BASELINES[name])))
+    """Digest of the code that paints a baseline: what another version of it painted is another source's."""
+    if name == PROCEDURAL:
+        files, versions = [Path(inspect.getfile(procedural))], [procedural.release()]
+    else:
+        files = sorted(Path(inspect.getfile(baselines)).parent.glob("*.py"))
+        versions = [cv2.__version__, PIL.__version__, scipy.__version__]
+    return json.dumps([*(sha256(path) for path in files), *versions, np.__version__])
 
 
 def check(name: str, outside: Mapping[str, Path], split: Split) -> None:

@@ -1,5 +1,6 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import DatasetError, InputError
-from stage_rt.files import sha256
 from stage_rt.images import twins
+from stage_rt.images.inputs import read_image
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import labelled
@@ -26,9 +27,9 @@ class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
     ``good`` are those the generator may paint on, without those that its training found to show a labelled defect's
-    part, ``test_good`` those that only test. ``shown`` are numbers of the
-    defects that the photographs of ``test`` show: one defect may be photographed several times. ``defects`` says how
-    many those of ``real`` show.
+    part, ``test_good`` those that only test. ``shown`` are numbers of the defects that the photographs of ``test``
+    show, and ``parts`` of the parts that those of ``test_good`` show: one may be photographed several times.
+    ``defects`` says how many defects those of ``real`` show.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Split:
     test: dict[str, list[Pair]]
     shown: dict[str, list[int]]
     defects: dict[str, int]
+    parts: list[int]
 
     def subjects(self) -> NDArray[np.intp]:
-        """What each picture of the test shows, ``[N]``, by type and then the good ones, each of which is its own."""
+        """What each picture of the test shows, ``[N]``, by type and then the good ones."""
         first, numbers = 0, []
-        for each in (*(self.shown[kind] for kind in self.types), range(len(self.test_good))):
+        for each in (*(self.shown[kind] for kind in self.types), self.parts):
             place = np.unique(np.asarray(each, dtype=np.intp), return_inverse=True)[1]
             numbers.append(first + place)
             first += len(set(each))
@@ -101,7 +103,8 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
     shown = {kind: tested for kind, (_, tested) in numbers.items()}
     defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
     good = [path for path in dataset.normals if good_name(dataset.name, path) not in held_out]
-    result = Split(dataset.name, chosen, good, dataset.tested, real, test, shown, defects)
+    parts = twins.parts(read_image(path) for path in dataset.tested).tolist()
+    result = Split(dataset.name, chosen, good, dataset.tested, real, test, shown, defects, parts)
     refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
     return result
 
@@ -139,12 +142,18 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
         DatasetError: it is.
     """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
-    known = {sha256(path): path for path in tested}
+    known = {_digest(path): path for path in tested}
     for path in learned:
-        if (twin := known.get(sha256(path))) is not None:
+        if (twin := known.get(_digest(path))) is not None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
+
+
+def _digest(path: Path) -> str:
+    """Of what a photograph shows, in whatever format it was saved."""
+    photo = read_image(path)
+    return hashlib.sha256(f"{photo.shape}".encode() + photo.tobytes()).hexdigest()
 
 
 def _numbers(learned: Sequence[Pair], tested: Sequence[Pair]) -> tuple[list[int], list[int]]:

@@ -4,7 +4,9 @@ Of magnetic tiles 88 photographs show 17 blowholes. Whoever learns from some of 
 asked what he has been told.
 """
 
+import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +87,32 @@ def showing(
         pairs: m photographs uint8 ``[H, W, 3]`` and labels bool ``[H, W]``.
     """
     known = [_look(photo, label) for photo, label in pairs]
-    looks = [_look(photo, np.zeros(photo.shape[:2], np.bool_)) for photo in photographs]
+    looks = [_plain(photo) for photo in photographs]
     if not known or not looks:
         return np.zeros((len(looks), len(known)), np.bool_)
     longest = max(look.longest for look in (*known, *looks))
     labelled = _scaled(known, longest)
     found = np.array([[_best(one, other)[0] for other in labelled] for one in _scaled(looks, longest)])
+    return np.asarray(found >= _unusual(found))
+
+
+def parts(photographs: Iterable[NDArray[np.uint8]]) -> NDArray[np.intp]:
+    """Which part each photograph uint8 ``[H, W, 3]`` shows, as numbers ``[n]``, as far as `showing` tells."""
+    looks = [_plain(photo) for photo in photographs]
+    scaled = _scaled(looks, max((look.longest for look in looks), default=1))
+    found = np.zeros((len(looks), len(looks)))
+    for a, b in zip(*np.tril_indices(len(looks), -1), strict=True):
+        found[a, b] = _best(scaled[a], scaled[b])[0]
+    others = found[np.tril_indices(len(looks), -1)]
+    same = np.tril(found >= _unusual(others), -1) if others.size else found
+    numbers: NDArray[np.intp] = sparse.csgraph.connected_components(same, directed=False)[1].astype(np.intp)
+    return numbers
+
+
+def _unusual(found: NDArray[np.float64]) -> float:
+    """The least of such correlations from which on two photographs show one part."""
     middle, upper = np.quantile(found, (0.5, 0.75))
-    return np.asarray(found >= max(SAME_PART, middle + UNUSUAL * (upper - middle), (1 + middle) / 2))
+    return float(max(SAME_PART, middle + UNUSUAL * (upper - middle), (1 + middle) / 2))
 
 
 def _above(
@@ -117,6 +137,10 @@ class _Scaled(NamedTuple):
 
     spectrum: NDArray[np.complex64]
     label: NDArray[np.bool_]
+
+
+def _plain(photo: NDArray[np.uint8]) -> _Look:
+    return _look(photo, np.zeros(photo.shape[:2], np.bool_))
 
 
 def _look(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> _Look:
@@ -153,14 +177,19 @@ def _at(look: _Look, share: float) -> _Scaled:
 
 def _best(one: _Scaled, other: _Scaled) -> tuple[float, tuple[int, int]]:
     """The highest correlation of two surfaces, and how far the other is moved down and to the right for it."""
-    products = fft.irfft2(one.spectrum * other.spectrum.conj(), s=(2 * SIDE, 2 * SIDE))
-    down, right = (_shared(*sides) for sides in zip(one.label.shape, other.label.shape, strict=True))
-    shared = np.outer(down, right)
-    enough = shared >= OVERLAP * min(one.label.size, other.label.size)
-    found = np.where(enough, products / np.maximum(shared, 1), -1)
+    found = fft.irfft2(one.spectrum * other.spectrum.conj(), s=(2 * SIDE, 2 * SIDE), overwrite_x=True)
+    found *= _weights(one.label.shape, other.label.shape)
     place = np.unravel_index(found.argmax(), found.shape)
     y, x = (int(at) if at < SIDE else int(at) - 2 * SIDE for at in place)
     return float(found[place]), (y, x)
+
+
+@lru_cache(maxsize=64)
+def _weights(one: tuple[int, ...], other: tuple[int, ...]) -> NDArray[np.float32]:
+    """One over the pixels that two pictures share, by how the second is moved, or 0 where those are too few."""
+    shared = np.outer(*(_shared(*sides) for sides in zip(one, other, strict=True)))
+    enough = shared >= OVERLAP * min(math.prod(one), math.prod(other))
+    return np.divide(1, shared, out=np.zeros(shared.shape, np.float32), where=enough, casting="same_kind")
 
 
 def _shared(one: int, other: int) -> NDArray[np.intp]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.images.inputs import Header
-from stage_rt.quality import evaluate, protocol, report, trials
+from stage_rt.quality import evaluate, protocol, report, sources, trials
 from stage_rt.quality.evaluate import Request, run
 from stage_rt.quality.learning import Found, Lesson
 from stage_rt.quality.protocol import convincing
@@ -204,6 +204,20 @@ def test_how_well_a_segmenter_fits_what_it_learned_is_told(
     assert result["rows"][0]["iou_learned"] == {"dent": percent, "spot": percent}
 
 
+def test_on_defective_photographs_alone_false_alarms_on_good_ones_do_not_count(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_network, pictures, _device) -> Found:
+        classes = pictures.classes.copy()
+        classes[~classes.any(axis=(1, 2)), :4] = 1
+        return Found(classes, (classes > 0).astype(np.float16))
+
+    monkeypatch.setattr(trials, "find", answer)
+    first = evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)["rows"][0]
+    assert first["miou_defective"] == first["miou_learned"] == 100
+    assert first["miou"] < 100
+
+
 def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
     data: Path, tmp_path: Path
 ) -> None:
@@ -326,6 +340,20 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
     assert [path.read_bytes() for path in files] == [
         (ours / path.relative_to(run)).read_bytes() for path in files
     ]
+
+
+def test_what_paints_a_baseline_are_all_modules_it_may_call_and_their_libraries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(sources, "sha256", lambda path: read.append(path.name) or "same")
+    before = sources._code_of("draem")
+    assert {"draem.py", "textures.py"} <= set(read)
+    monkeypatch.setattr(sources.cv2, "__version__", "another")
+    assert sources._code_of("draem") != before
+    before = sources._code_of("procedural")
+    monkeypatch.setattr(sources.procedural, "release", lambda: "another")
+    assert sources._code_of("procedural") != before
 
 
 def test_a_label_is_made_once_for_all_baselines(

@@ -229,7 +229,9 @@ def test_a_segmenter_learns_what_is_plain_to_see() -> None:
     )
     found = find(network, pictures, CPU)
     assert iou(confusion(found.classes, classes, 3).sum(axis=0)).min() > 0.8
-    assert found.anomaly[classes > 0].mean() > 0.8
+    # Log odds: the defects' stand well above those of good surface, and are not all one number.
+    assert found.anomaly[classes > 0].mean() > 1.4
+    assert found.anomaly[classes == 0].mean() < -1.4
     assert told[-1] == 1
 
 
