@@ -31,7 +31,7 @@ from stage_rt.spec import PairRecord
 
 JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
 WAIT = 5.0
-"""Seconds until a job whose engine found no memory is tried again."""
+"""Seconds until a job whose engine found no memory, or left it to somebody who waits, is tried again."""
 _ID = re.compile(r"[0-9]{14}-[0-9]{6}")
 
 State = Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -134,7 +134,7 @@ class Jobs:
             # Also what is painted: the server can be gone before its thread hears of it.
             if night.order.state in ("waiting", "painting"):
                 self._set(night, "cancelled")
-        night.wish.cancel()
+            night.wish.cancel()
 
     def stop(self) -> None:
         """End, and go on with what is unfinished at the next start.
@@ -157,23 +157,32 @@ class Jobs:
                 if self._stopping:
                     return
                 night = self._waiting()[0]
+                # The last one was cancelled if somebody who waits needed the memory.
+                night.wish = Wish()
                 self._set(night, "painting", kept=False)
             try:
                 self._paint(night)
                 self._set(night, "done")
-            except (CancelledError, ClosedError):
+            except CancelledError:
+                self._put_aside(night)
+            except BusyError:
+                self._put_aside(night)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, WAIT)
+            except ClosedError:
                 if not self._stopping:
                     self._set(night, "cancelled")
-            except BusyError:
-                with self._changed:
-                    if night.order.state == "painting":
-                        self._set(night, "waiting", kept=False)
-                    self._changed.wait_for(lambda: self._stopping, WAIT)
             except StageError as error:
                 self._set(night, "failed", str(error))
             except Exception as error:
                 self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
                 self._set(night, "failed", "the server failed: see its log")
+
+    def _put_aside(self, night: Night) -> None:
+        """It goes on when its turn comes, unless somebody cancelled it meanwhile."""
+        with self._changed:
+            if not self._stopping and night.order.state == "painting":
+                self._set(night, "waiting", kept=False)
 
     def _waiting(self) -> list[Night]:
         return [night for _, night in sorted(self.jobs.items()) if night.order.state == "waiting"]
@@ -214,7 +223,7 @@ class Jobs:
                     progress=progress,
                 )
             except (CancelledError, ClosedError):
-                watch.recorder.end("stopped", "the server goes on with it when it starts")
+                watch.recorder.end("stopped", "the server goes on with it")
                 raise
             except StageError as error:
                 watch.recorder.end("failed", str(error))

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -17,14 +18,14 @@ from closed_engine import SlowBackend, closed_engine, engine_folder
 from fake_engine import contents, manifest, opened
 from PIL import Image
 
-from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError
+from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
 from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.run.workers import finish
 from stage_rt.serve.driver import ClosedError, Driver
-from stage_rt.serve.executor import Terms
+from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.http import application
 from stage_rt.serve.jobs import Order
 from stage_rt.serve.metrics import Figures
@@ -387,6 +388,48 @@ def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(
     assert "is no job" in second.told[0]
 
 
+def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goes_on_later(
+    here, monkeypatch
+):
+    monkeypatch.setattr("stage_rt.serve.jobs.WAIT", 0.1)
+    folders = [here / "tiles", engine_folder(here / "bricks")]
+    settings = Settings(folders, here / "data", 25, here / "normals")
+    server = Server(settings, tell=print, load=lambda _: closed_engine(SlowBackend(0.005)))
+    server.shelf.books = {name: book._replace(bytes=20) for name, book in server.shelf.books.items()}
+    server.start()
+    night = server.jobs.add(order(12), masks(here))
+    for done in (1, 5):
+        wait_until(lambda done=done: night.counts.done >= done)
+        pairs = [server.order(replace(request(here, seed), engine="bricks")) for seed in range(3)]
+        for pair in pairs:
+            assert pair.ended.wait(30)
+        assert [(pair.state, pair.error) for pair in pairs] == [("done", None)] * 3
+        assert (night.order.state, said(night)) != ("cancelled", "cancelled")
+    wait_until(lambda: night.order.state == "done")
+    assert contents(night.run) == run_alone(here, here / "alone", 12)
+    server.drain(20)
+
+
+def test_a_job_that_is_cancelled_while_it_leaves_is_painted_no_more(here, serve, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+
+    def fill(engine, job, folder, **told):
+        began.set()
+        assert go.wait(30)
+        raise CancelledError("the request was cancelled")
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    assert began.wait(30)
+    night.wish.cancel()
+    server.jobs.cancel(night.order.id)
+    go.set()
+    later = server.jobs.add(order(), masks(here))
+    wait_until(lambda: later.order.state == "painting")
+    assert (night.order.state, said(night)) == ("cancelled", "cancelled")
+
+
 def test_a_server_that_is_drained_while_it_warms_up_is_not_ready(here):
     server = Server(
         Settings([here / "tiles"], here / "data", 2**30), tell=print, load=lambda _: closed_engine()
@@ -434,6 +477,78 @@ def test_engines_take_turns_in_memory(tmp_path):
     shelf.close()
     assert shelf.loaded == frozenset()
     driver.close()
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """A shelf of engines `a` and `b` with room for one, and its driver."""
+    driver = Driver()
+    shelf = Shelf(
+        [engine_folder(tmp_path / name) for name in "ab"], 15, driver, load=lambda _: closed_engine()
+    )
+    shelf.books = {name: book._replace(bytes=10) for name, book in shelf.books.items()}
+    yield shelf
+    shelf.close()
+    driver.close()
+
+
+def held(shelf, name, terms):
+    """Holds an engine in a thread of its own, until the event is set; what came of it comes into the list."""
+    enough, came = threading.Event(), []
+
+    def hold():
+        try:
+            with shelf.engine(name, terms):
+                came.append(name)
+                enough.wait(30)
+        except StageError as error:
+            came.append(type(error))
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    return enough, came, thread
+
+
+def test_an_engine_that_only_the_night_uses_is_left_to_whoever_waits(narrow):
+    nightly = Terms(Priority.NIGHT, wish=Wish())
+    with narrow.engine("a", nightly):
+        enough, came, thread = held(narrow, "b", Terms(Priority.INTERACTIVE, wish=Wish()))
+        wait_until(lambda: nightly.wish.cancelled)
+        # Nor is it back before the other has come.
+        with pytest.raises(BusyError), narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+            pass
+        assert came == []
+    wait_until(lambda: came == ["b"])
+    with pytest.raises(BusyError), narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        pass
+    enough.set()
+    thread.join()
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        assert narrow.loaded == {"a"}
+
+
+def test_who_waits_for_the_night_to_leave_may_change_their_mind_or_be_late(narrow):
+    wish = Wish()
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        _, gone, first = held(narrow, "b", Terms(Priority.INTERACTIVE, wish=wish))
+        _, late, second = held(narrow, "b", Terms(Priority.INTERACTIVE, deadline=time.monotonic() + 0.3))
+        wish.cancel()
+        first.join(20)
+        second.join(20)
+    assert (gone, late) == ([CancelledError], [BusyError])
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        pass
+
+
+def test_an_engine_that_somebody_waits_for_too_is_not_left(narrow):
+    wish = Wish()
+    with (
+        narrow.engine("a", Terms(Priority.NIGHT, wish=wish)),
+        narrow.engine("a", Terms(Priority.INTERACTIVE)),
+    ):
+        with pytest.raises(BusyError), narrow.engine("b", Terms(Priority.INTERACTIVE)):
+            pass
+        assert not wish.cancelled
 
 
 class Counted:
