@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stage_rt.errors import InputError, StageError, first_line, unforeseen
+from stage_rt.errors import DatasetError, InputError, MaskError, StageError, first_line, unforeseen
 from stage_rt.files import write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
@@ -32,6 +32,8 @@ from stage_rt.spec import PairRecord
 JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
 WAIT = 5.0
 """Seconds until a job whose engine found no memory, or left it to somebody who waits, is tried again."""
+FOR_GOOD = (MaskError, DatasetError)
+"""Faults of what was ordered. Disk, engines and photographs can be mended until the next start."""
 _ID = re.compile(r"[0-9]{14}-[0-9]{6}")
 
 State = Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -131,8 +133,9 @@ class Jobs:
         """Paint no more of a job; what it has stays."""
         night = self.jobs[name]
         with self._changed:
-            # Also what is painted: the server can be gone before its thread hears of it.
-            if night.order.state in ("waiting", "painting"):
+            # Also what is painted: the server can be gone before its thread hears of it. And what failed, which the
+            # next start might go on with.
+            if night.order.state in ("waiting", "painting", "failed"):
                 self._set(night, "cancelled")
             night.wish.cancel()
 
@@ -169,14 +172,20 @@ class Jobs:
                 self._put_aside(night)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, WAIT)
-            except ClosedError:
-                if not self._stopping:
-                    self._set(night, "cancelled")
-            except StageError as error:
-                self._set(night, "failed", str(error))
             except Exception as error:
-                self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
-                self._set(night, "failed", "the server failed: see its log")
+                if not (self._stopping and isinstance(error, ClosedError)):
+                    self._failed(night, error)
+
+    def _failed(self, night: Night, error: Exception) -> None:
+        """Say why a job is not painted; on disk it waits, if the next start may find that mended."""
+        if isinstance(error, StageError):
+            self._set(night, "failed", str(error), kept=isinstance(error, FOR_GOOD))
+            return
+        self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
+        if isinstance(error, OSError):
+            self._set(night, "failed", f"the server's disk failed ({error.strerror})", kept=False)
+        else:
+            self._set(night, "failed", "the server failed: see its log")
 
     def _put_aside(self, night: Night) -> None:
         """It goes on when its turn comes, unless somebody cancelled it meanwhile."""

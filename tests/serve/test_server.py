@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import errno
 import io
+import itertools
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -428,6 +431,62 @@ def test_a_job_that_is_cancelled_while_it_leaves_is_painted_no_more(here, serve,
     later = server.jobs.add(order(), masks(here))
     wait_until(lambda: later.order.state == "painting")
     assert (night.order.state, said(night)) == ("cancelled", "cancelled")
+
+
+def over(server, night):
+    """The order of a job that is over."""
+    jobs = server.jobs.jobs
+    wait_until(lambda: jobs[night.order.id].order.state in ("done", "failed", "cancelled"))
+    return jobs[night.order.id].order
+
+
+def test_a_job_that_a_full_disk_ended_goes_on_at_the_next_start(here, serve, monkeypatch):
+    sync, calls = os.fsync, itertools.count()
+
+    def full(descriptor):
+        if next(calls) == 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    server = serve()
+    monkeypatch.setattr("os.fsync", full)
+    night = server.jobs.add(order(12), masks(here))
+    assert "No space left" in over(server, night).error
+    assert (night.order.state, said(night)) == ("failed", "waiting")
+    monkeypatch.setattr("os.fsync", sync)
+    server.drain(20)
+    assert over(serve(), night).state == "done"
+    assert contents(night.run) == run_alone(here, here / "alone", 12)
+
+
+def test_a_job_outlives_starts_without_what_it_needs(here, serve):
+    first = serve(0.05)
+    night, later = first.jobs.add(order(3), masks(here)), first.jobs.add(order(2), masks(here))
+    first.drain(20)
+    (here / "normals/002.png").rename(here / "002.png")
+    without = serve()
+    assert "no photograph '002.png'" in over(without, night).error
+    assert (over(without, later).state, said(night)) == ("failed", "waiting")
+    # It is not to come back either.
+    without.jobs.cancel(later.order.id)
+    assert said(later) == "cancelled"
+    without.drain(20)
+    (here / "002.png").rename(here / "normals/002.png")
+    last = serve()
+    assert (over(last, night).state, over(last, later).state) == ("done", "cancelled")
+
+
+@pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
+def test_a_job_that_can_never_be_painted_is_tried_no_more(here, serve, monkeypatch, kind):
+    def fill(engine, job, folder, **told):
+        raise kind(5, "a fault")
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    over(server, night)
+    wait_until(lambda: said(night) == ("waiting" if kind is OSError else "failed"))
+    assert len(server.told) == (kind is not MaskError)
 
 
 def test_a_server_that_is_drained_while_it_warms_up_is_not_ready(here):
