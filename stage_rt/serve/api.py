@@ -152,7 +152,7 @@ class PairState(BaseModel):
 
 
 class JobState(BaseModel):
-    """A job; ``report`` is the page of its run once that is there."""
+    """A job; ``done`` are the pairs that are there, ``report`` is the page of its run once that is there."""
 
     id: str
     state: Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -179,7 +179,7 @@ class JobState(BaseModel):
                 include={"id", "state", "engine", "prompt", "count", "seed", "steps", "error"}
             ),
             share=night.share,
-            done=order.count if order.state == "done" else counts.done,
+            done=counts.pairs,
             failed=counts.failed,
             left_out=counts.left_out,
             weak=counts.weak,

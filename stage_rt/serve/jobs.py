@@ -9,7 +9,9 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,13 +23,14 @@ from stage_rt.files import write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.run.ledger import read_line
 from stage_rt.run.metrics import Counts
 from stage_rt.run.watch import Recorder, Watch
 from stage_rt.serve.driver import ClosedError
 from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.shelf import BusyError, Shelf
-from stage_rt.spec import PairRecord
+from stage_rt.spec import MANIFEST_FILE, PairRecord
 
 JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
 WAIT = 5.0
@@ -61,7 +64,10 @@ class Order(BaseModel):
 
 @dataclass
 class Night:
-    """A job and how far it is; ``version`` grows with every change."""
+    """A job and how far it is; ``version`` grows with every change.
+
+    ``counts`` are of the whole run, not of this process alone.
+    """
 
     order: Order
     folder: Path
@@ -238,6 +244,7 @@ class Jobs:
                 watch.recorder.end("failed", str(error))
                 raise
             watch.recorder.end("done", "every sample is")
+            night.counts = _counted(night)
 
     def _normals(self, order: Order) -> list[Path]:
         missing = [name for name in order.photographs if name not in self._photographs]
@@ -274,11 +281,33 @@ class Jobs:
 
 
 def _remembered(night: Night) -> Night:
-    """Of a job that is over, how far it came."""
-    if night.order.state == "done":
-        night.share = 1.0
-    night.counts.planned = night.order.count
+    """How far a job came before."""
+    night.counts = _counted(night)
+    done = night.order.state == "done"
+    night.share = 1.0 if done else min(night.counts.done / night.order.count, 1.0)
     return night
+
+
+def _counted(night: Night) -> Counts:
+    """What a job's run came to by its manifest, of which the last line of a sample counts.
+
+    A line that a crash cut off, or somebody edited, is none; painting again tells of it.
+    """
+    came: dict[int, tuple[str, bool]] = {}
+    with suppress(OSError), (night.run / MANIFEST_FILE).open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                record = read_line(line, night.order.prompt)
+                came[record.index] = (record.status, bool(record.weak))
+    figures = Counter(came.values())
+    return Counts(
+        night.order.count,
+        done=len(came),
+        pairs=figures["ok", False] + figures["ok", True],
+        weak=figures["ok", True],
+        left_out=figures["left out", False] + figures["left out", True],
+        failed=figures["failed", False] + figures["failed", True],
+    )
 
 
 class _Counting(Watch):
@@ -294,7 +323,8 @@ class _Counting(Watch):
 
     def begin(self, kind: str, done: int) -> None:
         """See `Watch`."""
-        self._night.counts.done = done
+        # Those that failed before are painted again.
+        self._night.counts.done = self._night.counts.pairs = done
         self.recorder.begin(kind, done)
 
     def add(self, kind: str, record: PairRecord) -> None:

@@ -24,9 +24,11 @@ from PIL import Image
 from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
 from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
+from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.run.workers import finish
+from stage_rt.serve.api import JobState
 from stage_rt.serve.driver import ClosedError, Driver
 from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.http import application
@@ -474,6 +476,27 @@ def test_a_job_outlives_starts_without_what_it_needs(here, serve):
     (here / "002.png").rename(here / "normals/002.png")
     last = serve()
     assert (over(last, night).state, over(last, later).state) == ("done", "cancelled")
+
+
+def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here, serve, monkeypatch):
+    stroke = workers._stroke
+
+    def failing(piece, image, usable, model):
+        return stroke(piece, image, usable and piece.place != 1, model)
+
+    monkeypatch.setattr("stage_rt.run.workers._stroke", failing)
+    server = serve()
+    night = server.jobs.add(order(12), masks(here))
+    over(server, night)
+    server.drain(20)
+    told = JobState.of(night)
+    there = len(list((night.run / "test/crack").glob("*.png")))
+    assert 0 < there < 12
+    assert (told.state, told.done, told.failed) == ("done", there, 12 - there)
+    with (night.run / "manifest.jsonl").open("a") as file:
+        file.write('{"index": 3')
+    (after,) = serve().jobs.jobs.values()
+    assert JobState.of(after) == told
 
 
 @pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
