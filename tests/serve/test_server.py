@@ -36,7 +36,7 @@ from stage_rt.serve.jobs import Order
 from stage_rt.serve.metrics import Figures
 from stage_rt.serve.pairs import Request, asked, opened_image, opened_label
 from stage_rt.serve.scheduling import Priority
-from stage_rt.serve.server import QUEUE, Server, Settings
+from stage_rt.serve.server import HANDS, QUEUE, Server, Settings
 from stage_rt.serve.shelf import BusyError, Shelf
 
 PROMPT = "tile+crack"
@@ -133,6 +133,29 @@ def test_the_queue_ends_and_says_when_to_come_again(here, serve):
     assert [pair.state for pair in pairs] == ["done"] * (QUEUE - 1) + ["cancelled"]
     assert len({pair.result.image for pair in pairs[:-1]}) == QUEUE - 1
     assert server.order(request(here)).ended.wait(30)
+
+
+def test_pairs_that_are_cancelled_give_their_places_to_others_at_once(here, serve):
+    server, go = serve(), threading.Event()
+    threading.Thread(target=server.driver.call, args=(go.wait,)).start()
+    pairs = [server.order(request(here, seed, steps=12)) for seed in range(QUEUE)]
+    waiting = pairs[HANDS:]
+    for _ in range(2):
+        for pair in waiting:
+            server.cancel(pair)
+    assert {pair.state for pair in waiting} == {"cancelled"}
+    assert all(pair.ended.is_set() and pair.request.photo.size == 0 for pair in waiting)
+    assert server.waiting == HANDS
+    # Nor is their end the pace of those that are painted.
+    assert not server._ends
+    again = [server.order(request(here, seed, steps=12)) for seed in range(len(waiting))]
+    with pytest.raises(BusyError):
+        server.order(request(here))
+    go.set()
+    for pair in (*pairs, *again):
+        assert pair.ended.wait(60)
+    assert [pair.state for pair in (*pairs[:HANDS], *again)] == ["done"] * QUEUE
+    wait_until(lambda: not server.waiting)
 
 
 @pytest.mark.parametrize("together", [1, 2])
