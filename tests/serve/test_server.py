@@ -28,7 +28,8 @@ from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.run.workers import finish
-from stage_rt.serve.api import JobState
+from stage_rt.serve import pairs as pairs_
+from stage_rt.serve.api import JobOrder, JobState, order_of
 from stage_rt.serve.driver import ClosedError, Driver
 from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.http import application
@@ -341,6 +342,31 @@ def test_jobs_are_cancelled_and_refused(here, serve):
     with pytest.raises(PromptError, match="unknown prompt 'tile'"):
         server.jobs.add(order().model_copy(update={"prompt": "tile"}), masks(here))
     assert len(list((here / "data/jobs").iterdir())) == 2
+
+
+def test_a_job_takes_masks_that_fit_some_photographs_and_decodes_each_once(here, serve, monkeypatch):
+    for number in range(4):
+        Image.new("RGB", (160, 160 + number), (90, 90, 90)).save(here / f"normals/square{number}.png")
+    square = here / "square.png"
+    Image.fromarray(np.pad(np.full((9, 9), 255, np.uint8), ((40, 111), (40, 111)))).save(square)
+    decoded, mask_of = [], pairs_.mask_of
+    monkeypatch.setattr(pairs_, "mask_of", lambda content, name: decoded.append(1) or mask_of(content, name))
+    server = serve()
+
+    def ordered(*contents):
+        texts = [base64.b64encode(content).decode() for content in contents]
+        return order_of(JobOrder(prompt=PROMPT, masks=texts, count=8, vary=False), server)
+
+    night = server.jobs.add(*ordered(*masks(here), square.read_bytes()))
+    assert len(decoded) == 3
+    assert over(server, night).state == "done"
+    assert all(
+        (line["label"] == "002_mask.png") == line["normal"].startswith("square")
+        for line in manifest(night.run)
+    )
+    Image.new("L", (300, 100), 255).save(square)
+    with pytest.raises(MaskError, match="`mask` is 300x100 but its photograph is 160x120"):
+        ordered(square.read_bytes())
 
 
 def said(night):
