@@ -58,7 +58,9 @@ def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path
             for seed in (3, 4, 3, 4, 5)
         ]
     names = ["001", "001_2", "001", "001_2", "001_3"]
-    assert [state["image"] for state in states] == [str(tmp_path / f"test/crack/{name}.png") for name in names]
+    assert [state["image"] for state in states] == [
+        str(tmp_path / f"test/crack/{name}.png") for name in names
+    ]
     assert [state["mask"] for state in states] == [
         str(tmp_path / f"ground_truth/crack/{name}_mask.png") for name in names
     ]

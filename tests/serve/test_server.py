@@ -442,9 +442,7 @@ def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(
     assert "is no job" in second.told[0]
 
 
-def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goes_on_later(
-    here, monkeypatch
-):
+def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goes_on_later(here, monkeypatch):
     monkeypatch.setattr("stage_rt.serve.jobs.WAIT", 0.1)
     folders = [here / "tiles", engine_folder(here / "bricks")]
     settings = Settings(folders, here / "data", 25, here / "normals")
