@@ -141,18 +141,20 @@ def test_pairs_that_are_cancelled_give_their_places_to_others_at_once(here, serv
     threading.Thread(target=server.driver.call, args=(go.wait,)).start()
     pairs = [server.order(request(here, seed, steps=12)) for seed in range(QUEUE)]
     waiting = pairs[HANDS:]
-    for _ in range(2):
-        for pair in waiting:
-            server.cancel(pair)
-    assert {pair.state for pair in waiting} == {"cancelled"}
-    assert all(pair.ended.is_set() and pair.request.photo.size == 0 for pair in waiting)
-    assert server.waiting == HANDS
-    # Nor is their end the pace of those that are painted.
-    assert not server._ends
-    again = [server.order(request(here, seed, steps=12)) for seed in range(len(waiting))]
-    with pytest.raises(BusyError):
-        server.order(request(here))
-    go.set()
+    try:
+        for _ in range(2):
+            for pair in waiting:
+                server.cancel(pair)
+        assert {pair.state for pair in waiting} == {"cancelled"}
+        assert all(pair.ended.is_set() and pair.request.photo.size == 0 for pair in waiting)
+        assert server.waiting == HANDS
+        # Nor is their end the pace of those that are painted.
+        assert not server._ends
+        again = [server.order(request(here, seed, steps=12)) for seed in range(len(waiting))]
+        with pytest.raises(BusyError):
+            server.order(request(here))
+    finally:
+        go.set()
     for pair in (*pairs, *again):
         assert pair.ended.wait(60)
     assert [pair.state for pair in (*pairs[:HANDS], *again)] == ["done"] * QUEUE
@@ -448,18 +450,20 @@ def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goe
     settings = Settings(folders, here / "data", 25, here / "normals")
     server = Server(settings, tell=print, load=lambda _: closed_engine(SlowBackend(0.005)))
     server.shelf.books = {name: book._replace(bytes=20) for name, book in server.shelf.books.items()}
-    server.start()
-    night = server.jobs.add(order(12), masks(here))
-    for done in (1, 5):
-        wait_until(lambda done=done: night.counts.done >= done)
-        pairs = [server.order(replace(request(here, seed), engine="bricks")) for seed in range(3)]
-        for pair in pairs:
-            assert pair.ended.wait(30)
-        assert [(pair.state, pair.error) for pair in pairs] == [("done", None)] * 3
-        assert (night.order.state, said(night)) != ("cancelled", "cancelled")
-    wait_until(lambda: night.order.state == "done")
-    assert contents(night.run) == run_alone(here, here / "alone", 12)
-    server.drain(20)
+    try:
+        server.start()
+        night = server.jobs.add(order(12), masks(here))
+        for done in (1, 5):
+            wait_until(lambda done=done: night.counts.done >= done)
+            pairs = [server.order(replace(request(here, seed), engine="bricks")) for seed in range(3)]
+            for pair in pairs:
+                assert pair.ended.wait(30)
+            assert [(pair.state, pair.error) for pair in pairs] == [("done", None)] * 3
+            assert (night.order.state, said(night)) != ("cancelled", "cancelled")
+        wait_until(lambda: night.order.state == "done")
+        assert contents(night.run) == run_alone(here, here / "alone", 12)
+    finally:
+        server.drain(20)
 
 
 def test_a_job_that_is_cancelled_while_it_leaves_is_painted_no_more(here, serve, monkeypatch):
