@@ -324,10 +324,10 @@ def _refusing(path: Path, error: type[InputError]) -> Iterator[None]:
 def _check(image: Image.Image, path: Path, error: type[InputError]) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(path, error)
+    # Not how many: Pillow walks all pages of a TIFF to count them, in the square of their number.
     # A camera's MPO is a JPEG with previews behind the photograph: only there the first frame is the one.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise error(f"`{path}` holds {frames} pages: save the one to use as a file of its own")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise error(f"`{path}` holds several pages: save the one to use as a file of its own")
     if image.mode not in _GREY + _COLOUR:
         raise error(f"`{path}` has pixels of kind {image.mode}: save it as 8-bit RGB or grey")
 

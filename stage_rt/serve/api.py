@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, MaskError
 from stage_rt.images.inputs import fit_mask, read_header, read_image
 from stage_rt.images.masks import AS_IT_IS, read_mask
 from stage_rt.images.objects import find_object
@@ -20,7 +21,7 @@ from stage_rt.run.supply import Dice, placed
 from stage_rt.run.writer import defect_type
 from stage_rt.samplers import SAMPLERS
 from stage_rt.serve.jobs import Night, Order
-from stage_rt.serve.pairs import RETRIES, Pair, Request, asked, opened_image, opened_label
+from stage_rt.serve.pairs import MASK, RETRIES, Pair, Request, asked, opened_image, opened_label, opened_mask
 from stage_rt.serve.server import Server
 from stage_rt.serve.shelf import Book
 
@@ -152,7 +153,7 @@ class PairState(BaseModel):
 
 
 class JobState(BaseModel):
-    """A job; ``report`` is the page of its run once that is there."""
+    """A job; ``done`` are the pairs that are there, ``report`` is the page of its run once that is there."""
 
     id: str
     state: Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -179,7 +180,7 @@ class JobState(BaseModel):
                 include={"id", "state", "engine", "prompt", "count", "seed", "steps", "error"}
             ),
             share=night.share,
-            done=order.count if order.state == "done" else counts.done,
+            done=counts.pairs,
             failed=counts.failed,
             left_out=counts.left_out,
             weak=counts.weak,
@@ -284,10 +285,20 @@ def order_of(order: JobOrder, server: Server) -> tuple[Order, list[bytes]]:
     sizes = {(one.width, one.height) for one in (read_header(photograph(name, server)) for name in names)}
     masks = [_decoded("masks", mask) for mask in order.masks]
     for mask in masks:
-        for size in sizes:
-            opened_label(mask, size)
+        _check_fits(mask, sizes)
     fields = order.model_dump(include={"prompt", "count", "seed", "steps", "vary"})
     return Order(id="", engine=book.name, photographs=names, **fields), masks
+
+
+def _check_fits(mask: bytes, sizes: Set[tuple[int, int]]) -> None:
+    """See that a mask fits photographs of some (width, height): a run pairs it with those and no others."""
+    label = opened_mask(mask)
+    for size in sizes:
+        with suppress(MaskError):
+            fit_mask(label, size, MASK)
+            return
+    # Says why not.
+    fit_mask(label, min(sizes), MASK)
 
 
 def like_the_real(order: MaskOrder, server: Server) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def paint_file(
 ) -> dict[str, Any]:
     """Paint a pair of files and write it in the MVTec layout under ``output``, by the name of its image; its state.
 
+    Another pair of that name, as of another seed, is left as it is: this one's name ends in ``_2``, ``_3``, ...
+
     Raises:
         InputError, ServerError: as `Client.pair`, or a file cannot be read.
     """
@@ -145,14 +148,21 @@ def paint_file(
     except OSError as error:
         raise InputError(f"`{error.filename}` cannot be read ({error.strerror})", "check the path") from None
     state, painted, label = client.pair(*contents, prompt, **options)
-    kind = defect_type(prompt)
-    paths = (
-        output / "test" / kind / f"{image.stem}.png",
-        output / "ground_truth" / kind / f"{image.stem}_mask.png",
-    )
+    for name in chain([image.stem], (f"{image.stem}_{number}" for number in count(2))):
+        paths = (
+            output / "test" / defect_type(prompt) / f"{name}.png",
+            output / "ground_truth" / defect_type(prompt) / f"{name}_mask.png",
+        )
+        if all(_free(*file) for file in zip(paths, (painted, label), strict=True)):
+            break
     write_atomic(paths[1], label)
     write_atomic(paths[0], painted)
     return state | {"image": str(paths[0]), "mask": str(paths[1])}
+
+
+def _free(path: Path, content: bytes) -> bool:
+    """Whether nothing else is there: the same pair may be asked for again."""
+    return not path.exists() or path.read_bytes() == content
 
 
 def _check(answer: httpx.Response) -> None:

@@ -15,6 +15,8 @@ from stage_rt.errors import printable, unforeseen
 
 MOST_BYTES = 64 * 2**20
 """Of a body."""
+ALL_BYTES = 256 * 2**20
+"""Of the bodies of all requests that are not answered yet; a pair that is waited for holds its own."""
 FEW_BYTES = 4 * 2**10
 """Of a body of somebody who needs no token."""
 SLOWEST, LONGEST = 20.0, 600.0
@@ -58,6 +60,7 @@ class Guard:
         self, app: App, token: str | None, log: logging.Logger, refused: Callable[[int], None]
     ) -> None:
         self._app, self._token, self._log, self._refused = app, token, log, refused
+        self._held = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -68,6 +71,7 @@ class Guard:
         name = headers.get(b"x-request-id", b"").decode("latin-1")
         name = name if _ID.fullmatch(name) else secrets.token_hex(8)
         began, status = time.monotonic(), 0
+        body = _Body(FEW_BYTES if _open(scope["path"]) else MOST_BYTES, receive, self._hold)
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -79,8 +83,8 @@ class Guard:
 
         try:
             self._check(scope, headers)
-            most = FEW_BYTES if _open(scope["path"]) else MOST_BYTES
-            await self._app(scope, self._bounded(most, headers, receive), sending)
+            body.announced(headers.get(b"content-length", b"0"))
+            await self._app(scope, body.receive, sending)
         except _Refused as refusal:
             self._refused(refusal.status)
             if not status:
@@ -89,6 +93,7 @@ class Guard:
             # Starlette raises again what `stage_rt.serve.http` has answered, and uvicorn would print its traceback.
             self._log.error("%s failed: %s", name, printable(unforeseen(error)))
         finally:
+            self._held -= body.size
             path = printable(scope["path"])[:200]
             seconds = time.monotonic() - began
             self._log.info("%s %s %s %d %.3f s", name, scope["method"], path, status, seconds)
@@ -109,34 +114,53 @@ class Guard:
         if not (same(shown, self._token) or (kept and same(kept[1], cookie(self._token)))):
             raise _Refused(401, "this server asks for its token", "send `Authorization: Bearer TOKEN`")
 
-    @staticmethod
-    def _bounded(most: int, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        size = f"{most // 2**20} MiB" if most >= 2**20 else f"{most // 2**10} KiB"
-        too_large = _Refused(413, f"the body is larger than {size}")
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
-            raise too_large
-        total, complete, end = 0, False, time.monotonic() + LONGEST
+    def _hold(self, size: int) -> None:
+        """So many bytes more are in memory."""
+        if self._held + size > ALL_BYTES:
+            raise _Refused(503, "the server holds as much of others' requests as it may", "try again later")
+        self._held += size
 
-        async def bounded() -> Message:
-            nonlocal total, complete
-            if complete:
-                return await receive()
-            left = end - time.monotonic()
-            try:
-                message = await asyncio.wait_for(receive(), min(SLOWEST, left))
-            except TimeoutError:
-                late = f"nothing of the body came for {SLOWEST:.0f} s"
-                if left < SLOWEST:
-                    late = f"the body did not come within {LONGEST:.0f} s"
-                raise _Refused(408, late) from None
-            total += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if total > most:
-                raise too_large
-            return message
 
-        return bounded
+class _Body:
+    """The body of a request: ``most`` bytes of it, which have to come in time.
+
+    ``hold`` is told of every byte that came, `size` of them in all, and refuses what is too much for the server.
+    """
+
+    def __init__(self, most: int, receive: Receive, hold: Callable[[int], None]) -> None:
+        self._receive, self._hold = receive, hold
+        self._most, self._complete, self._end = most, False, time.monotonic() + LONGEST
+        self.size = 0
+
+    def announced(self, length: bytes) -> None:
+        """Refuse what says of itself that it is too large."""
+        if not length.isdigit() or int(length) > self._most:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """See ASGI."""
+        if self._complete:
+            return await self._receive()
+        left = self._end - time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), min(SLOWEST, left))
+        except TimeoutError:
+            late = f"nothing of the body came for {SLOWEST:.0f} s"
+            if left < SLOWEST:
+                late = f"the body did not come within {LONGEST:.0f} s"
+            raise _Refused(408, late) from None
+        came = len(message.get("body", b""))
+        self._hold(came)
+        self.size += came
+        self._complete = not message.get("more_body", False)
+        if self.size > self._most:
+            raise self._too_large()
+        return message
+
+    def _too_large(self) -> _Refused:
+        few = self._most < 2**20
+        size = f"{self._most // 2**10} KiB" if few else f"{self._most // 2**20} MiB"
+        return _Refused(413, f"the body is larger than {size}")
 
 
 def is_loopback(host: str) -> bool:
@@ -169,7 +193,7 @@ async def _answer(refusal: _Refused, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refusal.status in (408, 413):
+    if refusal.status in (408, 413, 503):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

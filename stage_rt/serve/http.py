@@ -197,7 +197,7 @@ def _pairs(app: FastAPI, server: Server) -> None:
         return api.PairState.of(found)
 
     @app.delete("/v1/pairs/{name}", summary="Stop painting it.", status_code=202)
-    async def cancel(name: Name) -> api.PairState:
+    def cancel(name: Name) -> api.PairState:
         found = known(name)
         server.cancel(found)
         return api.PairState.of(found)
@@ -286,7 +286,7 @@ async def _end(pair: Pair, request: Request, server: Server) -> None:
     """Wait until a pair is over, which is cancelled if nobody waits for the answer."""
     while not pair.ended.is_set():
         if await request.is_disconnected():
-            server.cancel(pair)
+            await run_in_threadpool(server.cancel, pair)
         await asyncio.sleep(news.LOOK)
 
 

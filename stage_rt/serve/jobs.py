@@ -9,29 +9,34 @@ import re
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stage_rt.errors import InputError, StageError, first_line, unforeseen
+from stage_rt.errors import DatasetError, InputError, MaskError, StageError, first_line, unforeseen
 from stage_rt.files import write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.run.ledger import read_line
 from stage_rt.run.metrics import Counts
 from stage_rt.run.watch import Recorder, Watch
 from stage_rt.serve.driver import ClosedError
 from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.shelf import BusyError, Shelf
-from stage_rt.spec import PairRecord
+from stage_rt.spec import MANIFEST_FILE, PairRecord
 
 JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
 WAIT = 5.0
-"""Seconds until a job whose engine found no memory is tried again."""
+"""Seconds until a job whose engine found no memory, or left it to somebody who waits, is tried again."""
+FOR_GOOD = (MaskError, DatasetError)
+"""Faults of what was ordered. Disk, engines and photographs can be mended until the next start."""
 _ID = re.compile(r"[0-9]{14}-[0-9]{6}")
 
 State = Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -59,7 +64,10 @@ class Order(BaseModel):
 
 @dataclass
 class Night:
-    """A job and how far it is; ``version`` grows with every change."""
+    """A job and how far it is; ``version`` grows with every change.
+
+    ``counts`` are of the whole run, not of this process alone.
+    """
 
     order: Order
     folder: Path
@@ -131,10 +139,11 @@ class Jobs:
         """Paint no more of a job; what it has stays."""
         night = self.jobs[name]
         with self._changed:
-            # Also what is painted: the server can be gone before its thread hears of it.
-            if night.order.state in ("waiting", "painting"):
+            # Also what is painted: the server can be gone before its thread hears of it. And what failed, which the
+            # next start might go on with.
+            if night.order.state in ("waiting", "painting", "failed"):
                 self._set(night, "cancelled")
-        night.wish.cancel()
+            night.wish.cancel()
 
     def stop(self) -> None:
         """End, and go on with what is unfinished at the next start.
@@ -157,23 +166,38 @@ class Jobs:
                 if self._stopping:
                     return
                 night = self._waiting()[0]
+                # The last one was cancelled if somebody who waits needed the memory.
+                night.wish = Wish()
                 self._set(night, "painting", kept=False)
             try:
                 self._paint(night)
                 self._set(night, "done")
-            except (CancelledError, ClosedError):
-                if not self._stopping:
-                    self._set(night, "cancelled")
+            except CancelledError:
+                self._put_aside(night)
             except BusyError:
+                self._put_aside(night)
                 with self._changed:
-                    if night.order.state == "painting":
-                        self._set(night, "waiting", kept=False)
                     self._changed.wait_for(lambda: self._stopping, WAIT)
-            except StageError as error:
-                self._set(night, "failed", str(error))
             except Exception as error:
-                self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
-                self._set(night, "failed", "the server failed: see its log")
+                if not (self._stopping and isinstance(error, ClosedError)):
+                    self._failed(night, error)
+
+    def _failed(self, night: Night, error: Exception) -> None:
+        """Say why a job is not painted; on disk it waits, if the next start may find that mended."""
+        if isinstance(error, StageError):
+            self._set(night, "failed", str(error), kept=isinstance(error, FOR_GOOD))
+            return
+        self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
+        if isinstance(error, OSError):
+            self._set(night, "failed", f"the server's disk failed ({error.strerror})", kept=False)
+        else:
+            self._set(night, "failed", "the server failed: see its log")
+
+    def _put_aside(self, night: Night) -> None:
+        """It goes on when its turn comes, unless somebody cancelled it meanwhile."""
+        with self._changed:
+            if not self._stopping and night.order.state == "painting":
+                self._set(night, "waiting", kept=False)
 
     def _waiting(self) -> list[Night]:
         return [night for _, night in sorted(self.jobs.items()) if night.order.state == "waiting"]
@@ -214,12 +238,13 @@ class Jobs:
                     progress=progress,
                 )
             except (CancelledError, ClosedError):
-                watch.recorder.end("stopped", "the server goes on with it when it starts")
+                watch.recorder.end("stopped", "the server goes on with it")
                 raise
             except StageError as error:
                 watch.recorder.end("failed", str(error))
                 raise
             watch.recorder.end("done", "every sample is")
+            night.counts = _counted(night)
 
     def _normals(self, order: Order) -> list[Path]:
         missing = [name for name in order.photographs if name not in self._photographs]
@@ -256,11 +281,33 @@ class Jobs:
 
 
 def _remembered(night: Night) -> Night:
-    """Of a job that is over, how far it came."""
-    if night.order.state == "done":
-        night.share = 1.0
-    night.counts.planned = night.order.count
+    """How far a job came before."""
+    night.counts = _counted(night)
+    done = night.order.state == "done"
+    night.share = 1.0 if done else min(night.counts.done / night.order.count, 1.0)
     return night
+
+
+def _counted(night: Night) -> Counts:
+    """What a job's run came to by its manifest, of which the last line of a sample counts.
+
+    A line that a crash cut off, or somebody edited, is none; painting again tells of it.
+    """
+    came: dict[int, tuple[str, bool]] = {}
+    with suppress(OSError), (night.run / MANIFEST_FILE).open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                record = read_line(line, night.order.prompt)
+                came[record.index] = (record.status, bool(record.weak))
+    figures = Counter(came.values())
+    return Counts(
+        night.order.count,
+        done=len(came),
+        pairs=figures["ok", False] + figures["ok", True],
+        weak=figures["ok", True],
+        left_out=figures["left out", False] + figures["left out", True],
+        failed=figures["failed", False] + figures["failed", True],
+    )
 
 
 class _Counting(Watch):
@@ -276,7 +323,8 @@ class _Counting(Watch):
 
     def begin(self, kind: str, done: int) -> None:
         """See `Watch`."""
-        self._night.counts.done = done
+        # Those that failed before are painted again.
+        self._night.counts.done = self._night.counts.pairs = done
         self.recorder.begin(kind, done)
 
     def add(self, kind: str, record: PairRecord) -> None:

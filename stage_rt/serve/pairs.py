@@ -126,11 +126,20 @@ def opened_label(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask that was sent, at the (width, height) of its picture.
 
     Raises:
-        MaskError: as `stage_rt.images.masks.read_mask`, or it does not fit the picture.
+        MaskError: as `opened_mask`, or it does not fit the picture.
+    """
+    return fit_mask(opened_mask(content), size, MASK)
+
+
+def opened_mask(content: bytes) -> NDArray[np.bool_]:
+    """A mask that was sent, at its own size.
+
+    Raises:
+        MaskError: as `stage_rt.images.masks.read_mask`, or it has more than `MOST_PIXELS`.
     """
     header = header_of(content, MASK, MaskError)
     check_pixels(header.width, header.height, MaskError)
-    return fit_mask(mask_of(content, MASK).label, size, MASK)
+    return mask_of(content, MASK).label
 
 
 def painted(engine: Engine, request: Request, *, size: int, progress: Progress, room: Room) -> Result:

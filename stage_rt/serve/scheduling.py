@@ -105,8 +105,9 @@ class Scheduler:
         return tickets
 
     def count(self, priority: Priority) -> int:
-        """How many tickets of a class there are."""
-        return sum(len(lane.queues[priority]) for lane in self._lanes.values())
+        """How many tickets of a class there are; any thread may ask."""
+        # A list is made in one go, and not while a lane is opened or closed.
+        return sum(len(lane.queues[priority]) for lane in list(self._lanes.values()))
 
     def add(self, lane: Lane, steps: int, priority: Priority, deadline: float = math.inf) -> Ticket:
         """A new sample at the end of its class's queue."""

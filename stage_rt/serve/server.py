@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -92,6 +92,7 @@ class Server:
         self._pool, self._room = ThreadPoolExecutor(HANDS, "stage-rt-pair"), Room()
         self._lock = threading.Lock()
         self._pairs: OrderedDict[str, Pair] = OrderedDict()
+        self._queued: dict[str, tuple[Future[None], float]] = {}
         self._open = 0
         self._ends: deque[float] = deque(maxlen=PACE)
         self.ready = self.draining = False
@@ -118,7 +119,8 @@ class Server:
             pair = Pair(secrets.token_hex(8), request)
             self._pairs[pair.id] = pair
             self._open += 1
-            self._pool.submit(self._paint, pair, time.monotonic())
+            began = time.monotonic()
+            self._queued[pair.id] = self._pool.submit(self._paint, pair, began), began
         return pair
 
     def pair(self, name: str) -> Pair | None:
@@ -126,8 +128,13 @@ class Server:
         return self._pairs.get(name)
 
     def cancel(self, pair: Pair) -> None:
-        """Stop painting a pair."""
+        """Stop painting a pair; one that waits gives its place to another at once."""
         pair.wish.cancel()
+        with self._lock:
+            future, began = self._queued.pop(pair.id, (None, 0.0))
+        if future is not None and future.cancel():
+            pair.change(state="cancelled")
+            self._leave(pair, began)
 
     def judge(self, pair: Pair, *, accepted: bool) -> str | None:
         """Keep a pair or not; returns the path of one that is kept. A verdict is given once.
@@ -192,14 +199,19 @@ class Server:
             self._failed(pair, error)
         finally:
             with self._lock:
-                self._open -= 1
+                self._queued.pop(pair.id, None)
                 self._ends.append(time.monotonic())
-                # What was sent is not needed any more, and may be large.
-                pair.request = replace(
-                    request, photo=request.photo[:0].copy(), label=request.label[:0].copy()
-                )
-                self._forget()
-            self._over(pair, time.monotonic() - began)
+            self._leave(pair, began)
+
+    def _leave(self, pair: Pair, began: float) -> None:
+        """A pair is over: its place is another's."""
+        request = pair.request
+        with self._lock:
+            self._open -= 1
+            # What was sent is not needed any more, and may be large.
+            pair.request = replace(request, photo=request.photo[:0].copy(), label=request.label[:0].copy())
+            self._forget()
+        self._over(pair, time.monotonic() - began)
 
     def _failed(self, pair: Pair, error: BaseException) -> None:
         """Say why a pair is not painted."""

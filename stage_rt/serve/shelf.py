@@ -1,9 +1,10 @@
 """Engines by name, as many of them in memory as fit."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,15 @@ from stage_rt.noise import PhiloxNoise
 from stage_rt.samplers import check_sampler
 from stage_rt.serve.driver import Driver, shared, slot_count
 from stage_rt.serve.executor import SharedExecutor, Terms
+from stage_rt.serve.scheduling import Priority
 from stage_rt.slots import IDLE, Slots
 from stage_rt.spec import EngineSpec
 
 RESIDENT = 1.5
 """Memory of an engine by the size of its files: weights, and what a batch takes."""
+
+LOOK = 0.1
+"""Seconds between two looks whether the night has left an engine, if it does not say so before."""
 
 Load = Callable[[Path], Engine]
 
@@ -49,8 +54,13 @@ class BusyError(StageError):
 @dataclass
 class _Loaded:
     engine: Engine
-    users: int = 0
+    users: list[Terms] = field(default_factory=list)
     used: int = 0
+
+    @property
+    def nightly(self) -> bool:
+        """Whether whoever uses it can be asked to leave it to somebody who waits."""
+        return all(user.priority is Priority.NIGHT and user.wish for user in self.users)
 
 
 class Shelf:
@@ -68,9 +78,10 @@ class Shelf:
 
     def __init__(self, folders: Sequence[Path], budget: int, driver: Driver, *, load: Load = load) -> None:
         self._driver, self._budget, self._load = driver, budget, load
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._loaded: dict[str, _Loaded] = {}
         self._uses = 0
+        self._awaiting: set[Terms] = set()
         self.books: dict[str, Book] = {}
         for folder in folders:
             book = _book(folder)
@@ -107,12 +118,16 @@ class Shelf:
     def engine(self, name: str, terms: Terms) -> Iterator[Engine]:
         """An engine for as long as the block takes, shared with others on ``terms``.
 
+        Where nobody but the night is in the way of somebody who waits, its wish is cancelled, and what it left is
+        given to the other.
+
         Raises:
-            BusyError: others are in memory and in use.
+            BusyError: others are in memory and in use; of the night, also if somebody waits for memory.
+            CancelledError: it is not wanted any more.
             EngineError, DeviceError, BackendError: it cannot be loaded.
         """
         book = self.book(name)
-        held = self._driver.call(lambda: self._hold(book))
+        held = self._held(book, terms)
         try:
             model = book.spec.model
             own = held.engine.executor
@@ -120,7 +135,8 @@ class Shelf:
             yield held.engine.over(executor)
         finally:
             with self._lock:
-                held.users -= 1
+                held.users.remove(terms)
+                self._lock.notify_all()
 
     def warm(self) -> None:
         """Load what fits, and run every network of it once, so that nobody has to wait for that."""
@@ -145,25 +161,66 @@ class Shelf:
 
         self._driver.call(close)
 
-    def _hold(self, book: Book) -> _Loaded:
+    def _held(self, book: Book, terms: Terms) -> _Loaded:
+        """An engine in memory, and its user noted; waits for a night that is in the way."""
+        try:
+            # The night needs the driver to come to its end, so what waits for it is this thread.
+            while (held := self._driver.call(lambda: self._hold(book, terms))) is None:
+                with self._lock:
+                    self._lock.wait(LOOK)
+                if terms.wish:
+                    terms.wish.check()
+                if time.monotonic() > terms.deadline:
+                    raise _busy(book)
+            return held
+        finally:
+            with self._lock:
+                self._awaiting.discard(terms)
+
+    def _hold(self, book: Book, terms: Terms) -> _Loaded | None:
+        """As `_held`; None where the night was asked to leave."""
         with self._lock:
-            held = self._loaded.get(book.name) or self._fetch(book)
+            if terms.priority is Priority.NIGHT and self._awaiting:
+                # It was asked to leave and would be there again before the other is.
+                raise _busy(book)
+            held = self._loaded.get(book.name)
+            if held is None:
+                leaving = self._leaving(book, terms.priority)
+                if users := [user for name in leaving for user in self._loaded[name].users]:
+                    self._awaiting.add(terms)
+                    for user in users:
+                        if user.wish:
+                            user.wish.cancel()
+                    return None
+                held = self._fetch(book, leaving)
             self._uses += 1
-            held.users, held.used = held.users + 1, self._uses
+            held.users.append(terms)
+            held.used = self._uses
             return held
 
-    def _fetch(self, book: Book) -> _Loaded:
+    def _leaving(self, book: Book, priority: Priority) -> list[str]:
+        """The engines in whose place one fits: what nobody uses goes first, then what was not used for longest.
+
+        Raises:
+            BusyError: it does not fit beside those in use.
+        """
         taken = sum(self.books[name].bytes for name in self._loaded)
-        idle = sorted(
-            (name for name, one in self._loaded.items() if not one.users),
-            key=lambda name: self._loaded[name].used,
-        )
+        waited_for = priority is Priority.INTERACTIVE
+        going = [
+            (bool(one.users), one.used, name)
+            for name, one in self._loaded.items()
+            if not one.users or (waited_for and one.nightly)
+        ]
         leaving = []
-        while taken + book.bytes > self._budget and idle:
-            leaving.append(idle.pop(0))
-            taken -= self.books[leaving[-1]].bytes
+        for _, _, name in sorted(going):
+            if taken + book.bytes > self._budget:
+                leaving.append(name)
+                taken -= self.books[name].bytes
         if taken + book.bytes > self._budget:
-            raise BusyError(f"there is no memory for engine `{book.name}` while others paint", 30)
+            raise _busy(book)
+        return leaving
+
+    def _fetch(self, book: Book, leaving: Sequence[str]) -> _Loaded:
         for name in leaving:
             self._drop(name)
         held = self._loaded[book.name] = _Loaded(self._load(book.folder))
@@ -176,7 +233,8 @@ class Shelf:
 
     def _warm(self, book: Book) -> None:
         with self._lock:
-            held = self._loaded.get(book.name) or self._fetch(book)
+            held = self._loaded.get(book.name)
+            held = held or self._fetch(book, self._leaving(book, Priority.NIGHT))
         model, engine = book.spec.model, held.engine
         engine.executor.encode(
             np.zeros((1, model.image_channels, model.image_size, model.image_size), np.float32)
@@ -205,6 +263,10 @@ class Shelf:
                 return slots
 
             self._driver.open((book.name, adapter), taken)
+
+
+def _busy(book: Book) -> BusyError:
+    return BusyError(f"there is no memory for engine `{book.name}` while others paint", 30)
 
 
 def _book(folder: Path) -> Book:

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -100,7 +101,22 @@ def test_several_pages_are_refused(tmp_path, kind):
     page.save(
         tmp_path / "a.tif", kind, save_all=True, append_images=[Image.new("L", (4, 4), n) for n in (1, 2)]
     )
-    refused(tmp_path / "a.tif", "holds 3 pages: save the one to use as a file of its own")
+    refused(tmp_path / "a.tif", "holds several pages: save the one to use as a file of its own")
+
+
+def test_pages_are_not_counted(tmp_path):
+    # Width, height, bits, compression, grey, strip, samples, rows and bytes of a page of one pixel.
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    size, pages = 2 + len(entries) + 4, 40_000
+    links = [8 + size * number for number in range(1, pages)]
+    content = b"".join(
+        struct.pack("<H", len(tags)) + entries + struct.pack("<I", link) for link in [*links, 0]
+    )
+    (tmp_path / "a.tif").write_bytes(b"II\x2a\x00" + struct.pack("<I", 8) + content)
+    began = time.process_time()
+    refused(tmp_path / "a.tif", "holds several pages: save the one to use as a file of its own")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "F", "LAB", "YCbCr"])

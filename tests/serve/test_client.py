@@ -50,6 +50,23 @@ def test_a_pair_is_put_into_a_data_set(site, tmp_path, capsys):
     assert state["steps"] == 15
 
 
+def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path):
+    image, mask = site.here / "normals/001.png", site.here / "masks/crack/002_mask.png"
+    with Client(site.url) as client:
+        states = [
+            paint_file(client, image, mask, tmp_path, "tile+crack", seed=seed, steps=15)
+            for seed in (3, 4, 3, 4, 5)
+        ]
+    names = ["001", "001_2", "001", "001_2", "001_3"]
+    assert [state["image"] for state in states] == [
+        str(tmp_path / f"test/crack/{name}.png") for name in names
+    ]
+    assert [state["mask"] for state in states] == [
+        str(tmp_path / f"ground_truth/crack/{name}_mask.png") for name in names
+    ]
+    assert len({path.read_bytes() for path in (tmp_path / "test/crack").iterdir()}) == 3
+
+
 def test_what_the_server_refuses_is_told(site, tmp_path, capsys):
     code, _, err = run(options(site, tmp_path / "set", "tile"), capsys)
     assert (code, err.startswith("error: unknown prompt 'tile': use one of")) == (1, True)

@@ -20,8 +20,12 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 
 
-def status(path, parts, pause=0.0, token=TOKEN, **headers):
-    """Of the answer to a POST of so many bytes a part."""
+def guarded(inner=app, token=TOKEN):
+    return Guard(inner, token, logging.Logger("none"), lambda status: None)
+
+
+async def asked(guard, path, parts, pause=0.0, **headers):
+    """What is answered to a POST of so many bytes a part."""
     sent, left = [], list(parts)
 
     async def receive():
@@ -39,8 +43,13 @@ def status(path, parts, pause=0.0, token=TOKEN, **headers):
         "path": path,
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in shown.items()],
     }
-    asyncio.run(Guard(app, token, logging.Logger("none"), lambda status: None)(scope, receive, send))
-    return sent[0]["status"]
+    await guard(scope, receive, send)
+    return sent
+
+
+def status(path, parts, pause=0.0, token=TOKEN, **headers):
+    """Of the answer to a POST of so many bytes a part."""
+    return asyncio.run(asked(guarded(token=token), path, parts, pause, **headers))[0]["status"]
 
 
 def test_who_has_shown_no_token_may_send_little():
@@ -55,6 +64,34 @@ def test_a_body_has_an_end_however_steadily_it_comes(monkeypatch):
     began = time.monotonic()
     assert status("/v1/pairs", [1] * 100, pause=0.02) == 408
     assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("parts", [[600, 600, 1], [600]])
+def test_bodies_that_are_not_answered_yet_have_an_end_together(monkeypatch, parts):
+    monkeypatch.setattr(guard, "ALL_BYTES", 1200)
+
+    async def slow(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/v1/pairs":
+            await asyncio.sleep(0.5)
+        await app(scope, lambda: asyncio.sleep(0, {}), send)
+
+    async def together():
+        door = guarded(slow)
+        # One that is being read, and one that was read and is being worked at.
+        held = asyncio.create_task(asked(door, "/v1/jobs", [300, 1, 1, 1, 1], 0.1))
+        held_too = asyncio.create_task(asked(door, "/v1/pairs", [500]))
+        await asyncio.sleep(0.2)
+        refused = await asked(door, "/v1/masks", parts)
+        assert refused[0]["status"] == 503
+        assert (b"connection", b"close") in refused[0]["headers"]
+        assert b"as much of others' requests as it may" in refused[1]["body"]
+        assert (await asked(door, "/v1/engines", [0]))[0]["status"] == 200
+        assert [sent[0]["status"] for sent in await asyncio.gather(held, held_too)] == [200, 200]
+        return (await asked(door, "/v1/masks", [600, 600]))[0]["status"]
+
+    assert asyncio.run(together()) == 200
 
 
 def test_secrets_are_compared_whatever_they_are_made_of():

@@ -157,3 +157,20 @@ def test_a_lane_that_closes_hands_back_what_is_in_it():
     world.gone.add(mine.number)
     world.drain()
     assert other.number in world.done
+
+
+def test_tickets_are_counted_while_lanes_are_opened():
+    scheduler = Scheduler()
+
+    class Opening(dict):
+        """A queue, while whose length is taken a lane is opened."""
+
+        def __len__(self):
+            scheduler.open(object(), 1)
+            return super().__len__()
+
+    for lane in "ab":
+        scheduler.open(lane, 1)
+        scheduler.add(lane, 1, Priority.NIGHT)
+    scheduler._lanes["a"].queues[Priority.NIGHT] = Opening(scheduler._lanes["a"].queues[Priority.NIGHT])
+    assert scheduler.count(Priority.NIGHT) == 2

@@ -2,13 +2,17 @@
 
 import asyncio
 import base64
+import errno
 import io
+import itertools
 import json
 import logging
+import os
 import re
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -17,20 +21,23 @@ from closed_engine import SlowBackend, closed_engine, engine_folder
 from fake_engine import contents, manifest, opened
 from PIL import Image
 
-from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError
+from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
 from stage_rt.files import write_atomic
 from stage_rt.images.masks import read_mask
+from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.run.workers import finish
+from stage_rt.serve import pairs as pairs_
+from stage_rt.serve.api import JobOrder, JobState, order_of
 from stage_rt.serve.driver import ClosedError, Driver
-from stage_rt.serve.executor import Terms
+from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.http import application
 from stage_rt.serve.jobs import Order
 from stage_rt.serve.metrics import Figures
 from stage_rt.serve.pairs import Request, asked, opened_image, opened_label
 from stage_rt.serve.scheduling import Priority
-from stage_rt.serve.server import QUEUE, Server, Settings
+from stage_rt.serve.server import HANDS, QUEUE, Server, Settings
 from stage_rt.serve.shelf import BusyError, Shelf
 
 PROMPT = "tile+crack"
@@ -127,6 +134,31 @@ def test_the_queue_ends_and_says_when_to_come_again(here, serve):
     assert [pair.state for pair in pairs] == ["done"] * (QUEUE - 1) + ["cancelled"]
     assert len({pair.result.image for pair in pairs[:-1]}) == QUEUE - 1
     assert server.order(request(here)).ended.wait(30)
+
+
+def test_pairs_that_are_cancelled_give_their_places_to_others_at_once(here, serve):
+    server, go = serve(), threading.Event()
+    threading.Thread(target=server.driver.call, args=(go.wait,)).start()
+    pairs = [server.order(request(here, seed, steps=12)) for seed in range(QUEUE)]
+    waiting = pairs[HANDS:]
+    try:
+        for _ in range(2):
+            for pair in waiting:
+                server.cancel(pair)
+        assert {pair.state for pair in waiting} == {"cancelled"}
+        assert all(pair.ended.is_set() and pair.request.photo.size == 0 for pair in waiting)
+        assert server.waiting == HANDS
+        # Nor is their end the pace of those that are painted.
+        assert not server._ends
+        again = [server.order(request(here, seed, steps=12)) for seed in range(len(waiting))]
+        with pytest.raises(BusyError):
+            server.order(request(here))
+    finally:
+        go.set()
+    for pair in (*pairs, *again):
+        assert pair.ended.wait(60)
+    assert [pair.state for pair in (*pairs[:HANDS], *again)] == ["done"] * QUEUE
+    wait_until(lambda: not server.waiting)
 
 
 @pytest.mark.parametrize("together", [1, 2])
@@ -314,6 +346,31 @@ def test_jobs_are_cancelled_and_refused(here, serve):
     assert len(list((here / "data/jobs").iterdir())) == 2
 
 
+def test_a_job_takes_masks_that_fit_some_photographs_and_decodes_each_once(here, serve, monkeypatch):
+    for number in range(4):
+        Image.new("RGB", (160, 160 + number), (90, 90, 90)).save(here / f"normals/square{number}.png")
+    square = here / "square.png"
+    Image.fromarray(np.pad(np.full((9, 9), 255, np.uint8), ((40, 111), (40, 111)))).save(square)
+    decoded, mask_of = [], pairs_.mask_of
+    monkeypatch.setattr(pairs_, "mask_of", lambda content, name: decoded.append(1) or mask_of(content, name))
+    server = serve()
+
+    def ordered(*contents):
+        texts = [base64.b64encode(content).decode() for content in contents]
+        return order_of(JobOrder(prompt=PROMPT, masks=texts, count=8, vary=False), server)
+
+    night = server.jobs.add(*ordered(*masks(here), square.read_bytes()))
+    assert len(decoded) == 3
+    assert over(server, night).state == "done"
+    assert all(
+        (line["label"] == "002_mask.png") == line["normal"].startswith("square")
+        for line in manifest(night.run)
+    )
+    Image.new("L", (300, 100), 255).save(square)
+    with pytest.raises(MaskError, match="`mask` is 300x100 but its photograph is 160x120"):
+        ordered(square.read_bytes())
+
+
 def said(night):
     return json.loads((night.folder / "job.json").read_text())["state"]
 
@@ -387,6 +444,125 @@ def test_a_job_whose_photograph_is_gone_fails_and_a_folder_that_is_none_is_left(
     assert "is no job" in second.told[0]
 
 
+def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goes_on_later(here, monkeypatch):
+    monkeypatch.setattr("stage_rt.serve.jobs.WAIT", 0.1)
+    folders = [here / "tiles", engine_folder(here / "bricks")]
+    settings = Settings(folders, here / "data", 25, here / "normals")
+    server = Server(settings, tell=print, load=lambda _: closed_engine(SlowBackend(0.005)))
+    server.shelf.books = {name: book._replace(bytes=20) for name, book in server.shelf.books.items()}
+    try:
+        server.start()
+        night = server.jobs.add(order(12), masks(here))
+        for done in (1, 5):
+            wait_until(lambda done=done: night.counts.done >= done)
+            pairs = [server.order(replace(request(here, seed), engine="bricks")) for seed in range(3)]
+            for pair in pairs:
+                assert pair.ended.wait(30)
+            assert [(pair.state, pair.error) for pair in pairs] == [("done", None)] * 3
+            assert (night.order.state, said(night)) != ("cancelled", "cancelled")
+        wait_until(lambda: night.order.state == "done")
+        assert contents(night.run) == run_alone(here, here / "alone", 12)
+    finally:
+        server.drain(20)
+
+
+def test_a_job_that_is_cancelled_while_it_leaves_is_painted_no_more(here, serve, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+
+    def fill(engine, job, folder, **told):
+        began.set()
+        assert go.wait(30)
+        raise CancelledError("the request was cancelled")
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    assert began.wait(30)
+    night.wish.cancel()
+    server.jobs.cancel(night.order.id)
+    go.set()
+    later = server.jobs.add(order(), masks(here))
+    wait_until(lambda: later.order.state == "painting")
+    assert (night.order.state, said(night)) == ("cancelled", "cancelled")
+
+
+def over(server, night):
+    """The order of a job that is over."""
+    jobs = server.jobs.jobs
+    wait_until(lambda: jobs[night.order.id].order.state in ("done", "failed", "cancelled"))
+    return jobs[night.order.id].order
+
+
+def test_a_job_that_a_full_disk_ended_goes_on_at_the_next_start(here, serve, monkeypatch):
+    sync, calls = os.fsync, itertools.count()
+
+    def full(descriptor):
+        if next(calls) == 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    server = serve()
+    monkeypatch.setattr("os.fsync", full)
+    night = server.jobs.add(order(12), masks(here))
+    assert "No space left" in over(server, night).error
+    assert (night.order.state, said(night)) == ("failed", "waiting")
+    monkeypatch.setattr("os.fsync", sync)
+    server.drain(20)
+    assert over(serve(), night).state == "done"
+    assert contents(night.run) == run_alone(here, here / "alone", 12)
+
+
+def test_a_job_outlives_starts_without_what_it_needs(here, serve):
+    first = serve(0.05)
+    night, later = first.jobs.add(order(3), masks(here)), first.jobs.add(order(2), masks(here))
+    first.drain(20)
+    (here / "normals/002.png").rename(here / "002.png")
+    without = serve()
+    assert "no photograph '002.png'" in over(without, night).error
+    assert (over(without, later).state, said(night)) == ("failed", "waiting")
+    # It is not to come back either.
+    without.jobs.cancel(later.order.id)
+    assert said(later) == "cancelled"
+    without.drain(20)
+    (here / "002.png").rename(here / "normals/002.png")
+    last = serve()
+    assert (over(last, night).state, over(last, later).state) == ("done", "cancelled")
+
+
+def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here, serve, monkeypatch):
+    stroke = workers._stroke
+
+    def failing(piece, image, usable, model):
+        return stroke(piece, image, usable and piece.place != 1, model)
+
+    monkeypatch.setattr("stage_rt.run.workers._stroke", failing)
+    server = serve()
+    night = server.jobs.add(order(12), masks(here))
+    over(server, night)
+    server.drain(20)
+    told = JobState.of(night)
+    there = len(list((night.run / "test/crack").glob("*.png")))
+    assert 0 < there < 12
+    assert (told.state, told.done, told.failed) == ("done", there, 12 - there)
+    with (night.run / "manifest.jsonl").open("a") as file:
+        file.write('{"index": 3')
+    (after,) = serve().jobs.jobs.values()
+    assert JobState.of(after) == told
+
+
+@pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
+def test_a_job_that_can_never_be_painted_is_tried_no_more(here, serve, monkeypatch, kind):
+    def fill(engine, job, folder, **told):
+        raise kind(5, "a fault")
+
+    monkeypatch.setattr("stage_rt.serve.jobs.fill", fill)
+    server = serve()
+    night = server.jobs.add(order(), masks(here))
+    over(server, night)
+    wait_until(lambda: said(night) == ("waiting" if kind is OSError else "failed"))
+    assert len(server.told) == (kind is not MaskError)
+
+
 def test_a_server_that_is_drained_while_it_warms_up_is_not_ready(here):
     server = Server(
         Settings([here / "tiles"], here / "data", 2**30), tell=print, load=lambda _: closed_engine()
@@ -434,6 +610,78 @@ def test_engines_take_turns_in_memory(tmp_path):
     shelf.close()
     assert shelf.loaded == frozenset()
     driver.close()
+
+
+@pytest.fixture
+def narrow(tmp_path):
+    """A shelf of engines `a` and `b` with room for one, and its driver."""
+    driver = Driver()
+    shelf = Shelf(
+        [engine_folder(tmp_path / name) for name in "ab"], 15, driver, load=lambda _: closed_engine()
+    )
+    shelf.books = {name: book._replace(bytes=10) for name, book in shelf.books.items()}
+    yield shelf
+    shelf.close()
+    driver.close()
+
+
+def held(shelf, name, terms):
+    """Holds an engine in a thread of its own, until the event is set; what came of it comes into the list."""
+    enough, came = threading.Event(), []
+
+    def hold():
+        try:
+            with shelf.engine(name, terms):
+                came.append(name)
+                enough.wait(30)
+        except StageError as error:
+            came.append(type(error))
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    return enough, came, thread
+
+
+def test_an_engine_that_only_the_night_uses_is_left_to_whoever_waits(narrow):
+    nightly = Terms(Priority.NIGHT, wish=Wish())
+    with narrow.engine("a", nightly):
+        enough, came, thread = held(narrow, "b", Terms(Priority.INTERACTIVE, wish=Wish()))
+        wait_until(lambda: nightly.wish.cancelled)
+        # Nor is it back before the other has come.
+        with pytest.raises(BusyError), narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+            pass
+        assert came == []
+    wait_until(lambda: came == ["b"])
+    with pytest.raises(BusyError), narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        pass
+    enough.set()
+    thread.join()
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        assert narrow.loaded == {"a"}
+
+
+def test_who_waits_for_the_night_to_leave_may_change_their_mind_or_be_late(narrow):
+    wish = Wish()
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        _, gone, first = held(narrow, "b", Terms(Priority.INTERACTIVE, wish=wish))
+        _, late, second = held(narrow, "b", Terms(Priority.INTERACTIVE, deadline=time.monotonic() + 0.3))
+        wish.cancel()
+        first.join(20)
+        second.join(20)
+    assert (gone, late) == ([CancelledError], [BusyError])
+    with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
+        pass
+
+
+def test_an_engine_that_somebody_waits_for_too_is_not_left(narrow):
+    wish = Wish()
+    with (
+        narrow.engine("a", Terms(Priority.NIGHT, wish=wish)),
+        narrow.engine("a", Terms(Priority.INTERACTIVE)),
+    ):
+        with pytest.raises(BusyError), narrow.engine("b", Terms(Priority.INTERACTIVE)):
+            pass
+        assert not wish.cancelled
 
 
 class Counted:
