@@ -74,13 +74,14 @@ def check_image(path: Path) -> tuple[Header, str]:
     return header, hashlib.sha256(content).hexdigest()
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, digest: str | None = None) -> NDArray[np.uint8]:
     """A photograph as uint8 ``[H, W, 3]``, upright; grey photographs have three equal channels.
 
     Raises:
-        ImageError: the file is missing, no image, damaged, too large or of a refused kind.
+        ImageError: the file is missing, no image, damaged, too large, of a refused kind, or has not the sha256
+            ``digest`` that is asked for.
     """
-    return image_of(_content(path, ImageError), path)
+    return image_of(_content(path, ImageError, digest), path)
 
 
 def image_of(content: bytes, name: Path) -> NDArray[np.uint8]:
@@ -103,13 +104,13 @@ def header_of(content: bytes, name: Path, error: type[InputError] = ImageError) 
         return _header(image)
 
 
-def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
+def read_grey(path: Path, digest: str | None = None) -> tuple[NDArray[np.integer], int]:
     """The grey values of a mask ``[H, W]``, upright, and the value of white: 255, or 65535 of 16 bit.
 
     Raises:
-        MaskError: the file cannot be read as an image.
+        MaskError: the file cannot be read as an image, or has not the sha256 ``digest`` that is asked for.
     """
-    return grey_of(_content(path, MaskError), path)
+    return grey_of(_content(path, MaskError, digest), path)
 
 
 def grey_of(content: bytes, name: Path) -> tuple[NDArray[np.integer], int]:
@@ -246,10 +247,14 @@ def _photograph(image: Image.Image, path: Path) -> Image.Image:
     return _upright(flat, orientation)
 
 
-def _content(path: Path, error: type[InputError]) -> bytes:
+def _content(path: Path, error: type[InputError], digest: str | None = None) -> bytes:
     _check_file(path, error)
     with _refusing(path, error):
-        return path.read_bytes()
+        content = path.read_bytes()
+    # Of the bytes in hand: the file may change again between a look at it and its reading.
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise error(f"`{path}` changed since it was checked", "put it back and run the same command again")
+    return content
 
 
 @contextmanager

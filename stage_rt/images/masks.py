@@ -44,14 +44,14 @@ class Mask(NamedTuple):
     shaded: bool
 
 
-def read_mask(path: Path, reading: Reading = AS_IT_IS) -> Mask:
+def read_mask(path: Path, reading: Reading = AS_IT_IS, digest: str | None = None) -> Mask:
     """A mask, upright.
 
     Raises:
-        MaskError: the file cannot be read as an image, no pixel is labelled, or it shows classes of which none was
-            chosen.
+        MaskError: the file cannot be read as an image or has not the sha256 ``digest`` that is asked for, no pixel is
+            labelled, or it shows classes of which none was chosen.
     """
-    return _label(*read_grey(path), path, reading)
+    return _label(*read_grey(path, digest), path, reading)
 
 
 def mask_of(content: bytes, name: Path) -> Mask:

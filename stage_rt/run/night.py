@@ -127,7 +127,8 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
     """How long the plans will take and what they will need, by a few steps of a batch of each."""
     seconds, size = 0.0, 0
     for plan in made:
-        batch = prepare(plan.samples[: plan.together], engine.spec.model, plan.method)
+        samples = plan.samples[: plan.together]
+        batch = prepare(samples, engine.spec.model, plan.method, plan.digests)
         pace = _seconds_a_step(engine, plan, batch.pieces[: plan.spec.batch])
         regions = len(batch.pieces) / len(batch.samples)
         calls = -(-len(plan.samples) * regions // plan.spec.batch)

@@ -54,6 +54,10 @@ class Plan:
     normals: Mapping[Path, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
 
+    def digests_of(self, samples: Iterable[Sample]) -> dict[Path, str]:
+        """Those of the files of some samples, for whoever paints them."""
+        return {path: self.digests[path] for sample in samples for path in sample.files}
+
     def planned(self, sample: Sample) -> dict[str, Any]:
         """What the record of a sample holds whatever is painted."""
         used = [self.digests[path] for path in sample.label_files]
