@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from stage_rt.errors import MissingExtraError, printable
 
@@ -30,10 +30,22 @@ class Stopped(BaseException):
 
 @cache
 def messages() -> "Console":
-    """The console on stderr."""
+    """The console on stderr; whether anybody can read it decides nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Messages(Console):
+        def _check_buffer(self) -> None:
+            try:
+                super()._check_buffer()
+            except OSError:
+                self.on_broken_pipe()
+
+        def on_broken_pipe(self) -> None:
+            # Whoever read it is gone, or its disk is full: rich would end the process and take its stdout along.
+            self.quiet = True
+            _to_nowhere(sys.stderr)
+
+    return Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 def message(kind: str, text: str) -> None:
@@ -67,8 +79,13 @@ def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
     try:
         print("\n".join(shown), flush=True)
     except BrokenPipeError:
-        # Whoever read it has enough; without this the interpreter would try once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read it has enough.
+        _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let nobody have what is written: the interpreter would try once more to flush the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

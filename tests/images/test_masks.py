@@ -63,7 +63,9 @@ def test_class_numbers_beside_one_bright_value_are_classes(tmp_path: Path, bread
     drawn[30:70, 20 : 20 + breadth] = 1
     drawn[80:95, 90:120] = np.iinfo(dtype).max
     path = saved(tmp_path / "a.png", drawn, dtype)
-    with pytest.raises(MaskError, match=rf"a\.png` shows several classes \(1, {drawn.max()}\): save one alone"):
+    with pytest.raises(
+        MaskError, match=rf"a\.png` shows several classes \(1, {drawn.max()}\): save one alone"
+    ):
         read_mask(path)
     assert read_mask(path, Reading(value=1)).label.sum() == 40 * breadth
 
