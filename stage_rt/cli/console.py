@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -26,6 +26,12 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.exit_code = 128 + signum
+
+
+def caught() -> list[signal.Signals]:
+    """Those of `SIGNALS` that end a command: `nohup` starts it with hang-ups ignored, which they stay."""
+    hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signum for signum in SIGNALS if hung_up or signum != signal.SIGHUP]
 
 
 @cache
@@ -93,7 +99,8 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
     """Signals set a mark instead of interrupting; the function handed out raises `Stopped` once it is set.
 
     A second signal ends the process at once, even inside a long call of an inference library: Python runs its
-    own handlers only between bytecodes, so a thread listens instead.
+    own handlers only between bytecodes, so a thread listens instead. A hang-up is never the second one, as both the
+    system and the shell tell of a terminal that is gone.
     """
     received: list[int] = []
     inbox, outbox = os.pipe()
@@ -101,7 +108,7 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
 
     def listen() -> None:
         while signum := os.read(inbox, 1):
-            if received:
+            if received and signum[0] != signal.SIGHUP:
                 messages().show_cursor()
                 os._exit(128 + signum[0])
             received.append(signum[0])
@@ -113,12 +120,14 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     wakeup = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)
-    handlers = {signum: signal.signal(signum, _ignore) for signum in SIGNALS}
+    handlers = {signum: signal.signal(signum, _ignore) for signum in caught()}
     try:
         yield check
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        if signal.SIGHUP in received:
+            _hung_up()
         signal.set_wakeup_fd(wakeup)
         os.close(outbox)
         listener.join()
@@ -127,7 +136,14 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
 
 def raise_stopped(signum: int, frame: FrameType | None) -> None:
     """A signal handler: `Stopped` at the next bytecode."""
+    if signum == signal.SIGHUP:
+        _hung_up()
     raise Stopped(signum)
+
+
+def _hung_up() -> None:
+    """Let what is to be done at the end be done: the hang-up is told of once more."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
