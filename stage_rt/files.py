@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from stage_rt.errors import InputError
 
+LONGEST_NAME = 241
+"""Bytes that a file's name may have, so that the one it is staged under has no more than file systems allow (255)."""
 _LOCK_SECONDS = 0.2
 _STAGED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
