@@ -297,6 +297,22 @@ def test_a_bad_photograph_that_no_pair_uses_is_found_before_anything_is_painted(
     assert not run.exists()
 
 
+@pytest.mark.parametrize("white", [1023, 4095, 4096, 65535])
+def test_photographs_of_twelve_bits_are_told_of(job, run, white):
+    notices = []
+    for path in job.normals:
+        grey = np.asarray(opened(path).convert("L")).astype(np.uint16)
+        path.unlink()
+        Image.fromarray(grey.astype(np.uint32) * white // grey.max()).convert("I;16").save(path)
+    for _ in range(2):
+        fill(FakeEngine(), job, run, notify=notices.append)
+    told = (
+        f"the photographs of 16 bits are nearly black, as none has a value above {white} of 65535: multiply what a "
+        "camera of 12 bits wrote by 16"
+    )
+    assert notices == [told] * 2 * (white < 4096)
+
+
 @pytest.mark.parametrize("size", [(40, 30), (80, 60)])
 @pytest.mark.parametrize("kind", ["normals", "masks"])
 def test_a_file_that_is_replaced_in_the_night_is_not_painted(job, run, tmp_path, kind, size):
