@@ -7,6 +7,7 @@ function of the masks, the run's seed and the sample's number alone, so a run ca
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import hypot
 from typing import NamedTuple
 
 import numpy as np
@@ -196,7 +197,7 @@ class _Cut(NamedTuple):
         middle, centre = (np.array(self.label.shape) - 1) / 2, (size - 1) / 2
         anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
         borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
-        if size.max() > LONGEST * np.hypot(*photo):
+        if size.max() > LONGEST * hypot(*photo):
             first, size = _in_sight(size, borders, anchors, photo)
             centre, anchors = centre - first, [anchor - first for anchor in anchors]
         back = np.linalg.inv(forward)
@@ -232,7 +233,7 @@ def _in_sight(
             before, after = (0.0, side) if border < 0 else (side, 0.0)
         else:
             # Its middle is put somewhere in the photograph, so that what is cut off lies outside.
-            before = after = min(2 * side, LONGEST / 2 * np.hypot(*photo))
+            before = after = min(2 * side, LONGEST / 2 * hypot(*photo))
         known = anchors[axis if border else 1 - axis]
         middle = known[axis] if any(borders) else size[axis] / 2
         # Beyond the photograph's own last line, wherever between two lines the anchor lies.
