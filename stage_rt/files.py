@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from stage_rt.errors import InputError
 
+LONGEST_NAME = 241
+"""Bytes that a file's name may have, so that the one it is staged under has no more than file systems allow (255)."""
 _LOCK_SECONDS = 0.2
 _STAGED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
@@ -30,6 +32,11 @@ def identity(path: str | Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def real(path: Path) -> Path:
+    """``path`` without links; `Path.resolve` raises where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -102,9 +109,9 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: let a ``folder`` with content give way once the new one is complete.
 
     Raises:
-        InputError: ``folder`` has content and is not to be replaced, or is a file.
+        InputError: ``folder`` has content and is not to be replaced, is a file, or a disk is mounted there.
     """
-    folder = folder.resolve()
+    folder = real(folder)
     _check_free(folder, replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = _beside(folder)
@@ -133,7 +140,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         path: what the block writes; its folder is made.
         waiting: called every fifth of a second while another process is in the block; it may raise.
     """
-    path = path.resolve()
+    path = real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.lock")
     handle = _lock(name, waiting)
@@ -167,6 +174,9 @@ def _check_free(folder: Path, replace: bool) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"`{folder}` is a file, choose another `-o`")
+    if os.path.ismount(folder):
+        # Nothing can be renamed to it, which would be seen when all the work is done.
+        raise InputError(f"a disk is mounted at `{folder}`: give a folder inside it as `-o`")
     if not replace and any(folder.iterdir()):
         raise InputError(f"`{folder}` exists already, remove it or choose another `-o`")
 

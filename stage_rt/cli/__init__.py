@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if sys.platform == "win32":
         console.message("error", "stage-rt runs on Linux: use it there or in WSL")
         sys.exit(ExitCode.INPUT)
-    for signum in console.SIGNALS:
+    for signum in console.caught():
         signal.signal(signum, console.raise_stopped)
     if any(argument == "" or (argument.startswith("--") and argument.endswith("=")) for argument in given):
         console.message(
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         command(args=[argument for argument in given if argument != "--debug"], prog_name="stage-rt")
     except console.Stopped as stopped:
         # What is left to be done is Python's own: a second signal is to end it, not to be told of.
-        for signum in console.SIGNALS:
+        for signum in console.caught():
             signal.signal(signum, signal.SIG_DFL)
         console.message("stopped", "run the same command again to go on")
         sys.exit(stopped.exit_code)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from stage_rt.errors import MissingExtraError, printable
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -28,12 +28,30 @@ class Stopped(BaseException):
         self.exit_code = 128 + signum
 
 
+def caught() -> list[signal.Signals]:
+    """Those of `SIGNALS` that end a command: `nohup` starts it with hang-ups ignored, which they stay."""
+    hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signum for signum in SIGNALS if hung_up or signum != signal.SIGHUP]
+
+
 @cache
 def messages() -> "Console":
-    """The console on stderr."""
+    """The console on stderr; whether anybody can read it decides nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Messages(Console):
+        def _check_buffer(self) -> None:
+            try:
+                super()._check_buffer()
+            except OSError:
+                self.on_broken_pipe()
+
+        def on_broken_pipe(self) -> None:
+            # Whoever read it is gone, or its disk is full: rich would end the process and take its stdout along.
+            self.quiet = True
+            _to_nowhere(sys.stderr)
+
+    return Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 def message(kind: str, text: str) -> None:
@@ -67,8 +85,13 @@ def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
     try:
         print("\n".join(shown), flush=True)
     except BrokenPipeError:
-        # Whoever read it has enough; without this the interpreter would try once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read it has enough.
+        _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let nobody have what is written: the interpreter would try once more to flush the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -76,7 +99,8 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
     """Signals set a mark instead of interrupting; the function handed out raises `Stopped` once it is set.
 
     A second signal ends the process at once, even inside a long call of an inference library: Python runs its
-    own handlers only between bytecodes, so a thread listens instead.
+    own handlers only between bytecodes, so a thread listens instead. A hang-up is never the second one, as both the
+    system and the shell tell of a terminal that is gone.
     """
     received: list[int] = []
     inbox, outbox = os.pipe()
@@ -84,7 +108,7 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
 
     def listen() -> None:
         while signum := os.read(inbox, 1):
-            if received:
+            if received and signum[0] != signal.SIGHUP:
                 messages().show_cursor()
                 os._exit(128 + signum[0])
             received.append(signum[0])
@@ -96,12 +120,14 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     wakeup = signal.set_wakeup_fd(outbox, warn_on_full_buffer=False)
-    handlers = {signum: signal.signal(signum, _ignore) for signum in SIGNALS}
+    handlers = {signum: signal.signal(signum, _ignore) for signum in caught()}
     try:
         yield check
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+        if signal.SIGHUP in received:
+            _hung_up()
         signal.set_wakeup_fd(wakeup)
         os.close(outbox)
         listener.join()
@@ -110,7 +136,14 @@ def orderly_stop() -> Iterator[Callable[[], None]]:
 
 def raise_stopped(signum: int, frame: FrameType | None) -> None:
     """A signal handler: `Stopped` at the next bytecode."""
+    if signum == signal.SIGHUP:
+        _hung_up()
     raise Stopped(signum)
+
+
+def _hung_up() -> None:
+    """Let what is to be done at the end be done: the hang-up is told of once more."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:

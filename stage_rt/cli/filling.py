@@ -10,7 +10,7 @@ from stage_rt.errors import FailedSamplesError
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.fill import Summary, fill_by
 from stage_rt.run.job import Job
-from stage_rt.run.night import follow_all, outlook, plans
+from stage_rt.run.night import check_runs, follow_all, outlook, plans
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan
 from stage_rt.run.reject import NOTHING, Rejected
@@ -134,10 +134,24 @@ def _count(made: Sequence[Plan]) -> int:
     return sum(len(plan.samples) for plan in made)
 
 
-def tell_outlook(engine: Painter, asked: Sequence[Job], part: Part, notify: Notify, *, as_json: bool) -> None:
-    """Check every file of the jobs, time a few steps and say what all of it will take."""
+def tell_outlook(
+    engine: Painter,
+    asked: Sequence[Job],
+    part: Part,
+    output: Path,
+    notify: Notify,
+    *,
+    several: bool,
+    as_json: bool,
+) -> None:
+    """Check every file of the jobs, time a few steps and say what all of it will take.
+
+    Raises:
+        RunError: ``output`` holds something else, of ``several`` types or of one.
+    """
     with watched_share("checking the files") as progress:
         made = _parts(plans(engine.spec, asked, notify=notify, progress=progress), part)
+    check_runs(made, output, several=several)
     found = outlook(engine, [plan for plan in made if plan.samples])
     counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
     console.result(

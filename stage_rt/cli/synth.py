@@ -268,13 +268,13 @@ def synth(
         rejected = read_list(reject) if reject else {}
         watch = Recorder()
         notify = telling(watch)
-        part = parse(shard) if shard else None
+        part, several = parse(shard) if shard else None, bool(types or jobs)
         who = Hands() if dry_run else Hands(workers, devices, ray)
         with painters(engine, who, notify) as hands:
             asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
             if isinstance(hands, Alone) and dry_run:
-                tell_outlook(hands.engine, asked, part, notify, as_json=as_json)
-            elif types or jobs:
+                tell_outlook(hands.engine, asked, part, output, notify, several=several, as_json=as_json)
+            elif several:
                 fill_all(hands, asked, part, output, watch, notify, rejected=rejected, as_json=as_json)
             else:
                 fill_one(hands, asked[0], part, output, watch, notify, rejected=rejected, as_json=as_json)

@@ -61,8 +61,10 @@ def read_header(path: Path, error: type[InputError] = ImageError) -> Header:
         return _header(image)
 
 
-def check_image(path: Path) -> tuple[Header, str]:
+def check_image(path: Path) -> tuple[Header, str, int | None]:
     """The header of a photograph and the sha256 of its file, which was opened once and found to decode.
+
+    The third is the highest grey value of a photograph of 16 bits, None of others.
 
     Raises:
         ImageError: as `read_image`.
@@ -71,16 +73,18 @@ def check_image(path: Path) -> tuple[Header, str]:
     with _whole(path, ImageError, content) as image:
         header = _header(image)
         _photograph(image, path)
-    return header, hashlib.sha256(content).hexdigest()
+        brightest = int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    return header, hashlib.sha256(content).hexdigest(), brightest
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, digest: str | None = None) -> NDArray[np.uint8]:
     """A photograph as uint8 ``[H, W, 3]``, upright; grey photographs have three equal channels.
 
     Raises:
-        ImageError: the file is missing, no image, damaged, too large or of a refused kind.
+        ImageError: the file is missing, no image, damaged, too large, of a refused kind, or has not the sha256
+            ``digest`` that is asked for.
     """
-    return image_of(_content(path, ImageError), path)
+    return image_of(_as_checked(_content(path, ImageError), digest, path, ImageError), path)
 
 
 def image_of(content: bytes, name: Path) -> NDArray[np.uint8]:
@@ -103,13 +107,13 @@ def header_of(content: bytes, name: Path, error: type[InputError] = ImageError) 
         return _header(image)
 
 
-def read_grey(path: Path) -> tuple[NDArray[np.integer], int]:
+def read_grey(path: Path, digest: str | None = None) -> tuple[NDArray[np.integer], int]:
     """The grey values of a mask ``[H, W]``, upright, and the value of white: 255, or 65535 of 16 bit.
 
     Raises:
-        MaskError: the file cannot be read as an image.
+        MaskError: the file cannot be read as an image, or has not the sha256 ``digest`` that is asked for.
     """
-    return grey_of(_content(path, MaskError), path)
+    return grey_of(_as_checked(_content(path, MaskError), digest, path, MaskError), path)
 
 
 def grey_of(content: bytes, name: Path) -> tuple[NDArray[np.integer], int]:
@@ -250,6 +254,13 @@ def _content(path: Path, error: type[InputError]) -> bytes:
     _check_file(path, error)
     with _refusing(path, error):
         return path.read_bytes()
+
+
+def _as_checked(content: bytes, digest: str | None, path: Path, error: type[InputError]) -> bytes:
+    # Of the bytes in hand: the file may change again between a look at it and its reading.
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise error(f"`{path}` changed since it was checked", "put it back and run the same command again")
+    return content
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 1. With ``--mask-class N`` the pixels of value N are labelled, with ``--mask-threshold S`` from S of white on.
 2. Values up to 31 are class numbers, as VisA's are: whatever is not 0 is a defect.
 3. A mask of two values is labelled where it has the brighter one. Values within a tenth of its brightest, or of
-   black, count as that, as JPEG leaves them.
-4. Up to eight other values are classes that nobody has chosen one of: refused.
+   black, count as that, as JPEG leaves them. Class numbers beside one bright value, which often says "ignore", are
+   not: they are flat, or lie where no block of a JPEG has anything of the label.
+4. Up to eight other values, or such numbers, are classes that nobody has chosen one of: refused.
 5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of.
 """
 
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from stage_rt.errors import MaskError
 from stage_rt.images.inputs import grey_of, read_grey
@@ -24,6 +26,10 @@ HIGHEST_CLASS = 31
 """Largest value that is taken for a class number."""
 MOST_CLASSES = 8
 """Values other than black of a mask that is taken for one of classes."""
+BLOCK = 8
+"""Side of JPEG's blocks in pixels: beyond those that an edge lies in it leaves no noise."""
+STRAY = 0.01
+"""Share of the label that pixels of class numbers may have and pass for a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,14 @@ class Mask(NamedTuple):
     shaded: bool
 
 
-def read_mask(path: Path, reading: Reading = AS_IT_IS) -> Mask:
+def read_mask(path: Path, reading: Reading = AS_IT_IS, digest: str | None = None) -> Mask:
     """A mask, upright.
 
     Raises:
-        MaskError: the file cannot be read as an image, no pixel is labelled, or it shows classes of which none was
-            chosen.
+        MaskError: the file cannot be read as an image or has not the sha256 ``digest`` that is asked for, no pixel is
+            labelled, or it shows classes of which none was chosen.
     """
-    return _label(*read_grey(path), path, reading)
+    return _label(*read_grey(path, digest), path, reading)
 
 
 def mask_of(content: bytes, name: Path) -> Mask:
@@ -80,12 +86,25 @@ def _label(values: NDArray[np.integer], white: int, path: Path, reading: Reading
     if brightest <= HIGHEST_CLASS:
         return Mask(grey > 0, shaded=False)
     two_valued = bool(((shown <= ALIKE * brightest) | (shown >= (1 - ALIKE) * brightest)).all())
-    if not two_valued and len(shown) <= MOST_CLASSES:
+    several = _numbers_beside(grey, shown) if two_valued else len(shown) <= MOST_CLASSES
+    if several:
         raise MaskError(
             f"`{path}` shows several classes ({', '.join(map(str, shown))})",
             "save one alone, or choose with `--mask-class N` or `--mask-threshold 0.5` of `stage-rt synth`",
         )
     return Mask(2 * grey >= brightest, shaded=not two_valued)
+
+
+def _numbers_beside(grey: NDArray[np.int32], shown: NDArray[np.int32]) -> bool:
+    """Whether a mask ``[H, W]`` of two values ``shown`` has class numbers in what is as good as black."""
+    *numbers, brightest = shown.tolist()
+    if not 0 < len(numbers) <= MOST_CLASSES or numbers[-1] > HIGHEST_CLASS:
+        return False
+    label = grey == brightest
+    flat = ndimage.maximum_filter(grey, 3) == ndimage.minimum_filter(grey, 3)
+    near = ndimage.maximum_filter(label, 2 * BLOCK - 1)
+    drawn = (grey > 0) & ~label & (flat | ~near)
+    return bool(drawn.sum() > STRAY * label.sum())
 
 
 def _some(label: NDArray[np.bool_], path: Path, wanted: str, option: str) -> NDArray[np.bool_]:

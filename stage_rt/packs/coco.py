@@ -29,8 +29,8 @@ class Coco(Format):
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self._mask = library("pycocotools.mask", "a COCO pack needs `pycocotools`", "pack")
         super().__init__(folder, classes)
-        self._images = {side: _Rows() for side in SIDES}
-        self._annotations = {(name, side): _Rows() for name in _FILES for side in SIDES}
+        self._images = {side: _Rows(folder) for side in SIDES}
+        self._annotations = {(name, side): _Rows(folder) for name in _FILES for side in SIDES}
         for side in SIDES:
             (folder / side).mkdir()
 
@@ -81,10 +81,10 @@ class Coco(Format):
 
 
 class _Rows:
-    """Rows of a JSON array, kept on the disk: those of 50,000 pictures would fill the memory."""
+    """Rows of a JSON array, kept on the pack's disk: those of 50,000 pictures would fill the memory, or ``/tmp``."""
 
-    def __init__(self) -> None:
-        self._file: IO[bytes] = TemporaryFile()  # noqa: SIM115  # lives as long as the pack is written
+    def __init__(self, folder: Path) -> None:
+        self._file: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as the pack is written
         self.count = 0
 
     def add(self, row: object) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from stage_rt.errors import DatasetError, RunError
-from stage_rt.files import sha256, staged_folder, write_atomic
-from stage_rt.images import layouts
+from stage_rt.files import staged_folder, write_atomic
+from stage_rt.packs.photographs import Folder, check
 from stage_rt.packs.runs import FinishedRun, opened, places
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.fill import Summary, conclude
@@ -30,14 +30,15 @@ def merge(
 
     Raises:
         RunError: a shard is missing, given twice, not finished, damaged or of another run.
-        DatasetError: a photograph is not in ``normals`` as it was.
+        DatasetError: ``normals`` are not the folders that the run was given, or a photograph is not as it was.
         InputError: ``folder`` has content.
     """
     with ExitStack() as stack:
         found = [[stack.enter_context(opened(place)) for place in places(shard)] for shard in shards]
-        photographs = _Photographs(normals)
+        types, given = _by_type(found), [Folder(folder) for folder in normals]
+        check(given, [parts[0] for parts in types])
+        photographs = _Photographs(given)
         staged = stack.enter_context(staged_folder(folder))
-        types = _by_type(found)
         total, done, summaries = sum(parts[0].spec.count for parts in types), 0, {}
         joined = []
         for parts in types:
@@ -47,7 +48,7 @@ def merge(
             summaries[spec.prompt], part = _join(parts, photographs, place, share)
             joined.append(part)
             done += spec.count
-        publish(staged, joined, photographs.every)
+        publish(staged, joined, photographs.contents)
     progress(1.0)
     return {prompt: _moved(summary, staged, folder) for prompt, summary in summaries.items()}
 
@@ -139,22 +140,25 @@ def _records(parts: Sequence[FinishedRun]) -> Iterator[tuple[PairRecord, Finishe
 class _Photographs:
     """The photographs of folders by name and content, each read when it is asked for."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.every = [path for folder in folders for path in layouts.normals(folder)]
-        self._named: dict[str, list[Path]] = {}
-        for path in self.every:
-            self._named.setdefault(readable(path), []).append(path)
-        self._folders = ", ".join(f"`{folder}`" for folder in folders)
-        self._digests: dict[Path, str] = {}
+    def __init__(self, folders: Sequence[Folder]) -> None:
+        self._folders = folders
+        self._named: dict[str, list[tuple[Folder, Path]]] = {}
+        for folder in folders:
+            for path in folder.headers:
+                self._named.setdefault(readable(path), []).append((folder, path))
+
+    @property
+    def contents(self) -> dict[Path, str]:
+        """All of them, with their sha256."""
+        return {path: folder.content(path) for folder in self._folders for path in folder.headers}
 
     def of(self, record: PairRecord) -> Path:
-        for path in self._named.get(record.normal, ()):
-            if path not in self._digests:
-                self._digests[path] = sha256(path)
-            if record.normal_sha256 in (None, self._digests[path]):
+        for folder, path in self._named.get(record.normal, ()):
+            if record.normal_sha256 in (None, folder.content(path)):
                 return path
+        names = ", ".join(f"`{folder.path}`" for folder in self._folders)
         raise DatasetError(
-            f"{self._folders} does not hold `{record.normal}` as it was when it was painted into",
+            f"{names} does not hold `{record.normal}` as it was when it was painted into",
             "give the folders that `stage-rt synth` was given",
         )
 

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, combinations, count
 from pathlib import Path
 
 from stage_rt.errors import InputError
-from stage_rt.files import staged_folder
+from stage_rt.files import real, staged_folder
 from stage_rt.names import PackName
 from stage_rt.packs import FORMATS
 from stage_rt.packs.photographs import find
@@ -27,6 +27,7 @@ PROVENANCE_FILE = "provenance.jsonl"
 
 _SURVEY = 0.1
 """Share of the progress that reading the manifests is."""
+_NO_JOB = {"count": 1, "batch": 1, "shard": None}
 _OF_A_RUN = {"engine", "backend", "sampler", "prompt", "count", "seed", "composite", "steps", "min_fill"}
 
 
@@ -84,7 +85,8 @@ def pack(request: Request, output: Path, progress: Progress = silent) -> Summary
     that is done; what it raises leaves nothing behind.
 
     Raises:
-        InputError: the split is no share, ``output`` has content, or there is nothing to pack.
+        InputError: the split is no share, ``output`` has content, there is nothing to pack, or two runs have the same
+            pairs.
         RunError: a folder is no finished run, or a file of it was changed.
         DatasetError, ImageError: the photographs are not those of the runs, or cannot be read.
         MissingExtraError: the library of the format is not installed.
@@ -96,14 +98,38 @@ def pack(request: Request, output: Path, progress: Progress = silent) -> Summary
         runs = [held.enter_context(opened(at)) for folder in request.runs for at in places(folder)]
         with staged_folder(output) as folder:
             found = survey(runs, weak=request.weak, progress=portion(progress, 0.0, _SURVEY))
+            _check_jobs(found.used)
             photographs = find(request.normals, found.used) if request.normals else {}
             return _write(folder, request, runs, found, photographs, portion(progress, _SURVEY, 1.0))
 
 
 def _check_distinct(folders: Sequence[Path]) -> None:
-    ((folder, times),) = Counter(path.resolve() for path in folders).most_common(1)
+    ((folder, times),) = Counter(map(real, folders)).most_common(1)
     if times > 1:
         raise InputError(f"`{folder}` is given {times} times", "name every run once")
+
+
+def _check_jobs(used: Mapping[FinishedRun, Mapping[str, str | None]]) -> None:
+    """Refuse two runs of one job, which have the same pairs, unless they are different shards of it.
+
+    ``used`` are the photographs of every run with their sha256: other ones may have the same names and sizes.
+    """
+    for one, other in combinations(used, 2):
+        jobs = [run.spec.model_copy(update={**_NO_JOB, "backend": one.spec.backend}) for run in (one, other)]
+        same = all(digest == used[other].get(name, digest) for name, digest in used[one].items())
+        if jobs[0] == jobs[1] and same and not _shards(one, other):
+            raise InputError(
+                f"`{one.ledger}` and `{other.ledger}` are runs of one job and have the same pairs",
+                "leave one out",
+            )
+
+
+def _shards(one: FinishedRun, other: FinishedRun) -> bool:
+    first, second = one.spec.shard, other.spec.shard
+    if first is None or second is None:
+        return False
+    parts = [(shard.of, shard.together) for shard in (first, second)]
+    return parts[0] == parts[1] and first.number != second.number
 
 
 def _write(

@@ -21,7 +21,7 @@ def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | 
         DatasetError: a folder is missing or empty, or is not as a run was given it.
         InputError: a run has no pixels of its photographs.
     """
-    known = [_Folder(folder) for folder in folders]
+    known = [Folder(folder) for folder in folders]
     left = set(folders)
     for run, used in runs.items():
         if not run.spec.composite:
@@ -31,18 +31,42 @@ def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | 
             )
         given = [each for each in known if each.digest == run.spec.normals and each.holds(used)]
         if not given:
-            names = ", ".join(f"`{folder}`" for folder in folders)
-            raise DatasetError(
-                f"{names} does not hold the photographs of `{run.folder}` as they were when it was painted",
-                "give the folder that its `stage-rt synth` was given",
-            )
+            raise _lacking(folders, run.folder)
         left -= {each.path for each in given}
     if left:
-        raise DatasetError(f"no run was painted into the photographs of `{min(left)}`", "leave it out")
+        raise _needless(min(left))
     return {path: each.content(path) for each in known for path in each.headers}
 
 
-class _Folder:
+def check(folders: Sequence["Folder"], runs: Sequence[FinishedRun]) -> None:
+    """See that every run was given one of ``folders`` as its ``--normals``, and each was given to one.
+
+    Raises:
+        DatasetError: it is not so.
+    """
+    digests = {folder.digest for folder in folders}
+    for run in runs:
+        if run.spec.normals not in digests:
+            raise _lacking([folder.path for folder in folders], run.ledger)
+    wanted = {run.spec.normals for run in runs}
+    for folder in folders:
+        if folder.digest not in wanted:
+            raise _needless(folder.path)
+
+
+def _lacking(folders: Sequence[Path], run: Path) -> DatasetError:
+    names = ", ".join(f"`{folder}`" for folder in folders)
+    return DatasetError(
+        f"{names} does not hold the photographs of `{run}` as they were when it was painted",
+        "give the folder that its `stage-rt synth` was given",
+    )
+
+
+def _needless(folder: Path) -> DatasetError:
+    return DatasetError(f"no run was painted into the photographs of `{folder}`", "leave it out")
+
+
+class Folder:
     """Photographs whose contents are read when they are asked for, once."""
 
     def __init__(self, path: Path) -> None:

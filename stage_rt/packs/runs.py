@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage_rt.errors import ImageError, RunError
+from stage_rt.files import real
 from stage_rt.folders import read_description
 from stage_rt.images.inputs import read_header
 from stage_rt.packs.picture import File
@@ -80,7 +81,7 @@ class FinishedRun:
         """Width and height of a pair's image, by its header.
 
         Raises:
-            RunError: the image is missing or was changed.
+            RunError: the image is missing, cannot be read or was changed.
         """
         path = self._path(record.image)
         try:
@@ -93,7 +94,7 @@ class FinishedRun:
         """Image and mask of a pair, with the digests that the manifest lists.
 
         Raises:
-            RunError: one is missing or was changed.
+            RunError: one is missing, cannot be read or was changed.
         """
         image = self._file(record.image, record.image_sha256)
         return image, self._file(record.mask, record.mask_sha256)
@@ -107,18 +108,26 @@ class FinishedRun:
 
     def _path(self, place: str | None) -> Path:
         path = self.folder / (place or "")
-        if not path.is_file():
-            raise RunError(f"`{path}` is missing", f"{AGAIN}, which paints it anew")
+        try:
+            path.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise RunError(f"`{path}` is missing", f"{AGAIN}, which paints it anew") from None
+        except OSError as refusal:
+            raise RunError(
+                f"`{path}` cannot be read ({refusal.strerror})", "mend that and pack again"
+            ) from refusal
         return path
 
 
 def places(folder: Path) -> list[Place]:
-    """The run that ``folder`` is, or those of the types in it.
+    """The run that ``folder`` is, or those of the types in it; or the one whose ledger it is, among several types.
 
     Raises:
         RunError: it holds no type.
     """
     types = folder / TYPES
+    if (ledger := real(folder)).parent.name == TYPES and not (ledger / "test").is_dir():
+        return [Place(ledger.parents[1], ledger)]
     if (folder / RUN_FILE).is_file() or not types.is_dir():
         return [Place.of(folder)]
     found = [Place(folder, ledger) for ledger in sorted(types.iterdir()) if ledger.is_dir()]

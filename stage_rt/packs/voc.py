@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from stage_rt.errors import printable
+from stage_rt.images.inputs import header_of
 from stage_rt.packs.outlines import parts
 from stage_rt.packs.palette import BACKGROUND, classes_png
 from stage_rt.packs.picture import SIDES, File, Format, Picture
@@ -44,7 +45,8 @@ def _annotation(picture: Picture) -> ElementTree.Element:
     width, height = picture.size
     root = ElementTree.Element("annotation")
     _fill(root, {"folder": "JPEGImages", "filename": f"{picture.name}.png", "segmented": 1})
-    _fill(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": 3})
+    depth = 1 if header_of(picture.image.content, Path(picture.name)).grey else 3
+    _fill(ElementTree.SubElement(root, "size"), {"width": width, "height": height, "depth": depth})
     if picture.kind is not None:
         for part in parts(picture.label):
             left, top, width, height = part.box

@@ -158,4 +158,5 @@ def _tasks(plan: Plan, steps: int, seed: int, progress: Progress) -> Iterator[tu
         part = plan.samples[start : start + plan.together]
         wanted = frozenset(sample.index for sample in part)
         share = portion(progress, start / count, (start + len(part)) / count)
-        yield Task(part, wanted, method, seed, plan.spec.batch, composited=True), share
+        digests = plan.digests_of(part)
+        yield Task(part, wanted, method, seed, plan.spec.batch, composited=True, digests=digests), share

@@ -260,7 +260,8 @@ def _tasks(plan: Plan, missing: NDArray[np.bool_], manifest: Manifest) -> Iterat
                 sample.index for sample, lacks in zip(samples, missing[part], strict=True) if lacks
             )
             spec = plan.spec
-            yield Task(samples, wanted, plan.method, spec.seed, spec.batch, spec.composite)
+            digests = plan.digests_of(samples)
+            yield Task(samples, wanted, plan.method, spec.seed, spec.batch, spec.composite, digests)
 
 
 def _with_rejected(sample: Sample, manifest: Manifest) -> Sample:

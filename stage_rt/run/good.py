@@ -4,7 +4,7 @@ Readers of the layout learn from ``train/good`` and take every PNG below the fol
 """
 
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from stage_rt.errors import ImageError
-from stage_rt.files import identity, staged_for, write_atomic
+from stage_rt.files import LONGEST_NAME, identity, staged_for, write_atomic
 from stage_rt.images.inputs import read_header, read_image
 from stage_rt.run.checks import CHECKS_FILE, Checks
-from stage_rt.run.sample import readable
+from stage_rt.run.sample import UNCHECKED, readable
 from stage_rt.run.writer import png
 
 TRAIN, TEST = "train/good", "test/good"
@@ -23,25 +23,36 @@ HELD_OUT = 5
 """One in so many photographs is in ``test/good`` where all were painted into."""
 
 _ORIENTATION = 0x0112
+_SHORT = 200
+"""Bytes that are kept of a name which is too long."""
 
 
-def place_good(folder: Path, photographs: Iterable[Path], painted: Iterable[Path]) -> dict[Path, str]:
+def place_good(
+    folder: Path,
+    photographs: Iterable[Path],
+    painted: Iterable[Path],
+    digests: Mapping[Path, str] = UNCHECKED,
+) -> dict[Path, str]:
     """Put ``photographs`` into the run's ``folder``; where each is, from there.
 
     Those that were ``painted`` into are in ``test/good`` and the others in ``train/good``, so that nothing learns the
     background of a pair; where all were painted into, one in `HELD_OUT` is in ``test/good``. PNG files are linked
     where the file system allows, others are written as the pairs are; what shows its photograph already stays.
-    Photographs of the same name from several folders get a number in the order of their paths.
+    Photographs of the same name from several folders get a number in the order of their paths. Files of one content,
+    by the sha256 that ``digests`` has of them, or of one place are the same photograph and stand on one side.
 
     Raises:
         ImageError: a photograph is not there any more, or damaged.
     """
     names, checks = _names(sorted(set(photographs))), Checks(folder / CHECKS_FILE)
-    used = set(painted)
-    unused = any(path not in used for path in names)
+    content = {path: digests.get(path) or str(path.resolve()) for path in names}
+    used = {content[path] for path in painted}
+    unused = not used.issuperset(content.values())
+    numbers: dict[str, int] = {}
     places = {}
-    for number, (path, name) in enumerate(sorted(names.items(), key=lambda item: item[1])):
-        tested = path in used if unused else number % HELD_OUT == 1
+    for path, name in sorted(names.items(), key=lambda item: item[1]):
+        number = numbers.setdefault(content[path], len(numbers))
+        tested = content[path] in used if unused else number % HELD_OUT == 1
         places[path] = f"{TEST if tested else TRAIN}/{name}"
         # A run that grew paints into more of them.
         (folder / (TRAIN if tested else TEST) / name).unlink(missing_ok=True)
@@ -64,13 +75,20 @@ def _names(photographs: Sequence[Path]) -> dict[Path, str]:
     taken: set[str] = set()
     for path in photographs:
         stem = Path(readable(path)).stem
-        name, number = f"{stem}.png", 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}.png"
+        name = _free(stem, taken)
+        if len(name.encode()) > LONGEST_NAME:
+            name = _free(stem.encode()[:_SHORT].decode(errors="ignore"), taken)
         taken.add(name)
         names[path] = name
     return names
+
+
+def _free(stem: str, taken: Container[str]) -> str:
+    name, number = f"{stem}.png", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}.png"
+    return name
 
 
 def _put(path: Path, place: Path, checks: Checks) -> None:

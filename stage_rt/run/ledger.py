@@ -237,7 +237,9 @@ def open_run(place: Place, spec: RunSpec) -> Iterator[Manifest]:
     folder = place.ledger
     claim(folder, RUN_FILE)
     with disk_failures(folder), locked_run(folder):
-        _same_job(folder / RUN_FILE, spec)
+        content = describe(spec)
+        if same_job(folder / RUN_FILE, spec) != content:
+            write_atomic(folder / RUN_FILE, content)
         for staged in _left_by_a_crash(place, spec.prompt):
             staged.unlink()
         manifest = Manifest(folder / MANIFEST_FILE, spec.prompt, count=spec.count)
@@ -292,6 +294,15 @@ def claim(folder: Path, description: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as refusal:
         raise RunError(f"`{folder}` cannot be made a folder: give another `-o`") from refusal
+    check_claim(folder, description)
+
+
+def check_claim(folder: Path, description: str) -> None:
+    """See that a folder, which is there, holds ``description`` or nothing.
+
+    Raises:
+        RunError: it holds something else.
+    """
     others = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if others and not (folder / description).exists():
         raise RunError(f"`{folder}` holds files that are no run of stage-rt: give an empty folder as `-o`")
@@ -320,11 +331,14 @@ def locked_run(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _same_job(path: Path, spec: RunSpec) -> None:
-    content = describe(spec)
+def same_job(path: Path, spec: RunSpec) -> bytes | None:
+    """The ``run.json`` at ``path``, which the job of ``spec`` goes on with; None where there is none.
+
+    Raises:
+        RunError: it is of another job, or damaged.
+    """
     if not path.exists():
-        write_atomic(path, content)
-        return
+        return None
     try:
         old = path.read_bytes()
         there = RunSpec.model_validate_json(old)
@@ -342,8 +356,7 @@ def _same_job(path: Path, spec: RunSpec) -> None:
             f"`{path.parent}` holds a run of {there.count} pairs",
             f"give `--count {there.count}` or more, or another `-o`",
         )
-    if content != old:
-        write_atomic(path, content)
+    return old
 
 
 def describe(spec: RunSpec) -> bytes:

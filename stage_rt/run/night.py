@@ -14,7 +14,7 @@ from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
 from stage_rt.run.fill import Summary, follow, part
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import Place, claim, disk_failures, locked_run
+from stage_rt.run.ledger import Place, check_claim, claim, disk_failures, locked_run, same_job
 from stage_rt.run.others import others
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
@@ -88,10 +88,7 @@ def follow_all(
             photographs.
         StageError: as `stage_rt.run.fill.fill`.
     """
-    if (folder / RUN_FILE).is_file():
-        raise RunError(
-            f"`{folder}` holds a run of one type: give another `-o`, or its own options to go on with it"
-        )
+    _check_night(folder)
     check(rejected, [(plan, _place(folder, plan)) for plan in made])
     claim(folder, TYPES)
     total, done, summaries = sum(plan.spec.count for plan in made), 0, {}
@@ -114,6 +111,27 @@ def follow_all(
     return summaries
 
 
+def check_runs(made: Sequence[Plan], folder: Path, *, several: bool) -> None:
+    """See that ``folder``, if it is there, is as the plans need it, of ``several`` types or of one; change nothing.
+
+    Raises:
+        RunError: it holds runs of other jobs, or something else.
+    """
+    if several:
+        _check_night(folder)
+    if folder.is_dir():
+        check_claim(folder, TYPES if several else RUN_FILE)
+    for plan in made:
+        same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec)
+
+
+def _check_night(folder: Path) -> None:
+    if (folder / RUN_FILE).is_file():
+        raise RunError(
+            f"`{folder}` holds a run of one type: give another `-o`, or its own options to go on with it"
+        )
+
+
 def _contents(made: Sequence[Plan]) -> dict[Path, str]:
     """All photographs of the plans, with their sha256."""
     return {path: digest for plan in made for path, digest in plan.normals.items()}
@@ -127,7 +145,8 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
     """How long the plans will take and what they will need, by a few steps of a batch of each."""
     seconds, size = 0.0, 0
     for plan in made:
-        batch = prepare(plan.samples[: plan.together], engine.spec.model, plan.method)
+        samples = plan.samples[: plan.together]
+        batch = prepare(samples, engine.spec.model, plan.method, plan.digests)
         pace = _seconds_a_step(engine, plan, batch.pieces[: plan.spec.batch])
         regions = len(batch.pieces) / len(batch.samples)
         calls = -(-len(plan.samples) * regions // plan.spec.batch)

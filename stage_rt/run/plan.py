@@ -35,6 +35,9 @@ PIXELS_TOGETHER = 128_000_000
 COVERING = 0.9
 """Share of a photograph beyond which a label is told of: an inverted mask labels nearly everything."""
 
+TWELVE_BITS = 4095
+"""Highest value of cameras of 12 bits, whose files have 16: a sixteenth of what is white there."""
+
 Notify = Callable[[str], None]
 
 
@@ -53,6 +56,10 @@ class Plan:
     digests: Mapping[Path, str]
     normals: Mapping[Path, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
+
+    def digests_of(self, samples: Iterable[Sample]) -> dict[Path, str]:
+        """Those of the files of some samples, for whoever paints them."""
+        return {path: self.digests[path] for sample in samples for path in sample.files}
 
     def planned(self, sample: Sample) -> dict[str, Any]:
         """What the record of a sample holds whatever is painted."""
@@ -90,7 +97,8 @@ def make_plan(
     photographs = {
         path: _photograph(checks, path) for path in counted(job.normals, portion(progress, 0.0, 0.7))
     }
-    normals = {path: header for path, (header, _) in photographs.items()}
+    _check_range([brightest for *_, brightest in photographs.values() if brightest is not None], notify)
+    normals = {path: header for path, (header, *_) in photographs.items()}
     masks = {
         path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.7, 0.8))
     }
@@ -103,7 +111,7 @@ def make_plan(
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
     _check_masks(used, job.reading, checks, notify, portion(progress, 0.8, 1.0))
-    contents = {path: digest for path, (_, digest) in photographs.items()}
+    contents = {path: digest for path, (_, digest, _) in photographs.items()}
     digests = {path: contents[path] for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
     }
@@ -158,10 +166,19 @@ def _noted(notify: Notify, notices: list[str]) -> Notify:
     return noted
 
 
-def _photograph(checks: Checks, path: Path) -> tuple[Header, str]:
-    """Header and sha256 of a photograph that decodes."""
-    header, digest = checks.of(path, "photograph", check_image)
-    return Header(*header), digest
+def _photograph(checks: Checks, path: Path) -> tuple[Header, str, int | None]:
+    """Header and sha256 of a photograph that decodes, and the highest of its 16-bit values."""
+    header, digest, brightest = checks.of(path, "photograph and highest value", check_image)
+    return Header(*header), digest, brightest
+
+
+def _check_range(brightest: Sequence[int], notify: Notify) -> None:
+    """Tell of photographs of 16 bits, by their highest values, that hold numbers of a camera of 12."""
+    if brightest and max(brightest) <= TWELVE_BITS:
+        notify(
+            f"the photographs of 16 bits are nearly black, as none has a value above {max(brightest)} of 65535: "
+            "multiply what a camera of 12 bits wrote by 16"
+        )
 
 
 def _header(checks: Checks, path: Path, error: type[InputError] = ImageError) -> Header:

@@ -23,7 +23,7 @@ from stage_rt.run.writer import WriterThread
 SHARES_PER_SECOND = 2.0
 LINGER = 5.0
 """Seconds that a worker has between closing its pipe and its end."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)

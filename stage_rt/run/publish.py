@@ -1,6 +1,6 @@
 """What makes a filled folder a data set that other tools open, and a page to look at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from stage_rt.run.good import place_good
 
 
 def publish(
-    folder: Path, parts: Sequence[report.Part], normals: Iterable[Path], painted: Iterable[Path] = ()
+    folder: Path, parts: Sequence[report.Part], normals: Mapping[Path, str], painted: Iterable[Path] = ()
 ) -> None:
-    """Put the good photographs ``normals`` beside the pairs of finished runs, and write their report.
+    """Put the good photographs ``normals``, with their sha256, beside the pairs of finished runs; write their report.
 
     ``painted`` are photographs that runs which are not in the report were painted into. Its parts are in the order of
     their prompts, whatever the order they were painted in.
     """
     parts = sorted(parts, key=lambda part: part.spec.prompt)
-    good = place_good(folder, normals, chain(painted, *(part.photographs for part in parts)))
+    good = place_good(folder, normals, chain(painted, *(part.photographs for part in parts)), normals)
     report.write(folder, parts, good)

@@ -1,9 +1,10 @@
 """One pair to be made, and where its label comes from."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -19,6 +20,9 @@ from stage_rt.spec import ModelSpec, RegionView
 MADE = 64
 """Labels made for a sample until one shows: by the authors' rule a small one vanishes between the centres of the
 latent's cells."""
+
+UNCHECKED: Mapping[Path, str] = MappingProxyType({})
+"""The digests of files whose contents nobody took down."""
 
 
 def readable(path: Path) -> str:
@@ -71,14 +75,18 @@ class Sample:
     placing: Placing | None = None
     rejected: tuple[str, ...] = ()
 
-    def label(self, photo: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The label bool ``[H, W]`` of the sample's photograph uint8 ``[H, W, 3]``."""
-        label = self._fitted(self.mask, self.reading)
+    def label(self, photo: NDArray[np.uint8], digests: Mapping[Path, str] = UNCHECKED) -> NDArray[np.bool_]:
+        """The label bool ``[H, W]`` of the sample's photograph uint8 ``[H, W, 3]``.
+
+        Raises:
+            MaskError: a file has not the sha256 that ``digests`` has of it.
+        """
+        label = self._fitted(self.mask, self.reading, digests)
         if self.placing is None:
             return label
         within, partner = self.placing.inside, self.placing.partner
-        inside = find_object(photo) if within is None else self._fitted(within, AS_IT_IS)
-        joined = [label] if partner is None else [label, self._fitted(partner, self.reading)]
+        inside = find_object(photo) if within is None else self._fitted(within, AS_IT_IS, digests)
+        joined = [label] if partner is None else [label, self._fitted(partner, self.reading, digests)]
         dice, across = Dice(self.placing.seed, self.index), self.placing.across
         for _ in range(MADE):
             result = np.any([placed(one, inside, dice, across) for one in joined], axis=0)
@@ -99,8 +107,13 @@ class Sample:
         inside = self.placing.inside if self.placing else None
         return self.masks if inside is None else [*self.masks, inside]
 
-    def _fitted(self, mask: Path, reading: Reading) -> NDArray[np.bool_]:
-        return fit_mask(read_mask(mask, reading).label, self.size, mask)
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read to paint it."""
+        return [self.normal, *self.label_files]
+
+    def _fitted(self, mask: Path, reading: Reading, digests: Mapping[Path, str]) -> NDArray[np.bool_]:
+        return fit_mask(read_mask(mask, reading, digests.get(mask)).label, self.size, mask)
 
 
 class Samples(Sequence[Sample]):

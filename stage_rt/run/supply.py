@@ -7,6 +7,7 @@ function of the masks, the run's seed and the sample's number alone, so a run ca
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import hypot
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,9 @@ JOINED = 0.25
 LEAST = 0.5
 """Share of a mask's own area, as it is scaled, that a label should have: what goes on beyond a border of the
 photograph does not count."""
+LONGEST = 1.5
+"""Length of a label as it is turned and scaled, in diagonals of the photograph, beyond which what lies too far from
+its place to be seen is not rendered."""
 PLACES = 24
 """Places, turns and sizes tried for one that lies inside the object; each time the largest size is smaller."""
 
@@ -113,7 +117,7 @@ def placed(label: Label, inside: Label, dice: Dice, across: tuple[bool, bool] = 
         longer = LONGER ** (dice() * (1 - place / PLACES)) if cut.slender else 1.0
         degrees = dice.between(-TURN, TURN)
         mirrored = [dice() < 0.5 and (free or far) for free, far in zip(cut.free, across, strict=True)]
-        shape = cut.posed(degrees, scale, mirrored, longer)
+        shape = cut.posed(degrees, scale, mirrored, longer, inside.shape)
         best = max(best, _put(shape, _somewhere(inside, dice), inside), key=lambda put: put.share)
         if best.share == 1:
             break
@@ -173,14 +177,29 @@ class _Cut(NamedTuple):
         anchor[1 - axis] = np.flatnonzero(cut.take(nearest, axis)).mean()
         return anchor
 
-    def posed(self, degrees: float, scale: float, mirrored: Sequence[bool], longer: float = 1.0) -> "_Cut":
+    def posed(
+        self,
+        degrees: float,
+        scale: float,
+        mirrored: Sequence[bool],
+        longer: float,
+        photo: tuple[int, ...],
+    ) -> "_Cut":
         """Drawn out along its own axis, mirrored in rows and columns, turned about the middle and scaled; never
-        empty."""
+        empty.
+
+        Of a label that is much larger than the ``photo`` of that shape only what can be seen of it.
+        """
         angle, flips = np.deg2rad(degrees), np.where(mirrored, -1, 1)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         forward = scale * turn * flips @ (np.eye(2) + (longer - 1) * np.outer(self.axis, self.axis))
         size = np.ceil(np.abs(forward) @ self.label.shape).astype(int) + 2
         middle, centre = (np.array(self.label.shape) - 1) / 2, (size - 1) / 2
+        anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
+        borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
+        if size.max() > LONGEST * hypot(*photo):
+            first, size = _in_sight(size, borders, anchors, photo)
+            centre, anchors = centre - first, [anchor - first for anchor in anchors]
         back = np.linalg.inv(forward)
         shape = ndimage.affine_transform(
             np.where(self.label, np.uint8(255), np.uint8(0)),
@@ -192,11 +211,35 @@ class _Cut(NamedTuple):
         label = shape >= 128
         if not label.any():
             label[tuple(size // 2)] = True
-        anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
-        borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
         return self._replace(
             label=label, area=self.area * scale**2 * longer, borders=tuple(borders), anchors=tuple(anchors)
         )
+
+
+def _in_sight(
+    size: NDArray[np.int_],
+    borders: Sequence[int],
+    anchors: Sequence[NDArray[np.float64]],
+    photo: tuple[int, ...],
+) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """The first row and column of a window in a posed label of some ``size``, and the window's own size.
+
+    It goes from the border that the label lies at as far as the photograph does, or lies about where the label does
+    at the other axis' border, or about the middle.
+    """
+    first, end = np.zeros(2, dtype=int), size.copy()
+    for axis, side in enumerate(photo):
+        if border := borders[axis]:
+            before, after = (0.0, side) if border < 0 else (side, 0.0)
+        else:
+            # Its middle is put somewhere in the photograph, so that what is cut off lies outside.
+            before = after = min(2 * side, LONGEST / 2 * hypot(*photo))
+        known = anchors[axis if border else 1 - axis]
+        middle = known[axis] if any(borders) else size[axis] / 2
+        # Beyond the photograph's own last line, wherever between two lines the anchor lies.
+        first[axis] = np.clip(int(middle - before) - 2, 0, size[axis] - 1)
+        end[axis] = np.clip(int(middle + after) + 2, first[axis] + 1, size[axis])
+    return first, end - first
 
 
 def _long_axis(label: Label) -> tuple[bool, NDArray[np.float64]]:

@@ -23,6 +23,7 @@ from stage_rt.progress import Progress
 from stage_rt.run.gpus import Gpu, gpus
 from stage_rt.run.metrics import Counts, Metrics, line
 from stage_rt.run.prometheus import exposition
+from stage_rt.run.sample import readable
 from stage_rt.spec import PairRecord
 
 LOG, METRICS, PROMETHEUS, TIMES = "run.log", "metrics.json", "metrics.prom", "report/times.js"
@@ -163,7 +164,7 @@ class Recorder(Watch):
             metrics = self._metrics(state)
         told = {
             METRICS: json.dumps(asdict(metrics), indent=1) + "\n",
-            PROMETHEUS: exposition(metrics, self._folder.resolve().name, self._clock()),
+            PROMETHEUS: exposition(metrics, readable(self._folder.resolve()), self._clock()),
             TIMES: f"window.stageTimes = {json.dumps(metrics.sittings)};\n",
         }
         for name, text in told.items():

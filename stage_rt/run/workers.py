@@ -4,9 +4,10 @@ The painting thread calls `begin` for one batch after the other; what that retur
 (`stage_rt.run.writer`) calls while the next one is painted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Protocol
 
@@ -65,7 +66,7 @@ class Task:
     """Samples that go through a run together, and all that a painter has to know of them.
 
     ``wanted`` are the indices of those that are missing. ``size`` regions are painted at a time, under ``seed``;
-    ``composited`` is as in `finish`.
+    ``composited`` is as in `finish`. ``digests`` are the sha256 that their files had when they were checked.
     """
 
     samples: Sequence[Sample]
@@ -74,6 +75,7 @@ class Task:
     seed: int
     size: int
     composited: bool
+    digests: Mapping[Path, str]
 
 
 @dataclass(frozen=True)
@@ -133,19 +135,21 @@ def begin(engine: Painter, task: Task, progress: Progress) -> Callable[[], Itera
         BackendError: the inference library failed.
     """
     model, method = engine.spec.model, task.method
-    batch = prepare(task.samples, model, method)
+    batch = prepare(task.samples, model, method, task.digests)
     strokes = paint(engine, batch, method, seed=task.seed, size=task.size, progress=progress)
     return lambda: finish(batch, strokes(), model, method, composited=task.composited)
 
 
-def prepare(samples: Sequence[Sample], model: ModelSpec, method: Method) -> Batch:
-    """Read the files of ``samples`` and cut their regions.
+def prepare(
+    samples: Sequence[Sample], model: ModelSpec, method: Method, digests: Mapping[Path, str]
+) -> Batch:
+    """Read the files of ``samples``, whose sha256 were ``digests``, and cut their regions.
 
     Raises:
         ImageError, MaskError: one has changed since it was checked.
     """
-    photos = [read_image(sample.normal) for sample in samples]
-    labels = [sample.label(photo) for sample, photo in zip(samples, photos, strict=True)]
+    photos = [read_image(sample.normal, digests[sample.normal]) for sample in samples]
+    labels = [sample.label(photo, digests) for sample, photo in zip(samples, photos, strict=True)]
     return Batch(samples, photos, labels, divide(photos, labels, model, method))
 
 

@@ -31,7 +31,7 @@ def failing(monkeypatch):
 
     yield set_up
     for signum in console.SIGNALS:
-        signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 def run(arguments, capsys):

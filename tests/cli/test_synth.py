@@ -372,6 +372,32 @@ def test_a_dry_run_says_what_it_will_come_to_and_paints_nothing(night, here):
     assert not (here / "run").exists()
 
 
+def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
+    night(*TYPES)
+    synth(output="single", count=4)
+    (here / "full").mkdir()
+    (here / "full/mine.txt").touch()
+    before = {name: contents(here / name) for name in ("run", "single", "full")}
+    assert night(*TYPES, "--dry-run")[0] == 0
+    assert synth(output="single", count=8, flags=["--dry-run"])[0] == 0
+    for refused, message in (
+        (
+            night(*TYPES, "--seed", "3", "--dry-run"),
+            "`run/types/hole` holds another run, whose seed is 0 and not 3",
+        ),
+        (night(*TYPES, "-o", "single", "--dry-run"), "`single` holds a run of one type: give another `-o`"),
+        (
+            synth(output="single", count=3, flags=["--dry-run"]),
+            "`single` holds a run of 4 pairs: give `--count 4`",
+        ),
+        (synth(output="run", flags=["--dry-run"]), "`run` holds files that are no run of stage-rt"),
+        (synth(output="full", flags=["--dry-run"]), "`full` holds files that are no run of stage-rt"),
+    ):
+        assert refused[:2] == (1, "")
+        assert refused[2].startswith(f"error: {message}")
+    assert {name: contents(here / name) for name in before} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run between two writes; a second one ends it at once."""
+"""SIGTERM, Ctrl-C and a hang-up end a run between two writes; a second signal ends it at once."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def wait_until(true):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_batch_in_hand_is_dropped_and_the_same_command_goes_on(start, tmp_path, signum):
     run = tmp_path / "run"
     process = start(0.05)
@@ -99,17 +99,31 @@ def test_two_processes_do_not_fill_one_folder(start, tmp_path):
     assert err == f"error: `{tmp_path}/run` is being filled by another process: wait for it to end\n"
 
 
-def test_what_watches_the_run_is_told_that_it_was_stopped(start, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_what_watches_the_run_is_told_that_it_was_stopped(start, tmp_path, signum):
     run = tmp_path / "run"
     process = start(
         0.05, "run", "--on-finish", f"echo $STAGE_RT_STATE $STAGE_RT_EXIT_CODE > {tmp_path}/told; echo said"
     )
     wait_until(lambda: list(run.glob("test/*/000001.png")))
     assert json.loads((run / "metrics.json").read_text())["state"] == "running"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signum)
+    if signum == signal.SIGHUP:
+        # By the system and by the shell.
+        time.sleep(0.02)
+        process.send_signal(signum)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert (process.returncode, out) == (128 + signum, "")
     assert err == "said\nstopped: run the same command again to go on\n"
-    assert (tmp_path / "told").read_text() == f"stopped {128 + signal.SIGTERM}\n"
+    assert (tmp_path / "told").read_text() == f"stopped {128 + signum}\n"
     assert json.loads((run / "metrics.json").read_text())["state"] == "stopped"
     assert (run / "run.log").read_text().splitlines()[-1].endswith("stopped: the same command again goes on")
+
+
+def test_a_run_that_was_told_to_outlive_its_terminal_does(start, tmp_path):
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = start(0.01)
+    signal.signal(signal.SIGHUP, ignored)
+    wait_until((tmp_path / "painting").exists)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0

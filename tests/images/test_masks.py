@@ -55,6 +55,42 @@ def test_classes_of_which_none_was_chosen_are_refused(tmp_path: Path, values: li
     )
 
 
+@pytest.mark.parametrize("breadth", [40, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_class_numbers_beside_one_bright_value_are_classes(tmp_path: Path, breadth: int, dtype: type) -> None:
+    """255 says "ignore" in many data sets: it is not the defect that the small number is."""
+    drawn = np.zeros((120, 160), dtype)
+    drawn[30:70, 20 : 20 + breadth] = 1
+    drawn[80:95, 90:120] = np.iinfo(dtype).max
+    path = saved(tmp_path / "a.png", drawn, dtype)
+    with pytest.raises(
+        MaskError, match=rf"a\.png` shows several classes \(1, {drawn.max()}\): save one alone"
+    ):
+        read_mask(path)
+    assert read_mask(path, Reading(value=1)).label.sum() == 40 * breadth
+
+
+def test_a_slip_of_the_pen_is_no_class(tmp_path: Path) -> None:
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[30:60, 30:60] = 255
+    drawn[2:4, 2:5] = 1
+    assert read_mask(saved(tmp_path / "a.png", drawn)).label.sum() == 900
+
+
+@pytest.mark.parametrize("quality", [50, 75, 85, 90, 95, 98, 100])
+def test_noise_of_jpeg_is_no_class(tmp_path: Path, quality: int) -> None:
+    rng = np.random.default_rng(quality)
+    for _ in range(40):
+        drawn = np.zeros((64, 64), np.uint8)
+        y, x = rng.integers(0, 60, 2)
+        drawn[y : y + rng.integers(1, 20), x : x + rng.integers(1, 20)] = rng.choice([128, 200, 255])
+        Image.fromarray(drawn).save(tmp_path / "a.jpg", quality=quality)
+        values = np.asarray(Image.open(tmp_path / "a.jpg"))
+        # What is left of a pixel or two may be several shades, which is another rule.
+        if not ((values > 0.1 * values.max()) & (values < 0.9 * values.max())).any():
+            assert (read_mask(tmp_path / "a.jpg").label == (drawn > 0)).all()
+
+
 def test_a_chosen_class_alone_is_labelled(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", [[0, 60, 200, 61]])
     assert read_mask(path, Reading(value=60)).label.tolist() == [[False, True, False, False]]

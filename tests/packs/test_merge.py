@@ -179,3 +179,15 @@ def test_photographs_have_to_be_those_that_were_painted_into(shards, tmp_path):
     photographs(others, 5, seed=3)
     message = r"`.*others` does not hold `00\d.png` as it was when it was painted into: give the folders"
     refused(DatasetError, message, shards, others, tmp_path)
+
+
+def test_the_folders_have_to_be_those_that_the_shards_were_given(shards, tmp_path):
+    normals, other = tmp_path / "normals", tmp_path / "other"
+    photographs(other, 2, seed=4)
+    with pytest.raises(DatasetError, match=r"into the photographs of `.*other`: leave it out"):
+        merge(shards, [normals, other], tmp_path / "run")
+    photographs(normals, 6)
+    message = r"`.*normals` does not hold the photographs of `.*s1` as they were when it was painted: give"
+    refused(DatasetError, message, shards, normals, tmp_path)
+    (normals / "005.png").unlink()
+    assert merge(shards, [normals], tmp_path / "run")

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,10 +19,13 @@ from stage_rt.images.inputs import network_mask
 from stage_rt.packs import FORMATS
 from stage_rt.packs.pack import Request, pack
 from stage_rt.progress import silent
-from stage_rt.run.fill import fill
+from stage_rt.run.fill import fill, follow
 from stage_rt.run.job import Job
+from stage_rt.run.ledger import Place
 from stage_rt.run.night import follow_all, plans
 from stage_rt.run.painters import Alone
+from stage_rt.run.plan import make_plan
+from stage_rt.run.shards import take
 
 
 def provenance(folder):
@@ -239,6 +244,17 @@ def test_grey_photographs_and_other_files_become_what_the_pairs_are(tmp_path):
     assert {image.read_bytes()[:4] for image in written} == {b"\x89PNG"}
 
 
+@pytest.mark.parametrize(("mode", "depth"), [("L", "1"), ("RGB", "3")])
+def test_voc_tells_of_as_many_channels_as_there_are(tmp_path, mode, depth):
+    normals = photographs(tmp_path / "normals", 4, mode=mode)
+    job = Job(normals, labels(tmp_path / "masks", 4), "tile+hole", 4, 1, composite=True, batch=4)
+    fill(FakeEngine(), job, tmp_path / "run")
+    pack(Request([tmp_path / "run"], "voc", normals=[tmp_path / "normals"]), tmp_path / "pack")
+    told = [ElementTree.parse(path) for path in (tmp_path / "pack/Annotations").iterdir()]
+    assert len(told) == 8
+    assert {one.findtext("size/depth") for one in told} == {depth}
+
+
 def test_a_stop_leaves_nothing(runs, tmp_path):
     def stop(share):
         if share > 0.5:
@@ -342,6 +358,48 @@ class TestRefused:
     def test_a_run_twice(self, refused, runs):
         refused(InputError, "hole` is given 2 times: name every run once", [runs[0], runs[0]])
 
+    @pytest.mark.parametrize("shards", [(None, None), (None, 1), (1, 1), (1, 2)])
+    def test_two_runs_of_one_job(self, refused, tmp_path, shards):
+        normals, masks = photographs(tmp_path / "normals", 5), labels(tmp_path / "masks", 4)
+        runs = [tmp_path / f"run{n}" for n in range(2)]
+        for run, number, count in zip(runs, shards, (8, 12), strict=True):
+            job = Job(normals, masks, "tile+hole", count, 1, composite=True, batch=2)
+            plan = make_plan(FakeEngine().spec, job, lambda notice: None)
+            plan = take(plan, number, 2) if number else plan
+            follow(Alone(FakeEngine()), plan, Place.of(run), notify=lambda notice: None, progress=silent)
+        if shards == (1, 2):
+            assert pack(Request(runs, "yolo"), tmp_path / "pack").pairs("train")
+        else:
+            refused(
+                InputError, "run0` and `.*run1` are runs of one job and have the same pairs: leave one", runs
+            )
+
+    def test_a_link_to_itself(self, refused, runs, tmp_path):
+        (tmp_path / "loop").symlink_to("loop")
+        refused(RunError, "run.json` cannot be read", [tmp_path / "loop"])
+        with pytest.raises(InputError, match="loop` is a file, choose another `-o`"):
+            pack(Request(runs, "yolo"), tmp_path / "loop")
+
+    def test_a_file_that_cannot_be_read(self, refused, copied, monkeypatch):
+        opened_by = Path.open
+
+        def denied(path, *arguments, **options):
+            if path.name == "000004_mask.png":
+                raise PermissionError(13, os.strerror(13))
+            return opened_by(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", denied)
+        refused(
+            RunError,
+            r"000004_mask.png` cannot be read \(Permission denied\): mend that and pack again",
+            copied,
+        )
+
+    def test_a_folder_where_a_disk_is_mounted(self, refused, runs, tmp_path, monkeypatch):
+        (tmp_path / "pack").mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "pack")
+        refused(InputError, "mounted at `.*pack`: give a folder inside it as `-o`", runs)
+
     @pytest.mark.parametrize("split", [-0.1, 1.1, float("nan")])
     def test_a_split_that_is_no_share(self, refused, runs, split):
         refused(InputError, "from 0 to 1, not", runs, split=split)
@@ -419,6 +477,20 @@ class TestRefused:
         assert [path.name for path in (tmp_path / "pack").iterdir()] == ["mine.txt"]
 
 
+def test_other_photographs_of_the_same_names_are_another_job(tmp_path):
+    masks = labels(tmp_path / "masks", 4)
+    for seed in range(2):
+        normals = photographs(tmp_path / f"normals{seed}", 4, seed=seed)
+        fill(FakeEngine(), Job(normals, masks, "tile+hole", 4, 1, True, 4), tmp_path / f"run{seed}")
+    assert pack(Request([tmp_path / "run0", tmp_path / "run1"], "yolo"), tmp_path / "pack").pairs("train")
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_nothing_is_written_beside_the_pack(packed, monkeypatch, form):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    packed(form)
+
+
 def test_labels_of_which_nothing_is_left_are_left_out(tmp_path, made, monkeypatch):
     # Runs of before wrote one pixel of 320 as none of 32.
     monkeypatch.setattr("stage_rt.run.workers.decoded_label", network_mask)
@@ -472,3 +544,7 @@ def test_the_types_of_a_night_are_packed_as_runs_of_their_own(here, runs, packed
     }
     assert sum(map(summary.pairs, summary.pictures)) == 23
     assert {one["type"] for one in provenance(whole)} >= {"crack", "hole"}
+    alone, _ = packed("yolo", runs=[tmp_path / "night/types/crack"])
+    assert {one["type"] for one in provenance(alone)} == {"crack", "good"}
+    with pytest.raises(InputError, match="are runs of one job"):
+        packed("voc", runs=[tmp_path / "night", tmp_path / "night/types/crack"])

@@ -377,7 +377,7 @@ def test_a_photograph_is_decoded_for_its_check_once_for_all_baselines(
 ) -> None:
     asked, look = [], plan.check_image
 
-    def counted(path: Path) -> tuple[Header, str]:
+    def counted(path: Path) -> tuple[Header, str, int | None]:
         asked.append(path)
         return look(path)
 

@@ -297,6 +297,48 @@ def test_a_bad_photograph_that_no_pair_uses_is_found_before_anything_is_painted(
     assert not run.exists()
 
 
+@pytest.mark.parametrize("white", [1023, 4095, 4096, 65535])
+def test_photographs_of_twelve_bits_are_told_of(job, run, white):
+    notices = []
+    for path in job.normals:
+        grey = np.asarray(opened(path).convert("L")).astype(np.uint16)
+        path.unlink()
+        Image.fromarray(grey.astype(np.uint32) * white // grey.max()).convert("I;16").save(path)
+    for _ in range(2):
+        fill(FakeEngine(), job, run, notify=notices.append)
+    told = (
+        f"the photographs of 16 bits are nearly black, as none has a value above {white} of 65535: multiply what a "
+        "camera of 12 bits wrote by 16"
+    )
+    assert notices == [told] * 2 * (white < 4096)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (80, 60)])
+@pytest.mark.parametrize("kind", ["normals", "masks"])
+def test_a_file_that_is_replaced_in_the_night_is_not_painted(job, run, tmp_path, kind, size):
+    fill(FakeEngine(), job, tmp_path / "whole")
+    before = {path: path.read_bytes() for path in getattr(job, kind)}
+
+    def replaced(share):
+        if 0 < share < 0.2:
+            for path in before:
+                path.unlink()
+            photographs(tmp_path / kind, 5, size, seed=1) if kind == "normals" else labels(
+                tmp_path / kind, 4, (size[0] + 4, size[1] + 3)
+            )
+
+    error = {"normals": ImageError, "masks": MaskError}[kind]
+    told = rf"{kind}/00\d\w*.png` changed since it was checked: put it back and run the same command again$"
+    with pytest.raises(error, match=told):
+        fill(FakeEngine(), job, run, progress=replaced)
+    assert len(manifest(run)) == 4
+    for path, content in before.items():
+        path.unlink()
+        path.write_bytes(content)
+    fill(FakeEngine(), job, run)
+    assert contents(run) == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("changed", ["prompt", "seed", "composite", "normals", "masks", "engine"])
 def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
     fill(FakeEngine(), job, run)

@@ -1,6 +1,7 @@
 """Good photographs beside the pairs: the root of a run is a data set in MVTec AD's layout."""
 
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -98,6 +99,49 @@ def test_a_photograph_that_was_replaced_is_replaced(tmp_path):
     new.replace(paths[0])
     places = place_good(tmp_path / "run", paths, [])
     assert (tmp_path / "run" / places[paths[0]]).samefile(paths[0])
+
+
+@pytest.mark.parametrize("other", ["spelling", "copy"])
+@pytest.mark.parametrize("unused", [True, False])
+def test_one_photograph_by_two_names_stands_on_one_side(job, run, tmp_path, other, unused):
+    normals = tmp_path / "normals"
+    again = normals / ".." / "normals"
+    if other == "copy":
+        again = shutil.copytree(normals, tmp_path / "copies")
+        for path in sorted(again.iterdir(), reverse=True):
+            path.rename(again / f"a{path.name}")
+    if unused:
+        photographs(normals, 14)
+    jobs = [
+        replace(job, normals=sorted(normals.iterdir()), count=5 if unused else 10),
+        replace(job, prompt="tile+crack", normals=sorted(again.iterdir())[:5], count=5),
+    ]
+    made = plans(FakeEngine().spec, jobs, notify=lambda notice: None)
+    follow_all(Alone(FakeEngine()), made, run, notify=lambda notice: None, progress=lambda share: None)
+    shown = {side: {path.read_bytes() for path in run.glob(f"{side}/good/*")} for side in ("train", "test")}
+    assert shown["train"]
+    assert not shown["train"] & shown["test"]
+    painted = {sample.normal.read_bytes() for plan in made for sample in plan.samples}
+    if unused:
+        assert shown["test"] == painted
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_name_with_no_room_to_be_staged_is_cut(tmp_path, monkeypatch, suffix):
+    folder = tmp_path / "normals"
+    names = ["é" * 120 + "a" * 5, "é" * 120 + "b" * 5, "c" * 237]
+    paths = []
+    for path, name in zip(photographs(folder, 3, suffix=suffix), names, strict=True):
+        paths.append(path.rename(folder / f"{name}{suffix}"))
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError()))
+    places = place_good(tmp_path / "run", paths, [])
+    assert [places[path].removeprefix("train/good/") for path in paths] == [
+        "é" * 100 + ".png",
+        "é" * 100 + "_2.png",
+        "c" * 237 + ".png",
+    ]
+    for path, place in places.items():
+        assert np.array_equal(read_image(tmp_path / "run" / place), read_image(path))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -1,3 +1,5 @@
+import hashlib
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +112,39 @@ def drawn(rows, columns):
     label = np.zeros_like(EVERYWHERE)
     label[slice(*rows), slice(*columns)] = True
     return label
+
+
+def test_labels_that_fit_are_what_they_were_before_larger_ones_were_bounded():
+    told = hashlib.sha256()
+    for rows, columns in (
+        ((20, 24), (10, 40)),
+        ((20, 30), (0, 12)),
+        ((50, 60), (60, 80)),
+        ((0, 20), (40, 42)),
+    ):
+        for n in range(20):
+            told.update(moved(n, drawn(rows, columns)).tobytes())
+    assert told.hexdigest() == "1358f8809fb75e927a3d52c4eb092843e8305eb21620ca505c97db393f16fc6c"
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("shape", [(1500, 200), (600, 600)])
+def test_a_label_from_border_to_border_costs_no_more_than_its_photograph(shape, across):
+    place = np.ones(shape, dtype=bool)
+    crack = np.zeros_like(place)
+    crack[:, 100:104] = True
+    if across:
+        place, crack = place.T, crack.T
+    tracemalloc.start()
+    try:
+        labels = [moved(n, crack, place) for n in range(4)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * place.size
+    lying = [touched(label.T if across else label) for label in labels]
+    assert all(top for top, *_ in lying)
+    assert sum(bottom for _, bottom, *_ in lying) >= 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What can be seen of a run from outside: its log, its figures for people, JSON and Prometheus."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -55,6 +56,13 @@ def exposed(run):
     families = list(text_string_to_metric_families((run / PROMETHEUS).read_text()))
     values = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
     return values, {family.name: family.type for family in families}
+
+
+def test_a_folder_whose_name_is_no_text_is_watched_too(job, tmp_path):
+    run = tmp_path / os.fsdecode(b"run\xff")
+    watched(job, run)
+    assert figures(run)["state"] == "done"
+    assert "run\ufffd" in (run / PROMETHEUS).read_text(encoding="utf-8")
 
 
 def test_the_figures_of_a_run_are_those_of_its_pairs(job, run):
