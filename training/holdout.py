@@ -37,20 +37,20 @@ def hold_out(found: list[Dataset], share: float, seed: int) -> tuple[list[Datase
             sides = [defect in out for defect in shown[kind].tolist()]
             rest[kind] = [pair for pair, is_out in zip(pairs, sides, strict=True) if not is_out]
             names += [
-                f"{dataset.name}/{kind}/{image.name}"
+                provenance_name(dataset.name, kind, image)
                 for (image, _), is_out in zip(pairs, sides, strict=True)
                 if is_out
             ]
         good = _showing_a_defect(dataset)
-        names += [good_name(dataset.name, path) for path in good]
+        names += [provenance_name(dataset.name, GOOD, path) for path in good]
         normals = [path for path in dataset.normals if path not in good]
         kept.append(replace(dataset, defects=rest, normals=normals))
     return kept, names
 
 
-def good_name(dataset: str, path: Path) -> str:
-    """How a model's provenance names a photograph that stands among the good ones of a data set."""
-    return f"{dataset}/{GOOD}/{path.name}"
+def provenance_name(dataset: str, kind: str, photo: Path) -> str:
+    """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
+    return f"{dataset}/{kind}/{photo.name}"
 
 
 def _showing_a_defect(dataset: Dataset) -> list[Path]:

@@ -13,8 +13,8 @@ from stage_rt.images import twins
 from stage_rt.images.inputs import read_image
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
-from stage_rt.training.data import labelled
-from stage_rt.training.holdout import good_name
+from stage_rt.training.data import GOOD, labelled
+from stage_rt.training.holdout import provenance_name
 
 FEWEST = 6
 """Labelled photographs a type must have: a third of fewer is one, and says nothing."""
@@ -90,8 +90,8 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
                 f"{dataset.name}: type {kind!r} has {len(pairs)} labelled photographs, at least {FEWEST} are needed: "
                 "leave it out with `--types`"
             )
-        test[kind] = [pair for pair in pairs if _name(dataset, kind, pair[0]) in held_out]
-        real[kind] = [pair for pair in pairs if _name(dataset, kind, pair[0]) not in held_out]
+        test[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) in held_out]
+        real[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) not in held_out]
         if not test[kind] or not real[kind]:
             raise DatasetError(
                 f"`{root}` is not what the model was trained on: of type {kind!r} "
@@ -102,7 +102,7 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
     numbers = {kind: _numbers(real[kind], test[kind]) for kind in chosen}
     shown = {kind: tested for kind, (_, tested) in numbers.items()}
     defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
-    good = [path for path in dataset.normals if good_name(dataset.name, path) not in held_out]
+    good = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) not in held_out]
     parts = twins.parts(read_image(path) for path in dataset.tested).tolist()
     result = Split(dataset.name, chosen, good, dataset.tested, real, test, shown, defects, parts)
     refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
@@ -122,16 +122,11 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
     return [kind for kind in known if not types or kind in types]
 
 
-def _name(dataset: Dataset, kind: str, photo: Path) -> str:
-    """How a model's provenance names a labelled photograph."""
-    return f"{dataset.name}/{kind}/{photo.name}"
-
-
 def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Sequence[object]) -> Iterator[Path]:
     """The photographs of all types that the generator learned, whichever of them are evaluated."""
     for kind in kinds:
         for photo, _ in dataset.defects[kind]:
-            if _name(dataset, kind, photo) not in held_out:
+            if provenance_name(dataset.name, kind, photo) not in held_out:
                 yield photo
 
 

@@ -217,10 +217,8 @@ def _running(torch: Any, graph: str) -> Iterator[None]:
     try:
         with exact(torch):
             yield
-    except torch.OutOfMemoryError as full:
-        raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from full
     except RuntimeError as error:
-        if _times_full(torch) > before:
+        if isinstance(error, torch.OutOfMemoryError) or _times_full(torch) > before:
             raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from error
         raise BackendError(f"PyTorch failed in graph `{graph}`: {first_line(error)}") from error
 

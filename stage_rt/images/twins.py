@@ -70,8 +70,7 @@ def defects(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> NDA
         same[a, b] = _overlap(labels[a], labels[b]) >= LABELS_ALIKE
     for a, b in _above(natural, AT_ONE_SCALE, apart):
         same[a, b] |= _agreement(scaled[a].label, scaled[b].label, shifts[a, b][1]) >= LABELS_ALIKE
-    numbers: NDArray[np.intp] = sparse.csgraph.connected_components(same, directed=False)[1].astype(np.intp)
-    return numbers
+    return _joined(same)
 
 
 def showing(
@@ -104,7 +103,12 @@ def parts(photographs: Iterable[NDArray[np.uint8]]) -> NDArray[np.intp]:
     for a, b in zip(*np.tril_indices(len(looks), -1), strict=True):
         found[a, b] = _best(scaled[a], scaled[b])[0]
     others = found[np.tril_indices(len(looks), -1)]
-    same = np.tril(found >= _unusual(others), -1) if others.size else found
+    same = np.tril(found >= _unusual(others), -1) if others.size else found > 0
+    return _joined(same)
+
+
+def _joined(same: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Numbers of photographs ``[n]``, the same for what is the same ``[n, n]``, if only through others."""
     numbers: NDArray[np.intp] = sparse.csgraph.connected_components(same, directed=False)[1].astype(np.intp)
     return numbers
 
@@ -160,11 +164,8 @@ def _scaled(looks: list[_Look], longest: int) -> list[_Scaled]:
 def _at(look: _Look, share: float) -> _Scaled:
     width, height = (max(round(side * share), 1) for side in look.shades.size)
     size = (width, height)
-    drawn = np.asarray(look.label.resize(size, Image.Resampling.BOX))
-    label = np.asarray(ndimage.binary_dilation(drawn >= _DRAWN, iterations=2))
-    fine = np.asarray(look.shades.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
-    fine = fine - ndimage.gaussian_filter(fine, 2)
-    fine /= np.sqrt(ndimage.gaussian_filter(fine**2, 6)) + 2
+    label = _dilated(look.label, size)
+    fine = _fine(look.shades, size, 2, 6)
     # Grinding and the borders of a frame run alike in photographs of any part.
     fine -= fine.mean(0, keepdims=True)
     fine -= fine.mean(1, keepdims=True)
@@ -207,7 +208,7 @@ def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: tuple[in
     )
     first = one[max(0, down) :, max(0, right) :][:height, :width]
     second = other[max(0, -down) :, max(0, -right) :][:height, :width]
-    return float((first & second).sum() / max((first | second).sum(), 1))
+    return _iou(first, second)
 
 
 def _correlations(structures: list[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -228,10 +229,7 @@ def _structure(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> NDArray[np
 
     Defects of a kind look alike on any part, so theirs is left out, unless there is hardly anything else.
     """
-    grey = Image.fromarray(photo).convert("L").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    fine = np.asarray(grey, dtype=np.float64)
-    fine -= ndimage.gaussian_filter(fine, 6)
-    fine /= np.sqrt(ndimage.gaussian_filter(fine**2, 10)) + 2
+    fine = _fine(Image.fromarray(photo).convert("L"), (SIDE, SIDE), 6, 10)
     fine -= fine.mean()
     if label.mean() < COVERING:
         fine[label] = 0
@@ -240,12 +238,28 @@ def _structure(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> NDArray[np
 
 
 def _wider(label: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    share = Image.fromarray(label.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(ndimage.binary_dilation(np.asarray(share) >= _DRAWN, iterations=2))
+    return _dilated(Image.fromarray(label.astype(np.float32)), (SIDE, SIDE))
+
+
+def _dilated(label: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A label at another (width, height), a little wider than drawn."""
+    share = np.asarray(label.resize(size, Image.Resampling.BOX))
+    return np.asarray(ndimage.binary_dilation(share >= _DRAWN, iterations=2))
+
+
+def _fine(shades: Image.Image, size: tuple[int, int], coarse: float, around: float) -> NDArray[np.float64]:
+    """What of a surface is finer than ``coarse`` pixels at a (width, height), evened out over those ``around``."""
+    levels = np.asarray(shades.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    fine = levels - ndimage.gaussian_filter(levels, coarse)
+    return np.asarray(fine / (np.sqrt(ndimage.gaussian_filter(fine**2, around)) + 2))
 
 
 def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """The IoU of two labels where they lie on one another best, which need not be where the surfaces do."""
     steps = range(-SHIFT, SHIFT + 1, 2)
     moved = (np.roll(b, (down, right), (0, 1)) for down in steps for right in steps)
-    return max(float((a & one).sum() / max((a | one).sum(), 1)) for one in moved)
+    return max(_iou(a, one) for one in moved)
+
+
+def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))

@@ -116,8 +116,9 @@ def _check_jobs(used: Mapping[FinishedRun, Mapping[str, str | None]]) -> None:
     """
     for one, other in combinations(used, 2):
         jobs = [run.spec.model_copy(update={**_NO_JOB, "backend": one.spec.backend}) for run in (one, other)]
-        same = all(digest == used[other].get(name, digest) for name, digest in used[one].items())
-        if jobs[0] == jobs[1] and same and not _shards(one, other):
+        if jobs[0] != jobs[1] or _shards(one, other):
+            continue
+        if all(digest == used[other].get(name, digest) for name, digest in used[one].items()):
             raise InputError(
                 f"`{one.ledger}` and `{other.ledger}` are runs of one job and have the same pairs",
                 "leave one out",

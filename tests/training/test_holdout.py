@@ -10,7 +10,7 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.training import data
-from stage_rt.training.holdout import good_name, hold_out
+from stage_rt.training.holdout import hold_out, provenance_name
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_good_photograph_that_shows_a_defect_is_kept_out(dataset: Path):
     taken = found[0].normals[-1]
     Image.fromarray((defective * 0.9).astype(np.uint8)).save(taken)
     kept, out = hold_out(found, 0.3, 0)
-    assert good_name("part", taken) in out
+    assert provenance_name("part", "good", taken) in out
     assert kept[0].normals == found[0].normals[:-1]
     assert hold_out(found, 0.0, 0) == (found, [])
 
