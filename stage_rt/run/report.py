@@ -142,9 +142,8 @@ def _sweep(folder: Path, parts: Sequence[Part]) -> None:
 
 
 def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str]) -> Tally:
-    """What the page shows of a part, a row for each pair, and its thumbnails where they are missing."""
-    tally, kind = Tally(), part.kind
-    there, wanted = thumbnails.whole(folder, kind), set()
+    """What the page shows of a part, a row for each pair, and its thumbnails where they are not whole."""
+    tally, kind, wanted = Tally(), part.kind, set()
     photographs, labels = _Names(), _Names()
     sheet = spread(len(part.photographs))
 
@@ -158,9 +157,8 @@ def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str])
                 continue
             if len(tally.shown) < len(sheet) and number >= sheet[len(tally.shown)]:
                 tally.shown.append((record, photograph))
-            at = thumbnails.path(kind, record)
-            wanted.add(at)
-            if at not in there:
+            wanted.add(thumbnails.path(kind, record))
+            if not thumbnails.whole(folder, kind, record):
                 _make_thumbnail(folder, part, record, photograph)
             row = _row(
                 record,

@@ -1,13 +1,15 @@
 """Small pictures of pairs: what surrounds a label before and after, and the label, in one file for each pair.
 
 They lie in ``report/thumbnails`` under the pair's number and the beginning of its image's digest, so that one is made
-once and a pair that was painted again gets another.
+once and a pair that was painted again gets another. Behind its JPEG, where readers of JPEG look no more, a file has a
+seal of 8 bytes, which tells whether it is as it was written, and for this pair.
 """
 
+import hashlib
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +36,7 @@ TOGETHER = 1000
 """Numbers of pairs that share a folder."""
 
 _QUALITY = 88
+_SEAL_BYTES = 8
 _OWN = re.compile(r"\d{6,}-[0-9a-f]{8}\.jpg|\.\d{6,}-[0-9a-f]{8}\.jpg\.[0-9a-f]{8}\.tmp")
 
 
@@ -85,11 +88,22 @@ def draw(photo: NDArray[np.uint8], result: Image.Image, label: NDArray[np.bool_]
 
 
 def put(folder: Path, kind: str, record: PairRecord, picture: bytes) -> None:
-    """Write the picture of a pair of type ``kind`` into the run's ``folder``.
+    """Write the picture of a pair of type ``kind``, and its seal, into the run's ``folder``.
 
     It is not waited for: if the machine loses power it is made again.
     """
-    write_atomic(f"{folder}/{path(kind, record)}", picture, synced=False)
+    sealed = (picture, _seal(record, picture))
+    write_atomic(f"{folder}/{path(kind, record)}", sealed, synced=False)
+
+
+def whole(folder: Path, kind: str, record: PairRecord) -> bool:
+    """Whether the picture of a pair is there, with the bytes that `put` wrote; it is read and not decoded."""
+    try:
+        with open(f"{folder}/{path(kind, record)}", "rb") as file:
+            content = file.read()
+    except OSError:
+        return False
+    return content[-_SEAL_BYTES:] == _seal(record, content[:-_SEAL_BYTES])
 
 
 def path(kind: str, record: PairRecord) -> str:
@@ -99,20 +113,8 @@ def path(kind: str, record: PairRecord) -> str:
     return f"{FOLDER}/{kind}/{record.index // TOGETHER:03d}/{name}"
 
 
-def whole(folder: Path, kind: str) -> set[str]:
-    """The pictures of a type that are there, by `path`."""
-    return {name for name, one in _files(folder, kind) if name.endswith(".jpg") and one.stat().st_size}
-
-
 def sweep(folder: Path, kind: str, wanted: Collection[str]) -> None:
     """Remove the pictures of a type that are not ``wanted``, of images that are no more."""
-    for name, one in _files(folder, kind):
-        if _OWN.fullmatch(one.name) and name not in wanted:
-            os.unlink(one)
-
-
-def _files(folder: Path, kind: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    """Everything where pictures of a type are, by its path from the run's folder."""
     parts: list[str] = []
     with suppress(FileNotFoundError):
         parts = os.listdir(folder / FOLDER / kind)
@@ -120,7 +122,15 @@ def _files(folder: Path, kind: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
         at = f"{FOLDER}/{kind}/{part}"
         # Others leave files of their own beside the folders.
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / at) as found:
-            yield from ((f"{at}/{one.name}", one) for one in found)
+            for one in found:
+                if _OWN.fullmatch(one.name) and f"{at}/{one.name}" not in wanted:
+                    os.unlink(one)
+
+
+def _seal(record: PairRecord, picture: bytes) -> bytes:
+    """Of a picture and of the three files it was drawn from: as good as another pair's it is no good for this one."""
+    drawn_from = f"{record.normal_sha256} {record.image_sha256} {record.mask_sha256} "
+    return hashlib.blake2b(drawn_from.encode() + picture, digest_size=_SEAL_BYTES).digest()
 
 
 def _tile(image: Image.Image, box: Box) -> Image.Image:

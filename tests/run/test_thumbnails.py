@@ -5,6 +5,7 @@ import pytest
 from fake_engine import FakeEngine, contents, manifest, opened
 from PIL import Image
 
+from stage_rt.errors import StageError
 from stage_rt.run import thumbnails
 from stage_rt.run.fill import fill
 from stage_rt.run.thumbnails import CONTEXT, LEAST_SIDE, SIDE, square_around
@@ -120,6 +121,72 @@ def test_what_is_missing_is_made_from_the_files_to_the_same_bytes_and_what_is_to
     assert contents(run) == whole | {
         f"report/thumbnails/hole/{name}": empty for name, empty in others.items()
     }
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "grown": lambda content: content + b"\0",
+    "blanked": lambda content: bytes(len(content)),
+    "a bit of its pixels flipped": lambda content: content[:-30] + bytes([content[-30] ^ 1]) + content[-29:],
+    "a bit of its seal flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "of a release that sealed none": lambda content: content[: content.rindex(b"\xff\xd9") + 2],
+}
+
+
+def test_what_is_not_as_it_was_written_is_made_again_to_the_same_bytes_and_nothing_else(job, run):
+    fill(FakeEngine(), job, run)
+    whole = contents(run)
+    paths = sorted((run / "report/thumbnails/hole/000").iterdir())
+    for path, damage in zip(paths, DAMAGES.values(), strict=False):
+        path.write_bytes(damage(path.read_bytes()))
+    sound, linked, exchanged = paths[len(DAMAGES) :]
+    linked.unlink()
+    linked.symlink_to("/dev/null")
+    exchanged.write_bytes(sound.read_bytes())
+    before = sound.stat().st_mtime_ns
+    fill(FakeEngine(), job, run)
+    assert contents(run) == whole
+    assert not linked.is_symlink()
+    assert sound.stat().st_mtime_ns == before
+
+
+def test_no_flipped_bit_is_taken_for_whole(tmp_path):
+    thumbnails.put(tmp_path, "hole", RECORD, b"picture")
+    assert thumbnails.whole(tmp_path, "hole", RECORD)
+    path = tmp_path / thumbnails.path("hole", RECORD)
+    content = bytearray(path.read_bytes())
+    for bit in range(8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        assert not thumbnails.whole(tmp_path, "hole", RECORD)
+        content[bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize("source", ["normal_sha256", "image_sha256", "mask_sha256"])
+def test_one_that_was_drawn_from_another_file_is_not_this_pairs(tmp_path, source):
+    """Two pairs have the same image where an engine paints nothing into one photograph."""
+    thumbnails.put(tmp_path, "hole", RECORD, b"picture")
+    other = RECORD.model_copy(update={source: RECORD.image_sha256[:8] + "cd" * 28})
+    assert thumbnails.path("hole", other) == thumbnails.path("hole", RECORD)
+    assert not thumbnails.whole(tmp_path, "hole", other)
+
+
+def test_those_that_are_whole_are_read_and_not_drawn(job, run, monkeypatch):
+    fill(FakeEngine(), job, run)
+    drawn = []
+    monkeypatch.setattr("stage_rt.run.report._make_thumbnail", lambda *arguments: drawn.append(arguments))
+    fill(FakeEngine(), job, run)
+    assert not drawn
+
+
+def test_a_folder_in_the_place_of_one_is_told_of_in_a_sentence(job, run):
+    fill(FakeEngine(), job, run)
+    path = next((run / "report/thumbnails/hole/000").iterdir())
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StageError, match=rf"^writing to `{path}` failed \(Is a directory\): mend that"):
+        fill(FakeEngine(), job, run)
 
 
 def test_the_manifest_says_what_is_shown(job, run):
