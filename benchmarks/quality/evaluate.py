@@ -73,10 +73,11 @@ def run(
 
     outcome = protocol.evaluate(parts, engine, folder, plan, progress=told)
     crops = f"{lesson.batch} crops of {lesson.crop} px from {side}"
+    turned = ", turned by quarters" if outcome.lesson.turn else ""
     how = {
         "command": request.command,
         "engine": engine.spec.graphs_fingerprint,
-        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}",
+        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}{turned}",
         "pairs": order.pairs,
         "steps": order.steps,
         "seeds": request.seeds,

@@ -33,6 +33,9 @@ GOOD, AROUND = 1 / 3, 3 / 8
 fewer empty surfaces beside painted pairs than beside real ones alone answers every dark edge with a defect, and a
 comparison of the two measures that. With 3/4 around a few real defects they are learned by heart: whatever took their
 place helped, pairs that show nothing under their labels most of all."""
+DEFECT = 5
+"""Weight of a defect's pixel in the cross entropy; scores are rid of it in the end (`Calibrated.bring`). With 1 a
+type of few pixels was given up for good in two of 28 lessons."""
 WEIGHT = 4
 """How many real defects the painted pairs of a type count for (`painted_shares`). With half of the crops painted
 beside twelve real cracks these are learned less well, and any source harms; with a quarter beside three no source
@@ -44,7 +47,8 @@ BATCH_OF_TEST = 16
 class Lesson:
     """How a segmenter is trained: which, for how many steps of how many crops, at which peak learning rate.
 
-    ``crop`` is the side of the crops in pixels, ``encoder`` a file of trained weights to begin with.
+    ``crop`` is the side of the crops in pixels, ``encoder`` a file of trained weights to begin with. Crops are
+    turned by quarters where ``turn`` is set (`stage_rt.quality.directions`).
     """
 
     segmenter: SegmenterName
@@ -53,6 +57,7 @@ class Lesson:
     rate: float
     crop: int
     encoder: Path | None = None
+    turn: bool = False
 
     @property
     def digest(self) -> str:
@@ -63,6 +68,7 @@ class Lesson:
             "brightness": BRIGHTNESS,
             "contrast": CONTRAST,
             "shares": (GOOD, AROUND),
+            "defect": DEFECT,
             "crops": "by type",
             "labels": "nearest, centred",
             "calibrated": True,
@@ -88,8 +94,8 @@ def learn(
     device: Device,
     progress: Callable[[float], None],
 ) -> Calibrated:
-    """A segmenter of as many classes as there are ``shares``, trained on crops that are mirrored, scaled and lit
-    otherwise at random.
+    """A segmenter of as many classes as there are ``shares``, trained on crops that are mirrored, turned, scaled and
+    lit otherwise at random.
 
     A share of every batch is of ``good`` photographs, the same whatever else is learned from. The other crops are of
     pictures that show a defect, of each type as often, from the labelled ``parts``: real pairs, painted ones, or real
@@ -130,6 +136,7 @@ def learn(
         optimizer.step()
         schedule.step()
         progress((step + 1) / lesson.steps)
+    shown[1:] *= DEFECT
     network.bring(shown / shown.sum(), shares)
     return network.eval()
 
@@ -150,7 +157,9 @@ def _loss(scores: Tensor, target: Tensor) -> Tensor:
     found = scores.softmax(dim=1)[:, 1:]
     both, either = (found * shown).sum(dim=(0, 2, 3)), (found + shown).sum(dim=(0, 2, 3))
     dice = 1 - ((2 * both + 1) / (either + 1)).mean()
-    return functional.cross_entropy(scores, target) + dice
+    weights = torch.full((scores.shape[1],), float(DEFECT), device=scores.device)
+    weights[0] = 1
+    return functional.cross_entropy(scores, target, weights) + dice
 
 
 class _Labelled(NamedTuple):
@@ -181,14 +190,14 @@ def _batch(
     around = empty + round(AROUND * (lesson.batch - empty))
     for number in range(lesson.batch):
         if number < empty:
-            crops.append(_crop(good, int(rng.integers(len(good))), lesson.crop, rng, None))
+            crops.append(_crop(good, int(rng.integers(len(good))), lesson, rng, None))
             continue
         kind = classes[int(rng.integers(len(classes)))]
         showing = [part for part in parts if kind in part.holding]
         part = showing[-1 if rng.random() < painted[kind - 1] else 0]
         shown = int(rng.choice(part.holding[kind]))
         crops.append(
-            _crop(part.pictures, shown, lesson.crop, rng, part.pixels[shown] if number < around else None)
+            _crop(part.pictures, shown, lesson, rng, part.pixels[shown] if number < around else None)
         )
     return inputs(np.stack([image for image, _ in crops])), torch.from_numpy(
         np.stack([label for _, label in crops])
@@ -198,20 +207,22 @@ def _batch(
 def _crop(
     pictures: Pictures,
     number: int,
-    crop: int,
+    lesson: Lesson,
     rng: np.random.Generator,
     around: NDArray[np.integer] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A crop of a picture and its label, ``crop`` pixels a side: at a random scale, mirrored and in another light.
+    """A crop of a picture and its label: at a random scale, mirrored, turned and in another light.
 
     It shows one of the pixels ``around``, ``[M, 2]``, or lies anywhere.
     """
-    side = min(round(crop / np.exp(rng.uniform(*np.log(SCALES)))), pictures.classes.shape[1])
+    side = min(round(lesson.crop / np.exp(rng.uniform(*np.log(SCALES)))), pictures.classes.shape[1])
     window = _window(pictures.classes.shape[1], side, rng, around)
-    image, label = _scaled(pictures.images[number][window], pictures.classes[number][window], crop)
+    image, label = _scaled(pictures.images[number][window], pictures.classes[number][window], lesson.crop)
     for axis in (0, 1):
         if rng.random() < 0.5:
             image, label = np.flip(image, axis), np.flip(label, axis)
+    if lesson.turn and rng.random() < 0.5:
+        image, label = np.rot90(image), np.rot90(label)
     return _lit(image, rng), label
 
 

@@ -1,7 +1,7 @@
 """The paper's protocol (section IV): segmenters learn real pairs, alone and with painted ones, and are tested."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from stage_rt.engine import Engine
 
 from . import sources
+from .directions import turnable
 from .learning import Lesson, painted_shares, shares_of
 from .pictures import Pictures, load
 from .split import Split
@@ -61,11 +62,12 @@ class Row:
 @dataclass(frozen=True)
 class Outcome:
     """All rows, real only first and those without real pairs last; ``opinions`` of the first one's segmenters on each
-    source, one a seed, and the types that it is ``convincing`` in; and the pictures of the test."""
+    source, one a seed, and the types that it is ``convincing`` in; the ``lesson`` of all, and the pictures of the test."""
 
     rows: list[Row]
     opinions: dict[str, list[Opinion]]
     convincing: dict[str, list[str]]
+    lesson: Lesson
     test: Pictures
 
 
@@ -88,6 +90,7 @@ def evaluate(
     for name in plan.names:
         sources.check(name, plan.outside, split)
     real, good, test = _real(split, plan.side)
+    lesson = replace(plan.lesson, turn=turnable(real))
     made = sources.Sources(split, plan.order, engine, folder / "pairs", plan.recipe)
     painted, part = {}, PAINTING / max(len(plan.names), 1)
     for number, name in enumerate(plan.names):
@@ -99,7 +102,7 @@ def evaluate(
     trials = Trials(
         folder / "cache",
         split.types,
-        plan.lesson,
+        lesson,
         shares_of(real, len(split.types) + 1),
         painted_shares([split.defects[kind] for kind in split.types]),
         good,
@@ -117,7 +120,7 @@ def evaluate(
     _train(trials, chosen, lambda share, name: progress(last + CHOSEN * share, name))
     rows += _rows(trials, chosen, real)
     progress(1.0, "report")
-    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, known, test)
+    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, known, lesson, test)
 
 
 def _train(

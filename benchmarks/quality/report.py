@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt  # after the choice of backend
 RESULT, PAGE, PLOT, EXAMPLES = "result.json", "report.html", "miou.png", "examples.png"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _COLOURS = np.array([[230, 80, 60], [60, 140, 230], [240, 180, 40], [90, 190, 90], [170, 90, 200]])
-_CELL, _LINE = 128, 20
+_CELL, _LINE, _MARGIN = 128, 14, 3
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
@@ -94,18 +94,33 @@ def write_examples(
         for number in range(1, len(types) + 1)
         for n in np.flatnonzero((test.classes == number).any(axis=(1, 2)))[:each]
     ]
-    columns = ["photograph", "label", *found]
-    sheet = Image.new("RGB", (len(columns) * _CELL, len(chosen) * _CELL + _LINE), (250, 250, 248))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column, name in enumerate(columns):
-        pen.text((column * _CELL + 3, 3), name, (40, 40, 40), font)
+    font = ImageFont.load_default(11)
+    heads = [_wrapped(name, font) for name in ["photograph", "label", *found]]
+    top = _MARGIN + _LINE * max(len(head) for head in heads)
+    sheet = Image.new("RGB", (len(heads) * _CELL, len(chosen) * _CELL + top), (250, 250, 248))
+    pen = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        for line, words in enumerate(head):
+            pen.text((column * _CELL + _MARGIN, _MARGIN + line * _LINE), words, (40, 40, 40), font)
     for line, n in enumerate(chosen):
         tiles = [test.images[n], _over(test.images[n], test.classes[n])]
         tiles += [_over(test.images[n], classes[n]) for classes in found.values()]
         for column, tile in enumerate(tiles):
             picture = Image.fromarray(tile).resize((_CELL, _CELL), Image.Resampling.NEAREST)
-            sheet.paste(picture, (column * _CELL, line * _CELL + _LINE))
+            sheet.paste(picture, (column * _CELL, line * _CELL + top))
     sheet.save(folder / EXAMPLES)
+
+
+def _wrapped(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """A row's name in lines no wider than a cell, where its words are not."""
+    lines = [""]
+    for word in name.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > _CELL - 2 * _MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _over(image: NDArray[np.uint8], classes: NDArray[np.uint8]) -> NDArray[np.uint8]:

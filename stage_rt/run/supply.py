@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from stage_rt.images.shapes import spread
 from stage_rt.kernels import philox_words
 
 SCALES = (0.7, 1.4)
@@ -245,13 +246,10 @@ def _in_sight(
 def _long_axis(label: Label) -> tuple[bool, NDArray[np.float64]]:
     """Whether the parts of a label are slender, and the direction they are longest in: a unit vector of rows and
     columns. Where parts lie says nothing of that."""
-    numbers, count = ndimage.label(label, np.ones((3, 3)))
-    places, part = np.argwhere(label).astype(np.float64), numbers[label] - 1
-    sizes = np.bincount(part, minlength=count)
-    middles = np.stack([np.bincount(part, axis, count) / sizes for axis in places.T], axis=1)
-    spread, axes = np.linalg.eigh(np.cov(places - middles[part], rowvar=False, bias=True))
+    covariance, sizes = spread(label)
+    spreads, axes = np.linalg.eigh(covariance)
     area = np.average(sizes, weights=sizes)
-    return bool(16 * spread[1] >= SLENDER * area), axes[:, 1]
+    return bool(16 * spreads[1] >= SLENDER * area), axes[:, 1]
 
 
 def _somewhere(inside: Label, dice: Dice) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_engine import FakeEngine, opened
 from micro import write_dataset
-from PIL import Image
+from PIL import Image, ImageFont
 
 from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.images.inputs import Header
@@ -414,3 +414,13 @@ def test_each_of_many_types_is_shown_as_often_as_each_of_two(types, steps):
     lesson = lesson_of(SIZES["cpu"], types)
     assert lesson.steps == steps
     assert lesson == replace(SIZES["cpu"].lesson, steps=steps)
+
+
+def test_names_of_rows_are_broken_where_their_column_ends() -> None:
+    font = ImageFont.load_default(11)
+    assert report._wrapped("real only", font) == ["real only"]
+    name = "with ours-shifted (blowhole, break, crack)"
+    lines = report._wrapped(name, font)
+    assert " ".join(lines) == name
+    assert len(lines) > 1
+    assert all(font.getlength(line) <= 122 for line in lines)

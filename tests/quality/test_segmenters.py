@@ -277,6 +277,23 @@ def test_labels_of_crops_lie_where_their_pictures_do(side: int) -> None:
     assert abs(np.mean(off)) < 0.02
 
 
+@pytest.mark.parametrize("turn", [True, False])
+def test_crops_lie_in_all_eight_ways_with_their_labels_or_unturned_in_four(turn: bool) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(60, 190, (1, 32, 32, 3)).astype(np.uint8)
+    label = np.zeros((1, 32, 32), np.uint8)
+    label[0, 3:20, 5:9] = 1
+    pictures, lesson = Pictures(image, label, ["one"]), Lesson("unet", 1, 1, 0.1, 32, turn=turn)
+    seen = set()
+    for _ in range(400):
+        _, drawn = learning._crop(pictures, 0, lesson, rng, None)
+        if drawn.sum() != label.sum():
+            continue  # another scale
+        ways = [np.rot90(side, k) for side in (label[0], label[0].T) for k in range(4)]
+        seen |= {number for number, way in enumerate(ways) if (drawn == way).all()}
+    assert len(seen) == (8 if turn else 4)
+
+
 def test_a_label_never_vanishes_at_the_segmenters_size() -> None:
     image = np.zeros((1000, 1500, 3), np.uint8)
     for rows, columns in ((slice(500, 502), slice(700, 703)), (slice(400, 401), slice(300, 900))):
