@@ -24,7 +24,7 @@ from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import read_line
-from stage_rt.run.metrics import Counts
+from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.watch import Recorder, Watch
 from stage_rt.serve.driver import ClosedError
 from stage_rt.serve.executor import CancelledError, Terms, Wish
@@ -293,21 +293,16 @@ def _counted(night: Night) -> Counts:
 
     A line that a crash cut off, or somebody edited, is none; painting again tells of it.
     """
-    came: dict[int, tuple[str, bool]] = {}
+    came: dict[int, Outcome] = {}
     with suppress(OSError), (night.run / MANIFEST_FILE).open("rb") as lines:
         for line in lines:
             with suppress(ValueError):
                 record = read_line(line, night.order.prompt)
-                came[record.index] = (record.status, bool(record.weak))
-    figures = Counter(came.values())
-    return Counts(
-        night.order.count,
-        done=len(came),
-        pairs=figures["ok", False] + figures["ok", True],
-        weak=figures["ok", True],
-        left_out=figures["left out", False] + figures["left out", True],
-        failed=figures["failed", False] + figures["failed", True],
-    )
+                came[record.index] = Outcome.of(record)
+    counts = Counts(night.order.count)
+    for outcome, samples in Counter(came.values()).items():
+        counts.add(outcome, samples)
+    return counts
 
 
 class _Counting(Watch):
@@ -329,7 +324,7 @@ class _Counting(Watch):
 
     def add(self, kind: str, record: PairRecord) -> None:
         """See `Watch`."""
-        self._night.counts.add(record)
+        self._night.counts.add(Outcome.of(record))
         self._night.version += 1
         self.recorder.add(kind, record)
 

@@ -27,6 +27,8 @@ from stage_rt.images.masks import read_mask
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
+from stage_rt.run.ledger import line_of, read_line
+from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.workers import finish
 from stage_rt.serve import pairs as pairs_
 from stage_rt.serve.api import JobOrder, JobState, order_of
@@ -548,6 +550,29 @@ def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here,
         file.write('{"index": 3')
     (after,) = serve().jobs.jobs.values()
     assert JobState.of(after) == told
+
+
+def test_a_manifest_is_counted_as_the_samples_are_while_they_are_painted(here, serve):
+    server = serve()
+    night = server.jobs.add(order(4), masks(here))
+    over(server, night)
+    server.drain(20)
+    manifest_file = night.run / "manifest.jsonl"
+    records = [read_line(line, PROMPT) for line in manifest_file.read_bytes().splitlines()]
+    became = [
+        {"attempts": 3},
+        {"attempts": 6, "weak": True},
+        {"attempts": 6, "weak": True, "status": "left out"},
+        {"status": "failed"},
+    ]
+    lines = [one.model_copy(update=what) for one, what in zip(records, became, strict=True)]
+    # The last line of a sample counts.
+    manifest_file.write_bytes(b"".join(map(line_of, [*records, *lines])))
+    painted = Counts(4)
+    for record in lines:
+        painted.add(Outcome.of(record))
+    (after,) = serve().jobs.jobs.values()
+    assert after.counts == painted == Counts(4, done=4, pairs=2, refilled=3, weak=1, left_out=1, failed=1)
 
 
 @pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
