@@ -16,6 +16,7 @@ from stage_rt.errors import DeviceError, first_line
 from stage_rt.progress import silent
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, fault
 from stage_rt.run.workers import Painter, Result, Task, begin
+from stage_rt.signals import ENDING
 
 LIBRARY = "ray"
 LOCAL = "local"
@@ -105,7 +106,7 @@ class Cluster:
     def _join(self, address: str) -> None:
         # Nothing is reported to anybody, and signals stay the command's.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signum: signal.getsignal(signum) for signum in ENDING}
         try:
             self._ray.init(
                 address=address,
