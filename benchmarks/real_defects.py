@@ -26,6 +26,7 @@ from stage_rt.machine import cpu_name
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.spec import RegionView
+from stage_rt.training.holdout import provenance_name
 
 VISIBLE, TILE, SHOWN = 15, 128, 12
 SHEET_VIEW = RegionView(context=0.5, least=64)
@@ -46,7 +47,7 @@ def held_out(engine: stage_rt.engine.Engine, root: Path) -> dict[str, list[tuple
     kept = set(engine.spec.model.provenance.get("held_out") or [])
     return {
         f"{one.name}+{kind}": [
-            pair for pair in pairs if not kept or f"{one.name}/{kind}/{pair[0].name}" in kept
+            pair for pair in pairs if not kept or provenance_name(one.name, kind, pair[0]) in kept
         ]
         for one in datasets(root)
         for kind, pairs in one.defects.items()

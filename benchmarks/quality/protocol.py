@@ -62,7 +62,8 @@ class Row:
 @dataclass(frozen=True)
 class Outcome:
     """All rows, real only first and those without real pairs last; ``opinions`` of the first one's segmenters on each
-    source, one a seed, and the types that it is ``convincing`` in; the ``lesson`` of all, and the pictures of the test."""
+    source, one a seed, and the types that it is ``convincing`` in; the ``lesson`` of all, and the pictures
+    of the test."""
 
     rows: list[Row]
     opinions: dict[str, list[Opinion]]

@@ -12,12 +12,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from stage_rt.errors import MissingExtraError, printable
+from stage_rt.signals import ENDING
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -29,9 +27,9 @@ class Stopped(BaseException):
 
 
 def caught() -> list[signal.Signals]:
-    """Those of `SIGNALS` that end a command: `nohup` starts it with hang-ups ignored, which they stay."""
+    """Those of `ENDING` that end this command: `nohup` starts it with hang-ups ignored, which they stay."""
     hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return [signum for signum in SIGNALS if hung_up or signum != signal.SIGHUP]
+    return [signum for signum in ENDING if hung_up or signum != signal.SIGHUP]
 
 
 @cache

@@ -1,10 +1,23 @@
 """What a run comes to while it is painted, in figures."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from stage_rt.run.gpus import Gpu
 from stage_rt.spec import PairRecord
+
+
+class Outcome(NamedTuple):
+    """What is counted of a sample, which is all that a tally of many has to keep of each."""
+
+    status: str
+    weak: bool
+    refilled: bool
+
+    @classmethod
+    def of(cls, record: PairRecord) -> Self:
+        """That of a line of the manifest."""
+        return cls(record.status, bool(record.weak), record.attempts is not None)
 
 
 @dataclass
@@ -19,14 +32,18 @@ class Counts:
     left_out: int = 0
     failed: int = 0
 
-    def add(self, record: PairRecord) -> None:
-        """Count a sample that was just done."""
-        self.done += 1
-        self.pairs += record.status == "ok"
-        self.refilled += record.attempts is not None
-        self.weak += bool(record.weak) and record.status == "ok"
-        self.left_out += record.status == "left out"
-        self.failed += record.status == "failed"
+    def add(self, outcome: Outcome, samples: int = 1) -> None:
+        """Count so many samples that are done."""
+        self.done += samples
+        self.refilled += samples * outcome.refilled
+        match outcome.status:
+            case "ok":
+                self.pairs += samples
+                self.weak += samples * outcome.weak
+            case "left out":
+                self.left_out += samples
+            case "failed":
+                self.failed += samples
 
 
 @dataclass

@@ -19,11 +19,11 @@ from stage_rt.errors import BackendError
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share, fault
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
+from stage_rt.signals import ENDING
 
 SHARES_PER_SECOND = 2.0
 LINGER = 5.0
 """Seconds that a worker has between closing its pipe and its end."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _signals_held:  # noqa: N801  # a context
     def __enter__(self) -> None:
         # It lets the signals through when it is started, which the first process would do.
         resource_tracker.ensure_running()
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

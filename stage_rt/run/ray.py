@@ -7,15 +7,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from stage_rt import extras
-from stage_rt.errors import DeviceError, first_line
+from stage_rt.errors import DeviceError, StageError, first_line
 from stage_rt.progress import silent
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, fault
 from stage_rt.run.workers import Painter, Result, Task, begin
+from stage_rt.signals import ENDING
+
+Answer = TypeVar("Answer")
 
 LIBRARY = "ray"
 LOCAL = "local"
@@ -100,12 +103,15 @@ class Cluster:
             return
         for notice in notices:
             yield Noticed(worker, notice)
-        yield Ready(worker, answer) if number is None else Done(worker, number, answer)
+        if isinstance(answer, StageError):
+            yield Failed(worker, answer)
+        else:
+            yield Ready(worker, answer) if number is None else Done(worker, number, answer)
 
     def _join(self, address: str) -> None:
         # Nothing is reported to anybody, and signals stay the command's.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signum: signal.getsignal(signum) for signum in ENDING}
         try:
             self._ray.init(
                 address=address,
@@ -133,18 +139,31 @@ class _Hand:
         self._engine: Painter | None = None
         self._notices: list[str] = []
 
-    def load(self) -> tuple[str, list[str]]:
-        """Open the engine; its fingerprint, and what the user should know."""
-        self._engine = self._load(self._notices.append)
-        return self._engine.spec.graphs_fingerprint, self._news()
+    def load(self) -> tuple[str | StageError, list[str]]:
+        """Open the engine; its fingerprint, or what it failed of, and what the user should know."""
 
-    def paint(self, task: Task) -> tuple[list[Result], list[str]]:
-        """What became of a task."""
-        assert self._engine is not None
-        with self._painting:
-            finish = begin(self._engine, task, silent)
-        return list(finish()), self._news()
+        def loaded() -> str:
+            self._engine = self._load(self._notices.append)
+            return self._engine.spec.graphs_fingerprint
 
-    def _news(self) -> list[str]:
-        told, self._notices = self._notices, []
-        return told
+        return self._told(loaded)
+
+    def paint(self, task: Task) -> tuple[list[Result] | StageError, list[str]]:
+        """What became of a task, or what it failed of."""
+
+        def painted() -> list[Result]:
+            assert self._engine is not None
+            with self._painting:
+                finish = begin(self._engine, task, silent)
+            return list(finish())
+
+        return self._told(painted)
+
+    def _told(self, work: Callable[[], Answer]) -> tuple[Answer | StageError, list[str]]:
+        # Not raised: Ray takes off an error's frames, which say where it was met, and prints what nobody asks for.
+        try:
+            answer: Answer | StageError = work()
+        except Exception as error:
+            answer = fault(error)
+        notices, self._notices = self._notices, []
+        return answer, notices

@@ -21,7 +21,7 @@ from stage_rt.errors import printable
 from stage_rt.files import staged_for, write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.gpus import Gpu, gpus
-from stage_rt.run.metrics import Counts, Metrics, line
+from stage_rt.run.metrics import Counts, Metrics, Outcome, line
 from stage_rt.run.prometheus import exposition
 from stage_rt.run.sample import readable
 from stage_rt.spec import PairRecord
@@ -113,7 +113,7 @@ class Recorder(Watch):
     def add(self, kind: str, record: PairRecord) -> None:
         """See `Watch`."""
         with self._lock:
-            self._types[kind].add(record)
+            self._types[kind].add(Outcome.of(record))
         if record.status != "ok":
             self._log.warning("%s %d %s: %s", printable(kind), record.index, record.status, record.reason)
 

@@ -2,8 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Set
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from stage_rt.errors import InputError, MaskError
+from stage_rt.errors import ImageError, InputError, MaskError
 from stage_rt.images.inputs import fit_mask, read_header, read_image
 from stage_rt.images.masks import AS_IT_IS, read_mask
 from stage_rt.images.objects import find_object
@@ -21,7 +21,18 @@ from stage_rt.run.supply import Dice, placed
 from stage_rt.run.writer import defect_type
 from stage_rt.samplers import SAMPLERS
 from stage_rt.serve.jobs import Night, Order
-from stage_rt.serve.pairs import MASK, RETRIES, Pair, Request, asked, opened_image, opened_label, opened_mask
+from stage_rt.serve.pairs import (
+    IMAGE,
+    MASK,
+    RETRIES,
+    Pair,
+    Request,
+    asked,
+    opened_image,
+    opened_label,
+    opened_mask,
+    pixels_of,
+)
 from stage_rt.serve.server import Server
 from stage_rt.serve.shelf import Book
 
@@ -266,8 +277,12 @@ def request_of(order: PairOrder, server: Server) -> Request:
         if order.image is not None
         else photograph(order.photograph or "", server).read_bytes()
     )
-    photo, grey = opened_image(content)
-    label = opened_label(_decoded("mask", order.mask), (photo.shape[1], photo.shape[0]))
+    mask = _decoded("mask", order.mask)
+    # One after the other, but let in together: a picture would be held while its mask waits.
+    pixels = max(pixels_of(content, IMAGE, ImageError), pixels_of(mask, MASK, MaskError))
+    with server.decoding.taken(pixels):
+        photo, grey = opened_image(content)
+        label = opened_label(mask, (photo.shape[1], photo.shape[0]))
     return Request(book.name, order.prompt, photo, label, grey, order.seed, method, order.photograph)
 
 
@@ -285,7 +300,8 @@ def order_of(order: JobOrder, server: Server) -> tuple[Order, list[bytes]]:
     sizes = {(one.width, one.height) for one in (read_header(photograph(name, server)) for name in names)}
     masks = [_decoded("masks", mask) for mask in order.masks]
     for mask in masks:
-        _check_fits(mask, sizes)
+        with server.decoding.taken(pixels_of(mask, MASK, MaskError)):
+            _check_fits(mask, sizes)
     fields = order.model_dump(include={"prompt", "count", "seed", "steps", "vary"})
     return Order(id="", engine=book.name, photographs=names, **fields), masks
 
@@ -310,11 +326,23 @@ def like_the_real(order: MaskOrder, server: Server) -> NDArray[np.bool_]:
     paths = server.masks.get(order.type)
     if paths is None:
         raise InputError(f"there are no masks of type {order.type!r}", "start the server with `--masks`")
-    photo = read_image(photograph(order.photograph, server))
     dice = Dice(order.seed, 0)
     path = paths[min(int(dice() * len(paths)), len(paths) - 1)]
-    label = fit_mask(read_mask(path).label, (photo.shape[1], photo.shape[0]), path)
-    return placed(label, find_object(photo), dice, mirrored_across(paths, AS_IT_IS, server.checks))
+    with opened(photograph(order.photograph, server), server) as photo:
+        label = fit_mask(read_mask(path).label, (photo.shape[1], photo.shape[0]), path)
+        return placed(label, find_object(photo), dice, mirrored_across(paths, AS_IT_IS, server.checks))
+
+
+@contextmanager
+def opened(path: Path, server: Server) -> Iterator[NDArray[np.uint8]]:
+    """A photograph of the gallery, uint8 ``[H, W, 3]``, in a block in which it counts as one that is decoded.
+
+    Raises:
+        ImageError: as `stage_rt.images.inputs.read_image`.
+    """
+    header = read_header(path)
+    with server.decoding.taken(header.width * header.height):
+        yield read_image(path)
 
 
 def photograph(name: str, server: Server) -> Path:

@@ -31,12 +31,15 @@ class CancelledError(StageError):
 
 
 class Wish:
-    """Whether somebody still wants something; who waits for it is woken when nobody does."""
+    """Whether somebody still wants something; who waits for it is woken when nobody does.
 
-    def __init__(self) -> None:
+    ``insists`` is whether others have to leave it the memory it needs (`stage_rt.serve.shelf`), until that is unset.
+    """
+
+    def __init__(self, *, insists: bool = False) -> None:
         self._lock = threading.Lock()
         self._wake: Callable[[], None] | None = None
-        self.cancelled = False
+        self.cancelled, self.insists = False, insists
 
     def cancel(self) -> None:
         """Nobody wants it any more."""
@@ -70,6 +73,11 @@ class Terms(NamedTuple):
     deadline: float = math.inf
     wish: Wish | None = None
     preview: Callable[[int, Float32], None] | None = None
+
+    @property
+    def insists(self) -> bool:
+        """Whether it is the wish of somebody who does."""
+        return self.wish is not None and self.wish.insists
 
 
 class SharedExecutor:

@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 
 from stage_rt import __version__
 from stage_rt.errors import InputError, StageError, printable
-from stage_rt.images.inputs import read_image
 from stage_rt.run.thumbnails import SIDE
 from stage_rt.run.writer import png, png_of
 from stage_rt.serve import api, news
@@ -138,13 +137,15 @@ def _given(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/photographs/{name}", summary="A photograph as PNG.", response_class=_Png)
     def photograph(name: Name) -> Response:
-        return _Png(png(Image.fromarray(read_image(_known(name, server)))), headers=_kept())
+        with api.opened(_known(name, server), server) as picture:
+            return _Png(png(Image.fromarray(picture)), headers=_kept())
 
     @app.get("/v1/photographs/{name}/thumbnail", summary="A small one.", response_class=_Png)
     def thumbnail(name: Name) -> Response:
-        picture = Image.fromarray(read_image(_known(name, server)))
-        picture.thumbnail((2 * SIDE, 2 * SIDE))
-        return _Png(png(picture), headers=_kept())
+        with api.opened(_known(name, server), server) as photo:
+            picture = Image.fromarray(photo)
+            picture.thumbnail((2 * SIDE, 2 * SIDE))
+            return _Png(png(picture), headers=_kept())
 
     @app.post("/v1/masks", summary="A mask like the real ones, as PNG.", response_class=_Png)
     def mask(order: api.MaskOrder) -> Response:

@@ -24,7 +24,7 @@ from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import read_line
-from stage_rt.run.metrics import Counts
+from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.watch import Recorder, Watch
 from stage_rt.serve.driver import ClosedError
 from stage_rt.serve.executor import CancelledError, Terms, Wish
@@ -35,6 +35,8 @@ from stage_rt.spec import MANIFEST_FILE, PairRecord
 JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
 WAIT = 5.0
 """Seconds until a job whose engine found no memory, or left it to somebody who waits, is tried again."""
+PATIENCE = 600.0
+"""Seconds in which a job comes to nothing, as others have the memory, until they leave it that for a batch."""
 FOR_GOOD = (MaskError, DatasetError)
 """Faults of what was ordered. Disk, engines and photographs can be mended until the next start."""
 _ID = re.compile(r"[0-9]{14}-[0-9]{6}")
@@ -66,7 +68,8 @@ class Order(BaseModel):
 class Night:
     """A job and how far it is; ``version`` grows with every change.
 
-    ``counts`` are of the whole run, not of this process alone.
+    ``counts`` are of the whole run, not of this process alone. ``kept_out`` is the time since when others have the
+    memory that it needs, None if it came to something after that.
     """
 
     order: Order
@@ -74,12 +77,18 @@ class Night:
     share: float = 0.0
     counts: Counts = field(default_factory=lambda: Counts(0))
     wish: Wish = field(default_factory=Wish)
+    kept_out: float | None = None
     version: int = 0
 
     @property
     def run(self) -> Path:
         """The run's folder."""
         return self.folder / RUN
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether it was kept out for long enough."""
+        return self.kept_out is not None and time.monotonic() - self.kept_out >= PATIENCE
 
 
 class Jobs:
@@ -167,7 +176,7 @@ class Jobs:
                     return
                 night = self._waiting()[0]
                 # The last one was cancelled if somebody who waits needed the memory.
-                night.wish = Wish()
+                night.wish = Wish(insists=night.out_of_patience)
                 self._set(night, "painting", kept=False)
             try:
                 self._paint(night)
@@ -197,6 +206,7 @@ class Jobs:
         """It goes on when its turn comes, unless somebody cancelled it meanwhile."""
         with self._changed:
             if not self._stopping and night.order.state == "painting":
+                night.kept_out = night.kept_out or time.monotonic()
                 self._set(night, "waiting", kept=False)
 
     def _waiting(self) -> list[Night]:
@@ -293,21 +303,16 @@ def _counted(night: Night) -> Counts:
 
     A line that a crash cut off, or somebody edited, is none; painting again tells of it.
     """
-    came: dict[int, tuple[str, bool]] = {}
+    came: dict[int, Outcome] = {}
     with suppress(OSError), (night.run / MANIFEST_FILE).open("rb") as lines:
         for line in lines:
             with suppress(ValueError):
                 record = read_line(line, night.order.prompt)
-                came[record.index] = (record.status, bool(record.weak))
-    figures = Counter(came.values())
-    return Counts(
-        night.order.count,
-        done=len(came),
-        pairs=figures["ok", False] + figures["ok", True],
-        weak=figures["ok", True],
-        left_out=figures["left out", False] + figures["left out", True],
-        failed=figures["failed", False] + figures["failed", True],
-    )
+                came[record.index] = Outcome.of(record)
+    counts = Counts(night.order.count)
+    for outcome, samples in Counter(came.values()).items():
+        counts.add(outcome, samples)
+    return counts
 
 
 class _Counting(Watch):
@@ -329,7 +334,9 @@ class _Counting(Watch):
 
     def add(self, kind: str, record: PairRecord) -> None:
         """See `Watch`."""
-        self._night.counts.add(record)
+        # What was handed to be written is all written, whoever is let in now.
+        self._night.wish.insists, self._night.kept_out = False, None
+        self._night.counts.add(Outcome.of(record))
         self._night.version += 1
         self.recorder.add(kind, record)
 

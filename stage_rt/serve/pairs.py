@@ -27,7 +27,7 @@ from stage_rt.run.workers import Batch, Result, divide, finish, paint
 from stage_rt.serve.executor import Wish
 
 MOST_PIXELS = 16_000_000
-"""Of a picture that is painted while somebody waits, and of all that are finished at once."""
+"""Of a picture that is painted while somebody waits, of all that are decoded at once and of all that are finished."""
 IMAGE, MASK = Path("image"), Path("mask")
 """What errors call what was sent."""
 PREVIEW_SIDE = 512
@@ -90,14 +90,17 @@ class Pair:
 
 
 class Room:
-    """Where pairs are finished, which takes some 70 bytes a pixel: `MOST_PIXELS` of them at once, the others wait."""
+    """Where pictures are, while something takes memory by their pixels: `MOST_PIXELS` at once, the others wait.
+
+    Decoding takes some 22 bytes a pixel, finishing a pair 70. A picture that is larger goes alone.
+    """
 
     def __init__(self) -> None:
         self._door, self._changed, self._left = threading.Lock(), threading.Condition(), MOST_PIXELS
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """A block in which a picture of so many pixels is finished."""
+        """A block in which a picture of so many pixels is decoded, or finished."""
         pixels = min(pixels, MOST_PIXELS)
         # One waits here and the others behind it, so that small pictures do not pass a large one for ever.
         with self._door, self._changed:
@@ -137,9 +140,19 @@ def opened_mask(content: bytes) -> NDArray[np.bool_]:
     Raises:
         MaskError: as `stage_rt.images.masks.read_mask`, or it has more than `MOST_PIXELS`.
     """
-    header = header_of(content, MASK, MaskError)
-    check_pixels(header.width, header.height, MaskError)
+    pixels_of(content, MASK, MaskError)
     return mask_of(content, MASK).label
+
+
+def pixels_of(content: bytes, name: Path, error: type[InputError]) -> int:
+    """How many pixels a picture that was sent will have once it is decoded.
+
+    Raises:
+        InputError (as ``error``): as `stage_rt.images.inputs.read_header`, or more than `MOST_PIXELS`.
+    """
+    header = header_of(content, name, error)
+    check_pixels(header.width, header.height, error)
+    return header.width * header.height
 
 
 def painted(engine: Engine, request: Request, *, size: int, progress: Progress, room: Room) -> Result:

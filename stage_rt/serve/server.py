@@ -89,7 +89,8 @@ class Server:
             self.driver.close()
             raise
         self._kept, self._tell, self._over = Kept(settings.data / "accepted"), tell, over
-        self._pool, self._room = ThreadPoolExecutor(HANDS, "stage-rt-pair"), Room()
+        self._pool = ThreadPoolExecutor(HANDS, "stage-rt-pair")
+        self.decoding, self._finishing = Room(), Room()
         self._lock = threading.Lock()
         self._pairs: OrderedDict[str, Pair] = OrderedDict()
         self._queued: dict[str, tuple[Future[None], float]] = {}
@@ -193,7 +194,7 @@ class Server:
             terms = Terms(Priority.INTERACTIVE, began + SECONDS, pair.wish, preview)
             with self.shelf.engine(request.engine, terms) as engine:
                 pair.change(state="painting")
-                result = painted(engine, request, size=book.slots, progress=told, room=self._room)
+                result = painted(engine, request, size=book.slots, progress=told, room=self._finishing)
             pair.change(share=1.0, result=result, state="done")
         except BaseException as error:
             self._failed(pair, error)

@@ -82,6 +82,8 @@ class Shelf:
         self._loaded: dict[str, _Loaded] = {}
         self._uses = 0
         self._awaiting: set[Terms] = set()
+        self._insisting: Terms | None = None
+        self._closed: frozenset[str] = frozenset()
         self.books: dict[str, Book] = {}
         for folder in folders:
             book = _book(folder)
@@ -119,23 +121,27 @@ class Shelf:
         """An engine for as long as the block takes, shared with others on ``terms``.
 
         Where nobody but the night is in the way of somebody who waits, its wish is cancelled, and what it left is
-        given to the other.
+        given to the other. Where its wish insists it is the others who wait: nobody new comes to an engine that is in
+        its way, and none is loaded but its own.
 
         Raises:
             BusyError: others are in memory and in use; of the night, also if somebody waits for memory.
             CancelledError: it is not wanted any more.
             EngineError, DeviceError, BackendError: it cannot be loaded.
         """
-        book = self.book(name)
-        held = self._held(book, terms)
+        book, held = self.book(name), None
         try:
+            held = self._held(book, terms)
             model = book.spec.model
             own = held.engine.executor
             executor = SharedExecutor(self._driver, name, own, book.slots, model.latent_scale, terms)
             yield held.engine.over(executor)
         finally:
             with self._lock:
-                held.users.remove(terms)
+                if held:
+                    held.users.remove(terms)
+                if self._insisting is terms:
+                    self._insisting = None
                 self._lock.notify_all()
 
     def warm(self) -> None:
@@ -162,7 +168,7 @@ class Shelf:
         self._driver.call(close)
 
     def _held(self, book: Book, terms: Terms) -> _Loaded:
-        """An engine in memory, and its user noted; waits for a night that is in the way."""
+        """An engine in memory, and its user noted; waits for whoever is in the way."""
         try:
             # The night needs the driver to come to its end, so what waits for it is this thread.
             while (held := self._driver.call(lambda: self._hold(book, terms))) is None:
@@ -178,38 +184,49 @@ class Shelf:
                 self._awaiting.discard(terms)
 
     def _hold(self, book: Book, terms: Terms) -> _Loaded | None:
-        """As `_held`; None where the night was asked to leave."""
+        """As `_held`; None where somebody has to leave first."""
         with self._lock:
             if terms.priority is Priority.NIGHT and self._awaiting:
                 # It was asked to leave and would be there again before the other is.
                 raise _busy(book)
             held = self._loaded.get(book.name)
-            if held is None:
-                leaving = self._leaving(book, terms.priority)
-                if users := [user for name in leaving for user in self._loaded[name].users]:
+            if self._kept_for_another(book.name, terms):
+                return None
+            leaving = [] if held else self._leaving(book, terms)
+            if terms.insists:
+                self._insisting, self._closed = terms, frozenset(leaving)
+            if users := [user for name in leaving for user in self._loaded[name].users]:
+                if not terms.insists:
                     self._awaiting.add(terms)
                     for user in users:
                         if user.wish:
                             user.wish.cancel()
-                    return None
-                held = self._fetch(book, leaving)
+                return None
+            held = held or self._fetch(book, leaving)
             self._uses += 1
             held.users.append(terms)
             held.used = self._uses
             return held
 
-    def _leaving(self, book: Book, priority: Priority) -> list[str]:
+    def _kept_for_another(self, name: str, terms: Terms) -> bool:
+        """Whether an engine, or the memory it would take, is not to be had before somebody else who insists."""
+        other = self._insisting
+        if other is None or other is terms or not other.insists:
+            return False
+        return name not in self._loaded or name in self._closed
+
+    def _leaving(self, book: Book, terms: Terms) -> list[str]:
         """The engines in whose place one fits: what nobody uses goes first, then what was not used for longest.
 
         Raises:
             BusyError: it does not fit beside those in use.
         """
         taken = sum(self.books[name].bytes for name in self._loaded)
-        waited_for = priority is Priority.INTERACTIVE
+        waited_for = terms.priority is Priority.INTERACTIVE
         going = [
             (bool(one.users), one.used, name)
             for name, one in self._loaded.items()
-            if not one.users or (waited_for and one.nightly)
+            if not one.users or terms.insists or (waited_for and one.nightly)
         ]
         leaving = []
         for _, _, name in sorted(going):
@@ -234,7 +251,7 @@ class Shelf:
     def _warm(self, book: Book) -> None:
         with self._lock:
             held = self._loaded.get(book.name)
-            held = held or self._fetch(book, self._leaving(book, Priority.NIGHT))
+            held = held or self._fetch(book, self._leaving(book, Terms(Priority.NIGHT)))
         model, engine = book.spec.model, held.engine
         engine.executor.encode(
             np.zeros((1, model.image_channels, model.image_size, model.image_size), np.float32)

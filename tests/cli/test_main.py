@@ -12,6 +12,7 @@ import typer
 from stage_rt import __version__, cli
 from stage_rt.cli import console
 from stage_rt.errors import BackendError, FailedSamplesError, MissingExtraError, PromptError
+from stage_rt.signals import ENDING
 
 MAIN = "from stage_rt.cli import main; main()"
 
@@ -30,7 +31,7 @@ def failing(monkeypatch):
         monkeypatch.setattr(cli, "app", app)
 
     yield set_up
-    for signum in console.SIGNALS:
+    for signum in ENDING:
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
@@ -150,7 +151,7 @@ def test_a_reader_that_has_enough_is_no_failure():
 
 
 def test_a_signal_is_told_only_when_asked_and_handlers_are_put_back():
-    before = [signal.getsignal(signum) for signum in console.SIGNALS]
+    before = [signal.getsignal(signum) for signum in ENDING]
     with console.orderly_stop() as check:
         check()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -158,7 +159,7 @@ def test_a_signal_is_told_only_when_asked_and_handlers_are_put_back():
         with pytest.raises(console.Stopped) as stopped:
             collections.deque(iter(check, "never"), maxlen=0)
     assert stopped.value.exit_code == 143
-    assert [signal.getsignal(signum) for signum in console.SIGNALS] == before
+    assert [signal.getsignal(signum) for signum in ENDING] == before
 
 
 def test_a_result_cannot_move_the_cursor(capsys):
@@ -182,3 +183,9 @@ def test_a_terminal_without_unicode_is_no_internal_error(arguments):
     assert done.stderr.count(b"\n") == 1
     assert done.stderr.rstrip(b"\n").isascii()
     assert b"\x1b" not in done.stderr
+
+
+def test_a_system_without_hang_ups_can_be_told_what_is_wrong() -> None:
+    code = f"import signal; del signal.SIGHUP; {MAIN.replace('main()', 'assert main')}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -27,6 +27,8 @@ from stage_rt.images.masks import read_mask
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
+from stage_rt.run.ledger import line_of, read_line
+from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.workers import finish
 from stage_rt.serve import pairs as pairs_
 from stage_rt.serve.api import JobOrder, JobState, order_of
@@ -466,6 +468,37 @@ def test_the_night_leaves_the_memory_to_whoever_waits_for_another_engine_and_goe
         server.drain(20)
 
 
+def test_a_job_comes_to_its_end_though_there_is_always_somebody_who_needs_its_memory(here, monkeypatch):
+    monkeypatch.setattr("stage_rt.serve.jobs.WAIT", 0.05)
+    monkeypatch.setattr("stage_rt.serve.jobs.PATIENCE", 0.3)
+    folders = [here / "tiles", engine_folder(here / "bricks")]
+    settings = Settings(folders, here / "data", 25, here / "normals")
+    server = Server(settings, tell=print, load=lambda _: closed_engine(SlowBackend(0.002)))
+    server.shelf.books = {name: book._replace(bytes=20) for name, book in server.shelf.books.items()}
+    pairs, over = [], threading.Event()
+
+    def ask(seed):
+        while not over.is_set():
+            pairs.append(server.order(replace(request(here, seed, steps=10), engine="bricks")))
+            assert pairs[-1].ended.wait(60)
+
+    clients = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    try:
+        server.start()
+        for one in clients:
+            one.start()
+        wait_until(lambda: len(pairs) > 8)
+        night = server.jobs.add(order(12), masks(here))
+        wait_until(lambda: night.order.state == "done")
+        assert contents(night.run) == run_alone(here, here / "alone", 12)
+    finally:
+        over.set()
+        for one in clients:
+            one.join(60)
+        server.drain(20)
+    assert {(pair.state, pair.error) for pair in pairs} == {("done", None)}
+
+
 def test_a_job_that_is_cancelled_while_it_leaves_is_painted_no_more(here, serve, monkeypatch):
     began, go = threading.Event(), threading.Event()
 
@@ -548,6 +581,29 @@ def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here,
         file.write('{"index": 3')
     (after,) = serve().jobs.jobs.values()
     assert JobState.of(after) == told
+
+
+def test_a_manifest_is_counted_as_the_samples_are_while_they_are_painted(here, serve):
+    server = serve()
+    night = server.jobs.add(order(4), masks(here))
+    over(server, night)
+    server.drain(20)
+    manifest_file = night.run / "manifest.jsonl"
+    records = [read_line(line, PROMPT) for line in manifest_file.read_bytes().splitlines()]
+    became = [
+        {"attempts": 3},
+        {"attempts": 6, "weak": True},
+        {"attempts": 6, "weak": True, "status": "left out"},
+        {"status": "failed"},
+    ]
+    lines = [one.model_copy(update=what) for one, what in zip(records, became, strict=True)]
+    # The last line of a sample counts.
+    manifest_file.write_bytes(b"".join(map(line_of, [*records, *lines])))
+    painted = Counts(4)
+    for record in lines:
+        painted.add(Outcome.of(record))
+    (after,) = serve().jobs.jobs.values()
+    assert after.counts == painted == Counts(4, done=4, pairs=2, refilled=3, weak=1, left_out=1, failed=1)
 
 
 @pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
@@ -671,6 +727,45 @@ def test_who_waits_for_the_night_to_leave_may_change_their_mind_or_be_late(narro
     assert (gone, late) == ([CancelledError], [BusyError])
     with narrow.engine("a", Terms(Priority.NIGHT, wish=Wish())):
         pass
+
+
+def test_whoever_insists_comes_next_and_is_left_alone_until_it_insists_no_more(narrow):
+    wish = Wish(insists=True)
+    inside, first, one = held(narrow, "a", Terms(Priority.INTERACTIVE))
+    wait_until(lambda: first == ["a"])
+    enough, night, two = held(narrow, "b", Terms(Priority.NIGHT, wish=wish))
+    wait_until(lambda: narrow._closed)
+    # Nobody follows those who are there, and nobody is sent away.
+    later, second, three = held(narrow, "a", Terms(Priority.INTERACTIVE))
+    time.sleep(0.3)
+    assert (night, second) == ([], [])
+    inside.set()
+    wait_until(lambda: night == ["b"])
+    time.sleep(0.3)
+    assert (second, wish.cancelled) == ([], False)
+    with narrow.engine("b", Terms(Priority.INTERACTIVE)):
+        pass
+    wish.insists = False
+    wait_until(lambda: wish.cancelled)
+    enough.set()
+    wait_until(lambda: second == ["a"])
+    later.set()
+    for thread in (one, two, three):
+        thread.join(20)
+
+
+def test_whoever_insisted_and_is_gone_keeps_nobody_out(narrow):
+    wish = Wish(insists=True)
+    with narrow.engine("a", Terms(Priority.INTERACTIVE)):
+        _, night, waiting = held(narrow, "b", Terms(Priority.NIGHT, wish=wish))
+        wait_until(lambda: narrow._closed)
+        _, late, second = held(narrow, "a", Terms(Priority.INTERACTIVE, deadline=time.monotonic() + 0.3))
+        second.join(20)
+        wish.cancel()
+        waiting.join(20)
+        assert (night, late) == ([CancelledError], [BusyError])
+        with narrow.engine("a", Terms(Priority.INTERACTIVE)):
+            pass
 
 
 def test_an_engine_that_somebody_waits_for_too_is_not_left(narrow):
