@@ -82,7 +82,12 @@ def train(
     """
     _require(folder, system, hold_out, rim=rim)
     sizes, device = PRESETS[preset], Device.best()
-    found, held_out = holdout.hold_out(data.find(root), hold_out, seed)
+    found, held_out = holdout.hold_out(
+        data.find(root),
+        hold_out,
+        seed,
+        progress=lambda share: report("comparing", round(100 * share), 100, None),
+    )
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
     spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
     examples = data.load(

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
+from stage_rt.progress import Progress, counted, silent
+
 SIDE = 128
 """Photographs and labels are compared at so many pixels: squeezed to a square, or the longest side of all of them."""
 SHIFT = 12
@@ -74,7 +76,9 @@ def defects(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> NDA
 
 
 def showing(
-    photographs: Iterable[NDArray[np.uint8]], pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+    photographs: Iterable[NDArray[np.uint8]],
+    pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    progress: Progress = silent,
 ) -> NDArray[np.bool_]:
     """Which photographs show a part of which there is a photograph with a label, bool ``[n, m]``.
 
@@ -84,20 +88,23 @@ def showing(
     Args:
         photographs: n photographs uint8 ``[H, W, 3]``.
         pairs: m photographs uint8 ``[H, W, 3]`` and labels bool ``[H, W]``.
+        progress: told the share that is compared, once all are read.
     """
     known = [_look(photo, label) for photo, label in pairs]
-    looks = [_plain(photo) for photo in photographs]
+    looks = [_look(photo) for photo in photographs]
     if not known or not looks:
         return np.zeros((len(looks), len(known)), np.bool_)
     longest = max(look.longest for look in (*known, *looks))
     labelled = _scaled(known, longest)
-    found = np.array([[_best(one, other)[0] for other in labelled] for one in _scaled(looks, longest)])
+    # One spectrum at a time: those of thousands would take gigabytes.
+    scaled = (_at(look, longest) for look in counted(looks, progress))
+    found = np.array([[_best(one, other)[0] for other in labelled] for one in scaled])
     return np.asarray(found >= _unusual(found))
 
 
 def parts(photographs: Iterable[NDArray[np.uint8]]) -> NDArray[np.intp]:
     """Which part each photograph uint8 ``[H, W, 3]`` shows, as numbers ``[n]``, as far as `showing` tells."""
-    looks = [_plain(photo) for photo in photographs]
+    looks = [_look(photo) for photo in photographs]
     scaled = _scaled(looks, max((look.longest for look in looks), default=1))
     found = np.zeros((len(looks), len(looks)))
     for a, b in zip(*np.tril_indices(len(looks), -1), strict=True):
@@ -129,10 +136,11 @@ def _above(
 
 
 class _Look(NamedTuple):
-    """A photograph in shades, small, with its label; ``longest`` is its longest side in pixels of its own."""
+    """A photograph in shades, small, with its label, if it has one; ``longest`` is its longest side in pixels of its
+    own."""
 
     shades: Image.Image
-    label: Image.Image
+    label: Image.Image | None
     longest: int
 
 
@@ -143,28 +151,26 @@ class _Scaled(NamedTuple):
     label: NDArray[np.bool_]
 
 
-def _plain(photo: NDArray[np.uint8]) -> _Look:
-    return _look(photo, np.zeros(photo.shape[:2], np.bool_))
-
-
-def _look(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> _Look:
-    longest = max(label.shape)
+def _look(photo: NDArray[np.uint8], label: NDArray[np.bool_] | None = None) -> _Look:
+    longest = max(photo.shape[:2])
     share = min(1.0, 2 * SIDE / longest)
-    height, width = (max(round(side * share), 1) for side in label.shape)
-    size = (width, height)
-    drawn = Image.fromarray(label.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    height, width = (max(round(side * share), 1) for side in photo.shape[:2])
+    size, drawn = (width, height), None
+    if label is not None:
+        drawn = Image.fromarray(label.astype(np.float32)).resize(size, Image.Resampling.BOX)
     return _Look(Image.fromarray(photo).convert("L").resize(size, Image.Resampling.BICUBIC), drawn, longest)
 
 
 def _scaled(looks: list[_Look], longest: int) -> list[_Scaled]:
-    """The surfaces, so that ``longest`` pixels of their photographs are `SIDE`."""
-    return [_at(look, SIDE / longest * look.longest / max(look.shades.size)) for look in looks]
+    return [_at(look, longest) for look in looks]
 
 
-def _at(look: _Look, share: float) -> _Scaled:
+def _at(look: _Look, longest: int) -> _Scaled:
+    """A surface, so that ``longest`` pixels of its photograph are `SIDE`."""
+    share = SIDE / longest * look.longest / max(look.shades.size)
     width, height = (max(round(side * share), 1) for side in look.shades.size)
     size = (width, height)
-    label = _dilated(look.label, size)
+    label = _dilated(look.label, size) if look.label else np.zeros((height, width), np.bool_)
     fine = _fine(look.shades, size, 2, 6)
     # Grinding and the borders of a frame run alike in photographs of any part.
     fine -= fine.mean(0, keepdims=True)

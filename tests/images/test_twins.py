@@ -65,7 +65,9 @@ def test_good_photographs_of_a_part_with_a_defect_are_found() -> None:
     good = [surface(n, (120, 100)) for n in range(10, 40)]
     good[7] = lit(whole[:, 20:120], 0.9, 3)
     pairs = [(whole, label((70, 90), (90, 110), (120, 160))), (surface(2), DENT)]
-    assert np.argwhere(showing(good, pairs)).tolist() == [[7, 0]]
+    told: list[float] = []
+    assert np.argwhere(showing(good, pairs, told.append)).tolist() == [[7, 0]]
+    assert told == [n / 30 for n in range(31)]
     assert showing([], pairs).shape == (0, 2)
     assert showing(good, []).shape == (30, 0)
 
