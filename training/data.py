@@ -110,6 +110,7 @@ def load(
             labels.append(np.zeros((spec.image_size, spec.image_size), dtype=np.bool_))
             masks.append(np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.bool_))
             prompt.append(0)
+    progress(1.0)
     return Examples(
         images=torch.from_numpy(np.stack(images)),
         labels=torch.from_numpy(np.stack(labels)),

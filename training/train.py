@@ -86,7 +86,7 @@ def train(
         data.find(root),
         hold_out,
         seed,
-        progress=lambda share: report("comparing", round(100 * share), 100, None),
+        progress=lambda share: report("comparing", int(100 * share), 100, None),
     )
     channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
     spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
@@ -95,7 +95,7 @@ def train(
         spec,
         seed=seed,
         turn=turn,
-        progress=lambda share: report("reading", round(100 * share), 100, None),
+        progress=lambda share: report("reading", int(100 * share), 100, None),
     )
     work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
     say(

@@ -111,7 +111,10 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     found = data.find(dataset)
     spec = _spec(MICRO, "stage", "region", 1, ["part+dent", "part+spot"])
     assert spec.region == RegionView(least=32, slender=4)
-    examples = data.load(found, spec, seed=0, turn=True)
+    told: list[float] = []
+    examples = data.load(found, spec, seed=0, turn=True, progress=told.append)
+    assert told == sorted(told)
+    assert (told[0], told.count(1.0)) == (0, 1)
     assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
     for k in (1, 2):
         cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
