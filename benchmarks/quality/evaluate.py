@@ -1,6 +1,6 @@
 """What ``stage-rt evaluate`` does: the protocol, then its files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,17 @@ from typing import Any
 from stage_rt.engine import Engine
 from stage_rt.errors import InputError
 from stage_rt.names import RecipeName, SegmenterName, SizeName
-from stage_rt.progress import Progress
+from stage_rt.progress import Progress, portion
 
 from . import protocol, report
-from .result import result
+from .learning import Lesson
+from .result import Measured, measured, result
 from .segmenters import SEGMENTERS
 from .segmenters.encoder import load_encoder
 from .sizes import SIZES, lesson_of, side_of
 from .sources import Order
-from .split import split
+from .split import Split, split
+from .splits import Evaluated, pooled
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,53 @@ class Done:
     text: str
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """One split that can be evaluated."""
+
+    engine: Engine
+    parts: Split
+    plan: protocol.Plan
+
+
+Say = Callable[[str], None]
+
+
 def run(
-    engine: Engine, request: Request, folder: Path, *, say: Callable[[str], None], progress: Progress
+    engines: Mapping[str, Engine], request: Request, folder: Path, *, say: Say, progress: Progress
 ) -> Done:
     """Evaluate and write ``result.json``, the page and its plot into ``folder``.
+
+    Args:
+        engines: by name; of several, each of a generator with a split of its own, every one is evaluated in a folder
+            of its name, and the result is that of all.
+        request: what the user asked for.
+        folder: where all is kept.
+        say: told what is at work.
+        progress: told the share that is done.
 
     Raises:
         StageError: the request cannot be done, or a file is unusable; what was computed stays.
     """
+    ready = {name: _ready(engine, request) for name, engine in engines.items()}
+    if len(ready) == 1:
+        (only,) = ready.values()
+        done, _ = _evaluated(only, request, folder, say, progress)
+        return done
+    _refuse_unlike(ready)
+    splits = []
+    for number, (name, one) in enumerate(ready.items()):
+        say(f"split of `{name}`")
+        part = portion(progress, number / len(ready), (number + 1) / len(ready))
+        done, measured = _evaluated(one, request, folder / name, say, part)
+        splits.append(Evaluated(name, done.result, measured))
+    how = {field: value for field, value in splits[0].result["how"].items() if field != "engine"}
+    summary = pooled(splits, how)
+    report.write(folder, summary)
+    return Done(summary, _text(summary, folder))
+
+
+def _ready(engine: Engine, request: Request) -> _Ready:
     size = SIZES[request.size]
     names, outside = _named(request.sources)
     segmenter = request.segmenter or size.lesson.segmenter
@@ -61,6 +102,24 @@ def run(
     order = Order(request.pairs or size.pairs, size.steps, seed=0)
     side = size.side or side_of(parts.good)
     plan = protocol.Plan(side, lesson, request.seeds, order, names, outside, request.recipe)
+    return _Ready(engine, parts, plan)
+
+
+def _refuse_unlike(ready: Mapping[str, _Ready]) -> None:
+    """Splits of which no mean can be told."""
+    (first, one), *others = ready.items()
+    for name, other in others:
+        if one.parts.types != other.parts.types:
+            raise InputError(
+                f"`{first}` was trained on {', '.join(one.parts.types)} and `{name}` on "
+                f"{', '.join(other.parts.types)}",
+                "name types that both know with `--types`",
+            )
+
+
+def _evaluated(
+    ready: _Ready, request: Request, folder: Path, say: Say, progress: Progress
+) -> tuple[Done, Measured]:
     folder.mkdir(parents=True, exist_ok=True)
     at = ""
 
@@ -71,22 +130,28 @@ def run(
             say(f"{share:4.0%} {what}")
             at = what
 
-    outcome = protocol.evaluate(parts, engine, folder, plan, progress=told)
-    crops = f"{lesson.batch} crops of {lesson.crop} px from {side}"
-    turned = ", turned by quarters" if outcome.lesson.turn else ""
-    how = {
-        "command": request.command,
-        "engine": engine.spec.graphs_fingerprint,
-        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}{turned}",
-        "pairs": order.pairs,
-        "steps": order.steps,
-        "seeds": request.seeds,
-    }
-    summary = result(parts, outcome, how)
+    parts = ready.parts
+    outcome = protocol.evaluate(parts, ready.engine, folder, ready.plan, progress=told)
+    figures = measured(parts, outcome)
+    summary = result(parts, outcome, figures, _how(ready, request, outcome.lesson))
     report.write(folder, summary)
     found = {row.name: row.figures[0].found for row in outcome.rows}
     report.write_examples(folder, outcome.test, found, parts.types)
-    return Done(summary, _text(summary, folder))
+    return Done(summary, _text(summary, folder)), figures
+
+
+def _how(ready: _Ready, request: Request, lesson: Lesson) -> dict[str, Any]:
+    plan = ready.plan
+    crops = f"{lesson.batch} crops of {lesson.crop} px from {plan.side}"
+    turned = ", turned by quarters" if lesson.turn else ""
+    return {
+        "command": request.command,
+        "engine": ready.engine.spec.graphs_fingerprint,
+        "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}{turned}",
+        "pairs": plan.order.pairs,
+        "steps": plan.order.steps,
+        "seeds": request.seeds,
+    }
 
 
 def _named(asked: Sequence[str]) -> tuple[list[str], dict[str, Path]]:

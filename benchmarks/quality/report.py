@@ -33,6 +33,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
         "verdicts": verdicts(result),
         "alone": best_alone(result),
         "unknown": unknown(result),
+        "splits": result.get("splits", []),
+        "page": PAGE,
         "plot": PLOT,
         "examples": EXAMPLES,
     }

@@ -1,27 +1,32 @@
 """What an evaluation came to, as JSON: rows in the paper's form, and what may be called a difference."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .metrics import Counts, Scores, accuracy, iou
-from .protocol import Outcome, Row, has_real
+from .protocol import REAL, Outcome, Row, has_real
 from .split import Split
-from .statistics import Difference, difference, mean_iou
+from .statistics import Difference, Paired, difference, mean_iou
 from .trials import Opinion
 
 DIGITS = 2
 
 
-def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any]:
-    """``how`` it was made, one entry a row, and the differences between rows with real pairs, and between real pairs
-    and those of every source alone."""
-    alone = [row for row in outcome.rows if not has_real(row.name)]
-    groups = [
-        {row.name: _counts(row) for row in rows}
-        for rows in ([row for row in outcome.rows if has_real(row.name)], [outcome.rows[0], *alone])
-    ]
-    subjects = split.subjects()
+@dataclass(frozen=True)
+class Measured:
+    """All that differences are made of: int64 ``[seeds, N, C, C]`` by row, and names of what the N pictures show."""
+
+    rows: dict[str, Counts]
+    things: list[str]
+
+
+def result(split: Split, outcome: Outcome, measured: Measured, how: dict[str, Any]) -> dict[str, Any]:
+    """``how`` it was made, one entry a row, and the `differences`."""
     return {
         "object": split.name,
         "types": split.types,
@@ -31,16 +36,39 @@ def result(split: Split, outcome: Outcome, how: dict[str, Any]) -> dict[str, Any
         "test_good": len(split.test_good),
         "how": how,
         "rows": [_entry(row, split) for row in outcome.rows],
-        "differences": [
-            {"row": name, "from": other, **_rounded(difference(counts, group[other], subjects))}
-            for group in groups
-            for name, counts in group.items()
-            for other in group
-            if name != other
-        ],
+        "differences": differences([measured]),
         "agreement": {source: _agreement(opinions, split) for source, opinions in outcome.opinions.items()},
         "convincing": outcome.convincing,
     }
+
+
+def measured(split: Split, outcome: Outcome) -> Measured:
+    """Of a split that was evaluated."""
+    return Measured({row.name: _counts(row) for row in outcome.rows}, split.things())
+
+
+def differences(splits: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Between rows with real pairs, and between real pairs and those of every source alone; of rows of all splits."""
+    shared = [name for name in splits[0].rows if all(name in one.rows for one in splits)]
+    numbers = {thing: n for n, thing in enumerate(dict.fromkeys(chain(*(one.things for one in splits))))}
+    subjects = [np.array([numbers[thing] for thing in one.things]) for one in splits]
+    beside = [name for name in shared if has_real(name)]
+    alone = [REAL, *(name for name in shared if not has_real(name))]
+    return [
+        {"row": name, "from": other, **_rounded(difference(_paired(splits, subjects, name, other)))}
+        for group in (beside, alone)
+        for name in group
+        for other in group
+        if name != other
+    ]
+
+
+def _paired(
+    splits: Sequence[Measured], subjects: Sequence[NDArray[np.integer]], name: str, other: str
+) -> list[Paired]:
+    return [
+        Paired(one.rows[name], one.rows[other], shown) for one, shown in zip(splits, subjects, strict=True)
+    ]
 
 
 def _counts(row: Row) -> Counts:

@@ -51,6 +51,13 @@ class Split:
             first += len(set(each))
         return np.concatenate(numbers)
 
+    def things(self) -> list[str]:
+        """The same as names, one a picture, which are those of the same defect or part in another split too."""
+        names = []
+        for kind in self.types:
+            names += _named(kind, [photo for photo, _ in self.test[kind]], self.shown[kind])
+        return names + _named(GOOD, self.test_good, self.parts)
+
     def prompt(self, kind: str) -> str:
         """What a model that was trained on the object calls a type."""
         return f"{self.name}+{kind}"
@@ -143,6 +150,14 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
+
+
+def _named(kind: str, photos: Sequence[Path], shown: Sequence[int]) -> list[str]:
+    """What each photograph shows, called after the first file that shows it."""
+    first: dict[int, str] = {}
+    for name, number in sorted(zip((photo.name for photo in photos), shown, strict=True)):
+        first.setdefault(number, name)
+    return [f"{kind}/{first[number]}" for number in shown]
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Means over seeds, and whether two rows differ: intervals of paired differences."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,42 +36,66 @@ def mean_iou(counts: Counts) -> NDArray[np.float64]:
     return np.asarray(100 * np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
-def difference(row: Counts, other: Counts, subjects: NDArray[np.integer], seed: int = 0) -> Difference:
-    """How much better ``row`` is than ``other``, int64 ``[seeds, N, classes, classes]`` of the same test and seeds.
+class Paired(NamedTuple):
+    """Two rows on one test: int64 ``[seeds, N, classes, classes]`` each, of the same seeds, and numbers ``[N]`` of
+    what its pictures show, the same for the same thing in every split."""
 
-    A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over what the test's pictures show, drawn again with
-    replacement and for both rows alike, and over the seeds of each row. A few seeds drawn again vary less than those
-    of another evaluation would: their part is widened to what a t interval of as many says. Photographs of one
-    defect, whose ``subjects`` ``[N]`` are one number, are drawn together: they are one thing that a segmenter finds
-    or does not. A draw that does not show every class is passed over: of one that is not there a single false pixel
-    is an IoU of 0.
+    row: Counts
+    other: Counts
+    subjects: NDArray[np.integer]
+
+
+def difference(splits: Sequence[Paired], seed: int = 0) -> Difference:
+    """How much better one row is than another in the mean over ``splits``, of which there may be one.
+
+    A paired bootstrap (Efron and Tibshirani, 1993, chapter 8) over what the tests' pictures show, drawn again with
+    replacement, for both rows and all splits alike, and over the seeds of each row. A few seeds drawn again vary less
+    than those of another evaluation would: their part is widened to what a t interval of as many says. Photographs of
+    one defect, whose ``subjects`` are one number, are drawn together, in whatever split they test: they are one thing
+    that a segmenter finds or does not. A draw in which a split does not show every class is passed over: of one that
+    is not there a single false pixel is an IoU of 0. The splits themselves are not drawn again: what is said is said
+    of them.
     """
     rng = np.random.default_rng(seed)
-    first, second = (_by_subject(counts, subjects) for counts in (row, other))
-    seeds, shown = first.shape[:2]
+    things = np.unique(np.concatenate([one.subjects for one in splits]))
+    rows = [_by_subject(one.row, one.subjects, things) for one in splits]
+    others = [_by_subject(one.other, one.subjects, things) for one in splits]
+    seeds = [len(each) for each in rows]
     draws, wider = np.empty(RESAMPLES), _wider(seeds)
     for n in range(RESAMPLES):
-        picked, p = rng.integers(seeds, size=(2, seeds)), rng.integers(shown, size=shown)
-        one, two = mean_iou(first[:, p]), mean_iou(second[:, p])
-        by_seed = (one[picked[0]].mean() - one.mean()) - (two[picked[1]].mean() - two.mean())
-        whole = (first[0][p].sum(axis=(0, 2))[1:] > 0).all()
-        draws[n] = one.mean() - two.mean() + wider * by_seed if whole else np.nan
+        picked = [rng.integers(each, size=(2, each)) for each in seeds]
+        p = rng.integers(len(things), size=len(things))
+        drawn = [
+            _drawn(one[:, p], two[:, p], again, wider)
+            for one, two, again in zip(rows, others, picked, strict=True)
+        ]
+        draws[n] = np.mean(drawn)
     low, high = (float(end) for end in np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    points = float((mean_iou(row) - mean_iou(other)).mean())
-    return Difference(points, low, high, told_apart=seeds > 1 and (low > 0 or high < 0))
+    points = float(np.mean([(mean_iou(one.row) - mean_iou(one.other)).mean() for one in splits]))
+    return Difference(points, low, high, told_apart=min(seeds) > 1 and (low > 0 or high < 0))
 
 
-def _wider(seeds: int) -> float:
-    """What the deviation of a mean of so many seeds of each row, drawn again, falls short by."""
-    if seeds == 1:
+def _drawn(row: Counts, other: Counts, again: NDArray[np.integer], wider: float) -> float:
+    """The difference on a drawn test, NaN where it does not show every class; ``again`` ``[2, seeds]`` are the drawn
+    seeds of each row."""
+    if not (row[0].sum(axis=(0, 2))[1:] > 0).all():
+        return np.nan
+    one, two = mean_iou(row), mean_iou(other)
+    by_seed = (one[again[0]].mean() - one.mean()) - (two[again[1]].mean() - two.mean())
+    return float(one.mean() - two.mean() + wider * by_seed)
+
+
+def _wider(seeds: Sequence[int]) -> float:
+    """What the deviation of a mean of so many seeds of each row and split, drawn again, falls short by."""
+    fewest = min(seeds)
+    if fewest == 1:
         return 1.0
-    end = (1 + LEVEL) / 2
-    return float(np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(end, 2 * seeds - 2) / stats.norm.ppf(end))
+    end, free = (1 + LEVEL) / 2, sum(2 * each - 2 for each in seeds)
+    return float(np.sqrt(fewest / (fewest - 1)) * stats.t.ppf(end, free) / stats.norm.ppf(end))
 
 
-def _by_subject(counts: Counts, subjects: NDArray[np.integer]) -> Counts:
-    """The sums of the pictures of each subject, ``[seeds, subjects, classes, classes]``."""
-    _, place = np.unique(subjects, return_inverse=True)
-    sums = np.zeros((place.max() + 1, counts.shape[0], *counts.shape[2:]), counts.dtype)
-    np.add.at(sums, place, counts.swapaxes(0, 1))
+def _by_subject(counts: Counts, subjects: NDArray[np.integer], things: NDArray[np.integer]) -> Counts:
+    """Sums of the pictures of each of ``things``, 0 where there are none: ``[seeds, things, classes, classes]``."""
+    sums = np.zeros((len(things), counts.shape[0], *counts.shape[2:]), counts.dtype)
+    np.add.at(sums, np.searchsorted(things, subjects), counts.swapaxes(0, 1))
     return sums.swapaxes(0, 1)

@@ -1,7 +1,7 @@
 """``stage-rt evaluate``: whether the pairs of an engine help a segmenter, beside other ways to make pairs."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +16,12 @@ def evaluate(
         Path, typer.Argument(metavar="DATA", help="The object's folder that the model was trained on.")
     ],
     engine: Annotated[
-        Path,
-        typer.Option(metavar="ENGINE", help="Engine of a model from `stage-rt train --hold-out`."),
+        list[Path],
+        typer.Option(
+            metavar="ENGINE",
+            help="Engine of a model from `stage-rt train --hold-out`. Given several times, of models with "
+            "another `--seed` each: all their splits, and the mean.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="RESULTS", help="Folder of runs, results and the page.")
@@ -80,7 +84,9 @@ def evaluate(
         "pairs": pairs,
         "recipe": recipe,
     }
-    loaded = load(engine, notify=partial(console.message, "notice"))
+    loaded = {
+        name: load(path, notify=partial(console.message, "notice")) for name, path in _named(engine).items()
+    }
     request = Request(
         root=data,
         size=size,
@@ -98,11 +104,26 @@ def evaluate(
     console.result(done.text, done.result, as_json=as_json)
 
 
-def _command(data: Path, engine: Path, output: Path, given: Mapping[str, object]) -> str:
+def _named(engines: Sequence[Path]) -> dict[str, Path]:
+    """The engines by the names of their folders, which those of their results have."""
+    from stage_rt.errors import InputError
+
+    named: dict[str, Path] = {}
+    for path in engines:
+        name = path.resolve().name
+        if name in named:
+            raise InputError(
+                f"`{named[name]}` and `{path}` are both called {name!r}: results of one would be the other's",
+                "rename one of the folders",
+            )
+        named[name] = path
+    return named
+
+
+def _command(data: Path, engines: Sequence[Path], output: Path, given: Mapping[str, object]) -> str:
     """The command that gives the same result, with every option that is not the size's or the model's own."""
     options = [
         word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))
     ]
-    return shlex.join(
-        ["stage-rt", "evaluate", str(data), "--engine", str(engine), "-o", str(output), *options]
-    )
+    chosen = [word for engine in engines for word in ("--engine", str(engine))]
+    return shlex.join(["stage-rt", "evaluate", str(data), *chosen, "-o", str(output), *options])

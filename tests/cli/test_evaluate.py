@@ -61,3 +61,18 @@ def test_what_cannot_be_evaluated_is_told_in_one_sentence(run, arguments, held_o
     code, out, err = run(*arguments, held_out=held_out)
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith(f"error: {sentence}")
+
+
+def test_engines_of_one_name_would_share_their_results(run) -> None:
+    code, out, err = run("--engine", "elsewhere/engine")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("error: `engine` and `elsewhere/engine` are both called 'engine'")
+
+
+def test_several_engines_are_several_splits(run, tmp_path: Path) -> None:
+    code, out, err = run("--engine", "other", "--sources", "nsa", "--seeds", "1", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert [one["engine"] for one in result["splits"]] == ["engine", "other"]
+    assert "--engine engine --engine other -o results" in result["how"]["command"]
+    assert (tmp_path / "results" / "other" / "report.html").is_file()

@@ -7,68 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, opened
-from micro import write_dataset
+from evaluations import SOURCES, engine, evaluated, request, run_with
+from fake_engine import opened
 from PIL import Image, ImageFont
 
 from stage_rt.errors import DatasetError, InputError, StageError
 from stage_rt.images.inputs import Header
 from stage_rt.quality import evaluate, protocol, report, sources, trials
-from stage_rt.quality.evaluate import Request, run
-from stage_rt.quality.learning import Found, Lesson
+from stage_rt.quality.learning import Found
 from stage_rt.quality.protocol import convincing
-from stage_rt.quality.sizes import SIZES, Size, lesson_of, side_of
+from stage_rt.quality.sizes import SIZES, lesson_of, side_of
 from stage_rt.quality.trials import Job, Opinion
 from stage_rt.run import plan
 from stage_rt.run.sample import Sample
-
-SOURCES = ["ours", "ours-shifted", "cutpaste"]
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(SIZES, "cpu", Size(32, 4, 10, Lesson("unet", 3, 4, 1e-3, 16)))
-    monkeypatch.setattr(trials, "cores", lambda: 1)
-    root = write_dataset(tmp_path / "part", defects=6)
-    (root / "test" / "good").mkdir()
-    surface = np.random.default_rng(9).integers(90, 110, (40, 40)).astype(np.uint8)
-    Image.fromarray(surface).save(root / "test" / "good" / "0.png")
-    return root
-
-
-def engine(held_out: range = range(2, 6)) -> FakeEngine:
-    made = FakeEngine()
-    model = made.spec.model.model_copy(
-        update={
-            "prompts": {"part+dent": "a", "part+spot": "a"},
-            "provenance": {
-                "held_out": [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in held_out]
-            },
-        }
-    )
-    made.spec = made.spec.model_copy(update={"model": model})
-    return made
-
-
-def request(data: Path, **changes) -> Request:
-    asked = {
-        "root": data,
-        "size": "cpu",
-        "sources": SOURCES,
-        "segmenter": None,
-        "encoder": None,
-        "types": None,
-        "seeds": 2,
-        "pairs": None,
-        "recipe": None,
-        "command": "stage-rt evaluate part",
-    }
-    return Request(**(asked | changes))
-
-
-def evaluated(data: Path, folder: Path, shares: list[float] | None = None, **changes) -> dict:
-    told = [] if shares is None else shares
-    return run(engine(), request(data, **changes), folder, say=lambda line: None, progress=told.append).result
 
 
 def test_the_best_source_alone_is_held_against_the_others_alone() -> None:
@@ -94,7 +45,7 @@ def test_the_best_source_alone_is_held_against_the_others_alone() -> None:
 
 def test_of_a_single_defect_in_the_test_no_distance_is_told(data: Path, tmp_path: Path) -> None:
     asked = request(data, sources=["ours"], seeds=1)
-    run(engine(range(5, 6)), asked, tmp_path, say=lambda line: None, progress=lambda share: None)
+    run_with(engine(range(5, 6)), asked, tmp_path)
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -164,7 +115,7 @@ def test_of_a_source_that_convinces_in_some_types_those_have_a_row(
     learned: list[Job] = []
     monkeypatch.setattr(trials.Trials, "learn", watched(trials.Trials.learn, learned))
     asked = request(data, sources=list(told))
-    done = run(engine(), asked, tmp_path / "r", say=lambda line: None, progress=lambda share: None)
+    done = run_with(engine(), asked, tmp_path / "r")
     result = done.result
     beside = ["real only", "with ours", "with cutpaste", "with draem", "with ours (spot)"]
     assert [row["row"] for row in result["rows"]] == [*beside, *(f"{name} alone" for name in told)]
@@ -404,7 +355,7 @@ def test_the_ablation_paints_with_another_recipe_in_runs_of_its_own(data: Path, 
     recipe = fake.spec.model.recipe.model_copy(update={"steps": 1000, "ema_stop": 200})
     fake.spec = fake.spec.model_copy(update={"model": fake.spec.model.model_copy(update={"recipe": recipe})})
     asked = request(data, sources=["ours"], seeds=1, recipe="+aif")
-    run(fake, asked, tmp_path / "r", say=lambda line: None, progress=lambda share: None)
+    run_with(fake, asked, tmp_path / "r")
     spec = json.loads((tmp_path / "r" / "pairs" / "ours-+aif" / "dent" / "run.json").read_text())
     assert spec["recipe"]["name"] == "+aif"
 

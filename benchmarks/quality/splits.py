@@ -1,0 +1,70 @@
+"""Evaluations of one data set on several splits, each with a generator of its own, as one result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .result import DIGITS, Measured, differences
+
+OF_A_SPLIT = ("real_pairs", "test_pairs", "test_defects", "test_good")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The result of one split, what its differences were made of, and the ``name`` of its engine."""
+
+    name: str
+    result: Mapping[str, Any]
+    measured: Measured
+
+
+def pooled(splits: Sequence[Evaluated], how: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over the splits in the form of one's result, of the rows that all have, with what was learned in each.
+
+    Differences are those of `stage_rt.quality.statistics.difference`. A source convinces in the types in which it
+    does in all splits.
+    """
+    first = splits[0].result
+    rows = [{row["row"]: row for row in one.result["rows"]} for one in splits]
+    shared = [name for name in rows[0] if all(name in each for each in rows)]
+    return {
+        "object": first["object"],
+        "types": first["types"],
+        "splits": [
+            {
+                "engine": one.name,
+                **{field: one.result[field] for field in OF_A_SPLIT},
+                "miou": {name: each[name]["miou"] for name in shared},
+            }
+            for one, each in zip(splits, rows, strict=True)
+        ],
+        "how": dict(how),
+        "rows": [_mean([each[name] for each in rows]) for name in shared],
+        "differences": differences([one.measured for one in splits]),
+        "agreement": _mean([one.result["agreement"] for one in splits]),
+        "convincing": {
+            source: [
+                kind for kind in known if all(kind in one.result["convincing"][source] for one in splits)
+            ]
+            for source, known in first["convincing"].items()
+        },
+    }
+
+
+def _mean(each: Sequence[Any]) -> Any:
+    """Of numbers their mean, of mappings that of every value, and of lists, which seeds have, all one after another.
+
+    None where a split has none, and a name as it stands.
+    """
+    one = each[0]
+    if any(value is None for value in each) or isinstance(one, str):
+        return one if isinstance(one, str) else None
+    if isinstance(one, Mapping):
+        return {key: _mean([value[key] for value in each]) for key in one}
+    if isinstance(one, list):
+        return [value for values in each for value in values]
+    if isinstance(one, int):
+        return sum(each)
+    return round(float(np.mean(each)), DIGITS)
