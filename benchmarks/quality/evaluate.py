@@ -85,8 +85,7 @@ def run(
         part = portion(progress, number / len(ready), (number + 1) / len(ready))
         done, measured = _evaluated(one, request, folder / name, say, part)
         splits.append(Evaluated(name, done.result, measured))
-    how = {field: value for field, value in splits[0].result["how"].items() if field != "engine"}
-    summary = pooled(splits, how)
+    summary = pooled(splits)
     report.write(folder, summary)
     return Done(summary, _text(summary, folder))
 
@@ -141,12 +140,13 @@ def _evaluated(
 
 
 def _how(ready: _Ready, request: Request, lesson: Lesson) -> dict[str, Any]:
-    plan = ready.plan
+    plan, spec = ready.plan, ready.engine.spec
     crops = f"{lesson.batch} crops of {lesson.crop} px from {plan.side}"
     turned = ", turned by quarters" if lesson.turn else ""
     return {
         "command": request.command,
-        "engine": ready.engine.spec.graphs_fingerprint,
+        "engine": spec.graphs_fingerprint,
+        "backend": f"{spec.backend} {spec.library_version}, {spec.dtype}",
         "segmenter": f"{lesson.segmenter}, {lesson.steps} steps of {crops}{turned}",
         "pairs": plan.order.pairs,
         "steps": plan.order.steps,

@@ -20,13 +20,15 @@ class Evaluated:
     measured: Measured
 
 
-def pooled(splits: Sequence[Evaluated], how: Mapping[str, Any]) -> dict[str, Any]:
+def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
     """Means over the splits in the form of one's result, of the rows that all have, with what was learned in each.
 
-    Differences are those of `stage_rt.quality.statistics.difference`. A source convinces in the types in which it
+    How it was made is told where it is the same for all. Differences are those of
+    `stage_rt.quality.statistics.difference`. A source convinces in the types in which it
     does in all splits.
     """
     first = splits[0].result
+    hows = [one.result["how"] for one in splits]
     rows = [{row["row"]: row for row in one.result["rows"]} for one in splits]
     shared = [name for name in rows[0] if all(name in each for each in rows)]
     return {
@@ -40,7 +42,9 @@ def pooled(splits: Sequence[Evaluated], how: Mapping[str, Any]) -> dict[str, Any
             }
             for one, each in zip(splits, rows, strict=True)
         ],
-        "how": dict(how),
+        "how": {
+            field: value for field, value in first["how"].items() if all(how[field] == value for how in hows)
+        },
         "rows": [_mean([each[name] for each in rows]) for name in shared],
         "differences": differences([one.measured for one in splits]),
         "agreement": _mean([one.result["agreement"] for one in splits]),

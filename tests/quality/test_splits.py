@@ -44,7 +44,8 @@ def test_each_split_has_its_page_and_all_have_one(data: Path, tmp_path: Path) ->
     )
     miou = {row["row"]: row["miou"] for row in whole["rows"]}
     assert points == pytest.approx(miou["with ours"] - miou["real only"], abs=0.02)
-    assert "engine" not in whole["how"]
+    assert whole["how"]["command"] == "stage-rt evaluate part"
+    assert each[0]["how"]["backend"] == whole["how"]["backend"] == "onnxruntime 0, fp32"
     page = (tmp_path / "r" / report.PAGE).read_text()
     assert '<a href="second/report.html">second</a>' in page
     assert "mean of 2 splits" in page
@@ -85,6 +86,7 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
             ],
             "agreement": {"ours": {"dent": {"iou": 40.0, "distance": None if name == "a" else 1.0}}},
             "convincing": {"ours": convincing},
+            "how": {"engine": name, "seeds": 2},
             **dict.fromkeys(splits.OF_A_SPLIT, 1),
         }
         return Evaluated(name, result, Measured(dict.fromkeys(rows, counts), ["x", "y", "z"]))
@@ -94,9 +96,9 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
         [
             one("a", shared | {"with ours (dent)": 1.0}, ["dent"]),
             one("b", {row: miou + 4 for row, miou in shared.items()}, []),
-        ],
-        {},
+        ]
     )
+    assert pooled["how"] == {"seeds": 2}
     assert {row["row"]: row["miou"] for row in pooled["rows"]} == {
         "real only": 52,
         "with ours": 62,
