@@ -24,8 +24,7 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
     """Means over the splits in the form of one's result, of the rows that all have, with what was learned in each.
 
     How it was made is told where it is the same for all. Differences are those of
-    `stage_rt.quality.statistics.difference`. A source convinces in the types in which it
-    does in all splits.
+    `stage_rt.quality.statistics.difference`. A source convinces in the types in which it does in all splits.
     """
     first = splits[0].result
     hows = [one.result["how"] for one in splits]
@@ -58,13 +57,14 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
 
 
 def _mean(each: Sequence[Any]) -> Any:
-    """Of numbers their mean, of mappings that of every value, and of lists, which seeds have, all one after another.
-
-    None where a split has none, and a name as it stands.
+    """Of figures their mean, of mappings that of every value; of whole numbers, which count segmenters, the sum, and
+    of lists, which have one figure each, all one after another. A name stays, and None stands for what a split lacks.
     """
     one = each[0]
-    if any(value is None for value in each) or isinstance(one, str):
-        return one if isinstance(one, str) else None
+    if isinstance(one, str):
+        return one
+    if any(value is None for value in each):
+        return None
     if isinstance(one, Mapping):
         return {key: _mean([value[key] for value in each]) for key in one}
     if isinstance(one, list):
