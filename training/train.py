@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.files import write_atomic
+from stage_rt.files import staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
@@ -34,6 +34,7 @@ FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
 """Defects more than so many times as long as wide are learned and painted in pieces."""
+_JOB = "job.json"
 _DATA = "data"
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -75,8 +76,8 @@ def train(
         say: called with one line a stage.
 
     Raises:
-        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or the training state
-            beside ``folder`` belongs to another training.
+        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or what lies where the
+            training keeps its state belongs to another training or to none.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
     """
@@ -125,12 +126,29 @@ def train(
 def _require(folder: Path, system: SystemName, hold_out: float, *, rim: bool) -> None:
     if folder.exists():
         raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+    _require_own(_work_of(folder))
     if not 0 <= hold_out < 1:
         raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
     if rim and system != "stage":
         raise InputError(
             "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
         )
+
+
+def _require_own(work: Path) -> None:
+    """What lies in ``work`` is removed in the end, and so must be of a training."""
+    if not work.is_dir() or (work / _JOB).exists():
+        return
+    foreign = next((path for path in sorted(work.iterdir()) if staged_for(path) != _JOB), None)
+    if foreign is not None:
+        raise InputError(
+            f"`{work}` is where the training keeps its state, and holds something else (`{foreign.name}`)",
+            "choose another `-o` or move that folder",
+        )
+
+
+def _work_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.training")
 
 
 def _write(model: Model, folder: Path, work: Path, dtype: torch.dtype) -> None:
@@ -195,8 +213,8 @@ def _job(
 
 
 def _open_work(folder: Path, job: dict[str, object]) -> Path:
-    work = folder.with_name(f"{folder.name}.training")
-    path = work / "job.json"
+    work = _work_of(folder)
+    path = work / _JOB
     if not path.exists():
         write_atomic(path, json.dumps(job, indent=2).encode())
         return work

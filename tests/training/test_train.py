@@ -80,6 +80,25 @@ def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, mic
         run(dataset, tmp_path / "model")
 
 
+def test_a_folder_of_the_user_is_not_taken_for_the_state_of_a_training(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    mine = dataset.rename(tmp_path / "model.training")
+    with pytest.raises(
+        InputError, match=r"model.training` is where .* something else \(`ground_truth`\): choose"
+    ):
+        run(mine, tmp_path / "model")
+    assert (mine / "train" / "good" / "0.png").exists()
+
+
+def test_a_training_that_was_killed_before_its_first_file_goes_on(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / ".job.json.0123abcd.tmp").touch()
+    run(dataset, tmp_path / "model")
+
+
 class StoppedError(Exception):
     """What a user who presses Ctrl-C is here."""
 
