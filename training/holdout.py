@@ -54,7 +54,12 @@ def hold_out(
 
 def provenance_name(dataset: str, kind: str, photo: Path) -> str:
     """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
-    return f"{dataset}/{kind}/{photo.name}"
+    return as_text(f"{dataset}/{kind}/{photo.name}")
+
+
+def as_text(name: str) -> str:
+    """The name of a file, which need not be text on the disk and must be in JSON: another one for each."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _showing_a_defect(dataset: Dataset, progress: Progress) -> list[Path]:

@@ -190,7 +190,7 @@ def _provenance(
     root: Path, examples: data.Examples, held_out: list[str], preset: str, seed: int
 ) -> dict[str, JsonValue]:
     return {
-        "trained_on": root.resolve().name,
+        "trained_on": holdout.as_text(root.resolve().name),
         "held_out": list(held_out),
         "images": len(examples.images),
         "preset": preset,

@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stage_rt.errors import DatasetError, InputError, ModelError
+from stage_rt.images.layouts import datasets
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
+from stage_rt.training.holdout import provenance_name
 from stage_rt.training.presets import Preset
 from stage_rt.training.train import _adapter_names, _open_work, train
 
@@ -78,6 +80,23 @@ def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, mic
     (work / "job.json").write_text("{}")
     with pytest.raises(InputError, match="holds another training"):
         run(dataset, tmp_path / "model")
+
+
+def test_photographs_whose_names_are_no_text_can_be_held_out(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    # Names that an old Windows wrote, as Linux unpacks them: no UTF-8.
+    for k in range(3):
+        for place, end in (("test/dent", ""), ("ground_truth/dent", "_mask")):
+            os.rename(dataset / place / f"{k}{end}.png", dataset / place / f"{k}\udce4{end}.png")
+    root = dataset.parent / "M\udcfcller"
+    root.mkdir()
+    dataset.rename(root / "part")
+    train(root, tmp_path / "model", hold_out=0.3, report=ignore, say=ignore)
+    provenance = load_model(tmp_path / "model").spec.provenance
+    assert provenance["trained_on"] == "M\\udcfcller"
+    shown = [photo for photo, _ in datasets(root)[0].defects["dent"]]
+    assert sum(provenance_name("part", "dent", photo) in provenance["held_out"] for photo in shown) == 1
 
 
 def test_a_folder_of_the_user_is_not_taken_for_the_state_of_a_training(
