@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.files import staged_for, write_atomic
+from stage_rt.files import LONGEST_NAME, staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.spec import ModelSpec, RegionView
@@ -124,6 +125,8 @@ def train(
 
 
 def _require(folder: Path, system: SystemName, hold_out: float, *, rim: bool) -> None:
+    if len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise InputError(f"`{folder.name}` is too long a name for a folder: choose a shorter `-o`")
     if folder.exists():
         raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
     _require_own(_work_of(folder))

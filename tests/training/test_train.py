@@ -99,6 +99,14 @@ def test_photographs_whose_names_are_no_text_can_be_held_out(
     assert sum(provenance_name("part", "dent", photo) in provenance["held_out"] for photo in shown) == 1
 
 
+def test_a_name_too_long_for_a_folder_that_is_staged_is_refused_at_once(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    with pytest.raises(InputError, match="too long a name for a folder: choose a shorter `-o`"):
+        run(dataset, tmp_path / ("x" * 242))
+    assert not [path for path in tmp_path.iterdir() if path != dataset]
+
+
 def test_a_folder_of_the_user_is_not_taken_for_the_state_of_a_training(
     dataset: Path, tmp_path: Path, micro: Preset
 ) -> None:
