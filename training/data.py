@@ -1,5 +1,6 @@
 """Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
@@ -22,7 +24,7 @@ from stage_rt.images.inputs import (
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
 from stage_rt.progress import Progress, counted, silent
-from stage_rt.spec import ModelSpec, RegionView
+from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
 
 from . import crops
 
@@ -30,6 +32,8 @@ GOOD = "good"
 
 GOOD_SHARE = 1 / 4
 """Share of good parts in what is drawn; most of a photograph with a defect is good surface too."""
+
+_PROMPT = TypeAdapter[str](PromptName)
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,11 @@ def find(root: Path) -> list[Dataset]:
     """The objects of ``root`` that can be trained on.
 
     Raises:
-        DatasetError: nothing found, or an object without good photographs or labelled defects.
+        DatasetError: nothing found, an object without good photographs or labelled defects, or names that prompts
+            cannot have.
     """
     found = datasets(root)
+    _require_names(root, found)
     for dataset in found:
         if not dataset.normals:
             raise DatasetError(f"`{root}`: object {dataset.name!r} has no good photographs in `train/good`")
@@ -206,3 +212,20 @@ def find(root: Path) -> list[Dataset]:
                 "`ground_truth/<type>`"
             )
     return found
+
+
+def _require_names(root: Path, found: list[Dataset]) -> None:
+    name, count = Counter(dataset.name for dataset in found).most_common(1)[0]
+    if count > 1:
+        raise DatasetError(
+            f"`{root}` leads to {count} objects called {name!r}, whose prompts would be the same",
+            "rename their folders",
+        )
+    for prompt in (f"{dataset.name}+{kind}" for dataset in found for kind in dataset.defects):
+        try:
+            _PROMPT.validate_python(prompt)
+        except ValidationError:
+            raise DatasetError(
+                f"`{root}`: no prompt can be called {prompt!r}, after the folders of an object and a type",
+                f"rename them to at most {LONGEST_PROMPT} characters of UTF-8 without `\\`",
+            ) from None

@@ -19,7 +19,7 @@ from stage_rt.errors import InputError
 from stage_rt.files import LONGEST_NAME, staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.spec import ModelSpec, RegionView
+from stage_rt.spec import LONGEST_PROMPT, ModelSpec, RegionView
 
 from . import autoencoder, calibration, data, denoiser, fast, guidance, holdout
 from .adapter import MaskGuidanceAdapter
@@ -186,7 +186,7 @@ def _adapter_names(prompts: Sequence[str]) -> list[str]:
     names = [re.sub(r"[^A-Za-z0-9_+-]", "_", prompt) for prompt in prompts]
     if len(set(names)) == len(names) and all(name[0].isalnum() for name in names):
         return names
-    return [f"{k}_{name}" for k, name in enumerate(names)]
+    return [f"{k}_{name}"[:LONGEST_PROMPT] for k, name in enumerate(names)]
 
 
 def _provenance(

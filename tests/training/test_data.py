@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from micro import write_dataset
 from PIL import Image
 
+from stage_rt.errors import DatasetError
 from stage_rt.images.layouts import datasets
-from stage_rt.training.data import is_grey
+from stage_rt.training.data import find, is_grey
 
 
 def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: Path) -> None:
@@ -19,3 +21,26 @@ def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: P
     rust[10:20, 10:20] = 160, 70, 30
     Image.fromarray(rust).save(root / "test" / "spot" / "1.png")
     assert not is_grey(datasets(root)[0])
+
+
+@pytest.mark.parametrize("kind", ["cr\udce4ck", "a\\b", "ne\nw", "x" * 196])
+def test_types_that_no_prompt_can_be_named_after_are_refused(tmp_path: Path, kind: str) -> None:
+    root = write_dataset(tmp_path / "part")
+    for place in ("test", "ground_truth"):
+        (root / place / "dent").rename(root / place / kind)
+    with pytest.raises(DatasetError) as refused:
+        find(root)
+    assert f"no prompt can be called {f'part+{kind}'!r}" in str(refused.value)
+    assert str(refused.value).endswith(r"rename them to at most 200 characters of UTF-8 without `\`")
+
+
+def test_objects_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    for number in "12":
+        write_dataset(tmp_path / number / "part")
+        (lines / number).symlink_to(tmp_path / number / "part")
+    with pytest.raises(
+        DatasetError, match="leads to 2 objects called 'part', whose prompts would be the same: rename"
+    ):
+        find(lines)

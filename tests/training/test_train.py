@@ -206,6 +206,7 @@ def test_invalid_spec_names_the_field(model: Path) -> None:
         (["tile+a b", "tile+a.b"], ["0_tile+a_b", "1_tile+a_b"]),
         (["-x+y"], ["0_-x+y"]),
         (["ü+y"], ["0__+y"]),
+        (["ü" + 199 * "y"], ["0__" + 197 * "y"]),
     ],
 )
 def test_adapters_are_named_after_their_prompts(prompts: list[str], names: list[str]) -> None:
