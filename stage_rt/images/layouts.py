@@ -66,7 +66,8 @@ def datasets(root: Path) -> list[Dataset]:
     """The object that ``root`` is, or the objects in it.
 
     Raises:
-        DatasetError: the folder is missing or in no known layout, or a defective photograph has no mask.
+        DatasetError: the folder is missing or in no known layout, a defective photograph has no mask, or two kinds of
+            them would be one type.
     """
     if not root.is_dir():
         raise DatasetError(f"`{root}` is not a folder: give the folder of a data set")
@@ -108,6 +109,11 @@ def _defects(images: Path, labels: Path) -> dict[str, list[tuple[Path, Path]]]:
         if folder.name.lower() not in _GOOD and (photographs := _images(folder)):
             found[folder.name] = _with_masks(photographs, labels / folder.name)
     if photographs := _images(images):
+        if UNNAMED_TYPE in found:
+            raise DatasetError(
+                f"`{images}` holds photographs beside the folder `{UNNAMED_TYPE}`, which is their type",
+                "move them and their masks into a folder of a type",
+            )
         found[UNNAMED_TYPE] = _with_masks(photographs, labels)
     return found
 

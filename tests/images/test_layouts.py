@@ -107,6 +107,10 @@ def test_digits_of_other_scripts_are_letters(tmp_path):
             "`{root}/test/crack/7.jpg` has no mask: add `{root}/ground_truth/crack/7_mask.png` or remove it",
         ),
         (
+            ["good/0.png", "images/7.png", "masks/7.png", "images/damaged/8.png", "masks/damaged/8.png"],
+            "`{root}/images` holds photographs beside the folder `damaged`, which is their type: move ",
+        ),
+        (
             ["train/good/0.png", "test/crack/7.jpg"],
             "`{root}/test/crack/7.jpg` has no mask: add `{root}/ground_truth/crack/7_mask.png` or remove it",
         ),
