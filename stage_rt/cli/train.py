@@ -52,7 +52,7 @@ def train(
             help="Share of each type's labelled defects that training must not see; the model lists them.",
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of every random draw.")] = 0,
     dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
