@@ -248,9 +248,14 @@ def _wider(label: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _dilated(label: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A label at another (width, height), a little wider than drawn."""
+    """A label at another (width, height), a little wider than drawn.
+
+    One that is too thin for that is wherever there is something of it: with nothing labelled two photographs of it
+    were two defects.
+    """
     share = np.asarray(label.resize(size, Image.Resampling.BOX))
-    return np.asarray(ndimage.binary_dilation(share >= _DRAWN, iterations=2))
+    drawn = share >= _DRAWN
+    return np.asarray(ndimage.binary_dilation(drawn if drawn.any() else share > 0, iterations=2))
 
 
 def _fine(shades: Image.Image, size: tuple[int, int], coarse: float, around: float) -> NDArray[np.float64]:
