@@ -85,6 +85,14 @@ def test_other_parts_and_other_places_are_other_defects() -> None:
     assert len(set(found.tolist())) == 3
 
 
+def test_how_far_a_comparison_is_rises_with_every_photograph() -> None:
+    told: list[float] = []
+    defects([(surface(n), DENT) for n in range(5)], told.append)
+    assert len(told) >= 10
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
 def test_the_first_and_the_last_of_a_series_are_the_same_through_those_between() -> None:
     whole = surface(3, (160, 90))
     series = [(whole[y : y + 120], label((60 - y, 80 - y), (30, 50))) for y in (0, 8, 16, 24)]
