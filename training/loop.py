@@ -86,7 +86,7 @@ def fit(
         report: progress callback; what it raises ends the stage, and no step that was done is lost.
 
     Raises:
-        ModelError: the loss became non-finite, or the checkpoint is not of this training.
+        ModelError: the loss or its gradient became non-finite, or the checkpoint is not of this training.
     """
     optimizer = torch.optim.AdamW(trainables.parameters(), lr=stage.rate, weight_decay=1e-4)
     checkpoint = work / f"{name}.pt"
@@ -98,13 +98,12 @@ def fit(
             group["lr"] = stage.rate * _schedule(step, stage.steps)
         loss = loss_of(generator(seed, name, step))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ModelError(
-                f"the {name} loss became {value} at step {step}; train again with another `--seed`"
-            )
+        _require_finite(f"{name} loss", value, step, work)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
+        norm = float(nn.utils.clip_grad_norm_(trainables.parameters(), 1.0))
+        # Before it is in the weights, and those in a checkpoint or, after the last step, in the model.
+        _require_finite(f"gradient of the {name} loss", norm, step, work)
         optimizer.step()
         losses.add(step, value)
         due = step + 1 == stage.steps or time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -119,6 +118,14 @@ def fit(
                 losses.flush()
                 _save(checkpoint, step + 1, trainables, optimizer, losses.window)
                 saved = time.monotonic()
+
+
+def _require_finite(what: str, value: float, step: int, work: Path) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the {what} became {value} at step {step}",
+            f"remove `{work}` and train again with another `--seed`",
+        )
 
 
 def _schedule(step: int, steps: int) -> float:
