@@ -144,11 +144,16 @@ def _save(
         "window": window,
     }
     # Into the file and not by `write_atomic`, which would need the bytes in memory beside the networks.
-    with staged.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    try:
+        with staged.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        # Of a disk that is full it would keep the rest.
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:

@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,10 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.files import LONGEST_NAME, staged_for, write_atomic
+from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
+from stage_rt.run.ledger import disk_failures
 from stage_rt.spec import LONGEST_PROMPT, ModelSpec, RegionView
 
 from . import autoencoder, calibration, data, denoiser, fast, guidance, holdout
@@ -77,65 +79,79 @@ def train(
         say: called with one line a stage.
 
     Raises:
-        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or what lies where the
-            training keeps its state belongs to another training or to none.
+        InputError: ``folder`` exists or is being trained by another process, ``hold_out`` is out of range, ``rim`` is
+            asked of FAST, or what lies where the training keeps its state belongs to another training or to none.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
+        StageError: the disk of ``folder`` is full or failed.
     """
     _require(folder, system, hold_out, rim=rim)
-    sizes, device = PRESETS[preset], Device.best()
-    found, held_out = holdout.hold_out(
-        data.find(root),
-        hold_out,
-        seed,
-        progress=lambda share: report("comparing", int(100 * share), 100, None),
-    )
-    channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
-    spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
-    examples = data.load(
-        found,
-        spec,
-        seed=seed,
-        turn=turn,
-        progress=lambda share: report("reading", int(100 * share), 100, None),
-    )
-    work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
-    say(
-        f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
-        f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
-        f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
-    )
-    torch.manual_seed(seed)
-    vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
-    autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
-    latents = denoiser.Latents(vae, examples, spec.recipe, device)
-    unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
-    parts, measured = _guided(
-        unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
-    )
-    provenance = _provenance(root, examples, held_out, preset, seed)
-    model = Model(
-        unet=unet.cpu().eval(),
-        vae=vae.cpu().eval(),
-        adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
-        contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
-        spec=spec.model_copy(update=measured | {"provenance": provenance}),
-    )
-    _write(model, folder, work, WEIGHT_DTYPES[dtype])
+    whole = data.find(root)
+    with _alone(folder):
+        sizes, device = PRESETS[preset], Device.best()
+        found, held_out = holdout.hold_out(
+            whole,
+            hold_out,
+            seed,
+            progress=lambda share: report("comparing", int(100 * share), 100, None),
+        )
+        channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
+        spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
+        examples = data.load(
+            found,
+            spec,
+            seed=seed,
+            turn=turn,
+            progress=lambda share: report("reading", int(100 * share), 100, None),
+        )
+        work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
+        say(
+            f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
+            f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
+            f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
+        )
+        torch.manual_seed(seed)
+        vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
+        autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
+        latents = denoiser.Latents(vae, examples, spec.recipe, device)
+        unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
+        parts, measured = _guided(
+            unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
+        )
+        provenance = _provenance(root, examples, held_out, preset, seed)
+        model = Model(
+            unet=unet.cpu().eval(),
+            vae=vae.cpu().eval(),
+            adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
+            contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
+            spec=spec.model_copy(update=measured | {"provenance": provenance}),
+        )
+        _write(model, folder, work, WEIGHT_DTYPES[dtype])
 
 
 def _require(folder: Path, system: SystemName, hold_out: float, *, rim: bool) -> None:
     if len(os.fsencode(folder.name)) > LONGEST_NAME:
         raise InputError(f"`{folder.name}` is too long a name for a folder: choose a shorter `-o`")
-    if folder.exists():
-        raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
-    _require_own(_work_of(folder))
     if not 0 <= hold_out < 1:
         raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
     if rim and system != "stage":
         raise InputError(
             "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
         )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process trains ``folder``, and in which a failing disk becomes one sentence."""
+
+    def taken() -> None:
+        raise InputError(f"`{folder}` is being trained by another process: wait for it to end")
+
+    with disk_failures(folder), locked(folder, taken):
+        if folder.exists():
+            raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+        _require_own(_work_of(folder))
+        yield
 
 
 def _require_own(work: Path) -> None:

@@ -1,16 +1,19 @@
 """From a folder of photographs to a model folder, and the ways it can go wrong."""
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stage_rt.errors import DatasetError, InputError, ModelError
+from stage_rt.errors import DatasetError, InputError, ModelError, StageError
 from stage_rt.images.layouts import datasets
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
@@ -128,6 +131,48 @@ def test_a_training_that_was_killed_before_its_first_file_goes_on(
 
 class StoppedError(Exception):
     """What a user who presses Ctrl-C is here."""
+
+
+def test_a_folder_is_trained_by_one_process_at_a_time(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    def twice(stage: str, *_: object) -> None:
+        if stage == "denoiser":
+            run(dataset, tmp_path / "model")
+
+    with pytest.raises(InputError, match="model` is being trained by another process: wait for it to end"):
+        train(dataset, tmp_path / "model", report=twice, say=ignore)
+    run(dataset, tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"part", "model"}
+
+
+@pytest.mark.parametrize(
+    ("place", "failure"),
+    [
+        ("torch.save", OSError(errno.ENOSPC, "No space left on device")),
+        ("stage_rt.training.folder.save_file", SafetensorError("No space left on device")),
+    ],
+)
+def test_a_full_disk_is_told_of_in_one_sentence_and_the_training_goes_on(
+    dataset: Path,
+    tmp_path: Path,
+    micro: Preset,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    failure: Exception,
+) -> None:
+    def full(*_: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        with pytest.raises(StageError) as told:
+            run(dataset, tmp_path / "model")
+    assert re.fullmatch(
+        r"writing (to )?`.*/model` failed \(No space left on device\): mend that and run the same command again",
+        str(told.value),
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"part", "model.training"}
+    assert not list(tmp_path.rglob("*.tmp"))
+    run(dataset, tmp_path / "model")
 
 
 def test_a_training_does_not_go_on_with_other_labels(dataset: Path, tmp_path: Path, micro: Preset) -> None:
