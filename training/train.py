@@ -56,6 +56,7 @@ def train(
     dtype: Literal["fp32", "fp16"] = "fp32",
     report: Report,
     say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Train a model on an MVTec-layout folder and write it to ``folder``.
 
@@ -77,6 +78,7 @@ def train(
         dtype: dtype of the weights on disk.
         report: called after every step.
         say: called with one line a stage.
+        notify: called with one sentence per thing that the user should know of the files.
 
     Raises:
         InputError: ``folder`` exists or is being trained by another process, ``hold_out`` is out of range, ``rim`` is
@@ -102,6 +104,7 @@ def train(
             spec,
             seed=seed,
             turn=turn,
+            notify=notify,
             progress=lambda share: report("reading", int(100 * share), 100, None),
         )
         work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))

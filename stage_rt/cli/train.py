@@ -1,5 +1,6 @@
 """``stage-rt train``: a small model from a folder of photographs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -80,5 +81,6 @@ def train(
             dtype=dtype,
             report=report,
             say=console.messages().print,
+            notify=partial(console.message, "notice"),
         )
     console.result(f"model `{output}`", {"model": str(output)}, as_json=as_json)

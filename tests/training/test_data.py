@@ -9,7 +9,9 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.images.layouts import datasets
-from stage_rt.training.data import find, is_grey
+from stage_rt.recipe import Recipe
+from stage_rt.spec import ModelSpec
+from stage_rt.training.data import find, is_grey, load
 
 
 def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: Path) -> None:
@@ -44,3 +46,30 @@ def test_objects_of_the_same_name_are_refused(tmp_path: Path) -> None:
         DatasetError, match="leads to 2 objects called 'part', whose prompts would be the same: rename"
     ):
         find(lines)
+
+
+def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -> None:
+    root, said = write_dataset(tmp_path / "part"), list[str]()
+    spec = ModelSpec(
+        image_size=32,
+        latent_size=16,
+        latent_scale=1.0,
+        tokens=1,
+        context_dim=1,
+        recipe=Recipe.masked(),
+        prompts={"p": "p"},
+    )
+    load(find(root), spec, seed=0, turn=True, notify=said.append)
+    assert not said
+    mask = root / "ground_truth" / "dent" / "0_mask.png"
+    soft = np.asarray(Image.open(mask).convert("F").resize((40, 40))).copy()
+    soft[9], soft[18] = np.linspace(0, 250, 40), np.linspace(0, 200, 40)
+    Image.fromarray(soft.astype(np.uint8)).save(mask)
+    for path in (*root.glob("train/good/*"), *root.glob("test/*/*")):
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    load(find(root), spec, seed=0, turn=True, notify=said.append)
+    black, shades = said
+    assert black.startswith(
+        "the photographs are nearly black, as none has a value above 14 of 255: multiply what a "
+    )
+    assert shades == "masks in shades of grey, labelled from half of their brightest on: `0_mask.png`"

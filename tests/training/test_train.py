@@ -27,7 +27,7 @@ def ignore(*_: object) -> None:
 
 
 def run(dataset: Path, folder: Path, seed: int = 0) -> None:
-    train(dataset, folder, seed=seed, dtype="fp16", report=ignore, say=ignore)
+    train(dataset, folder, seed=seed, dtype="fp16", report=ignore, say=ignore, notify=ignore)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_photographs_whose_names_are_no_text_can_be_held_out(
     root = dataset.parent / "M\udcfcller"
     root.mkdir()
     dataset.rename(root / "part")
-    train(root, tmp_path / "model", hold_out=0.3, report=ignore, say=ignore)
+    train(root, tmp_path / "model", hold_out=0.3, report=ignore, say=ignore, notify=ignore)
     provenance = load_model(tmp_path / "model").spec.provenance
     assert provenance["trained_on"] == "M\\udcfcller"
     shown = [photo for photo, _ in datasets(root)[0].defects["dent"]]
@@ -139,7 +139,7 @@ def test_a_folder_is_trained_by_one_process_at_a_time(dataset: Path, tmp_path: P
             run(dataset, tmp_path / "model")
 
     with pytest.raises(InputError, match="model` is being trained by another process: wait for it to end"):
-        train(dataset, tmp_path / "model", report=twice, say=ignore)
+        train(dataset, tmp_path / "model", report=twice, say=ignore, notify=ignore)
     run(dataset, tmp_path / "model")
     assert {path.name for path in tmp_path.iterdir()} == {"part", "model"}
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_of_in_one_sentence_and_the_training_goes_on(
 
 def test_a_training_does_not_go_on_with_other_labels(dataset: Path, tmp_path: Path, micro: Preset) -> None:
     def begin() -> None:
-        train(dataset, tmp_path / "model", view="whole", report=late, say=ignore)
+        train(dataset, tmp_path / "model", view="whole", report=late, say=ignore, notify=ignore)
 
     def late(stage: str, *_: object) -> None:
         if stage == "denoiser":
