@@ -247,7 +247,9 @@ def _open_work(folder: Path, job: dict[str, object]) -> Path:
     # Trainings begun before labels were digested go on, told by their pixels.
     if known not in (job, {name: value for name, value in job.items() if name != _DATA}):
         raise InputError(
-            f"`{work}` holds another training (preset, seed or data differ); remove it or choose another `-o`"
+            f"`{work}` holds another training (of other files, `--hold-out`, `--preset`, `--seed`, "
+            "`--system`, `--turn` or `--view`)",
+            "give what it was begun with, remove it or choose another `-o`",
         )
     return work
 

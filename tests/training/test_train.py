@@ -207,7 +207,9 @@ def test_a_job_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_another_job_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "job.json").write_text(text)
-    with pytest.raises(InputError, match="holds another training"):
+    with pytest.raises(
+        InputError, match=r"holds another training .*`--hold-out`.*`--view`.: give what it was begun with"
+    ):
         _open_work(tmp_path / "model", {"seed": 1, "pixels": 2, "data": "3"})
 
 
