@@ -1,6 +1,6 @@
 """Which labelled photographs a training does not see, so that what it makes can be judged by them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stage_rt.errors import DatasetError
-from stage_rt.files import sha256
 from stage_rt.images import twins
-from stage_rt.images.inputs import read_image
+from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset
 from stage_rt.progress import Progress, counted, portion, silent
 
@@ -108,17 +107,26 @@ def _read(pairs: list[tuple[Path, Path]], progress: Progress) -> Iterator[Crop]:
     return (labelled(image, mask) for image, mask in counted(pairs, progress))
 
 
+def _noted(read: Iterable[Crop], digests: list[str]) -> Iterator[Crop]:
+    for photo, label in read:
+        digests.append(pixels_digest(photo))
+        yield photo, label
+
+
 def _defects(dataset: Dataset, progress: Progress) -> dict[str, NDArray[np.intp]]:
-    """Which defect each photograph of every type shows, numbered over all types; one file shows one defect."""
+    """Which defect each photograph of every type shows, numbered over all types; one photograph shows one defect, in
+    whatever format it was saved."""
     shown, first = {}, 0
-    files: dict[str, int] = {}
+    known: dict[str, int] = {}
     same: list[tuple[int, int]] = []
     kinds = len(dataset.defects)
     for place, (kind, pairs) in enumerate(dataset.defects.items()):
         part = portion(progress, place / kinds, (place + 1) / kinds)
-        shown[kind] = first + twins.defects(_read(pairs, portion(part, 0.0, 0.3)), portion(part, 0.3, 1.0))
-        for (image, _), number in zip(pairs, shown[kind].tolist(), strict=True):
-            same.append((files.setdefault(sha256(image), number), number))
+        digests: list[str] = []
+        read = _noted(_read(pairs, portion(part, 0.0, 0.3)), digests)
+        shown[kind] = first + twins.defects(read, portion(part, 0.3, 1.0))
+        for digest, number in zip(digests, shown[kind].tolist(), strict=True):
+            same.append((known.setdefault(digest, number), number))
         first = int(shown[kind].max()) + 1
     one, other = np.array(same).T
     joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))

@@ -94,9 +94,13 @@ def copied(dataset: Path, number: int, name: str) -> None:
     )
 
 
-def test_a_photograph_under_two_types_is_on_one_side(dataset: Path):
+@pytest.mark.parametrize("saved_again", [False, True])
+def test_a_photograph_under_two_types_is_on_one_side(dataset: Path, saved_again: bool):
     for number in range(3):
         copied(dataset, number, f"d{number}")
+        if saved_again:
+            path = dataset / f"test/spot/d{number}.png"
+            Image.open(path).save(path, compress_level=0)
     found = data.find(dataset)
     for seed in range(20):
         _, out = hold_out(found, 0.5, seed)
