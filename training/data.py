@@ -1,9 +1,8 @@
 """Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from stage_rt.images.inputs import (
 )
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
-from stage_rt.progress import Progress, counted, silent
+from stage_rt.progress import Progress, silent
 from stage_rt.run.plan import Notify
 from stage_rt.run.sample import listed
 from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
@@ -107,8 +106,8 @@ def load(
     masks: list[NDArray[np.bool_]] = []
     prompt: list[int] = []
     names = [GOOD]
-    files = range(sum(len(d.normals) + sum(map(len, d.defects.values())) for d in found))
-    files_read = _Read(partial(next, counted(files, progress), None))
+    files = sum(len(d.normals) + sum(map(len, d.defects.values())) for d in found)
+    files_read = _Read(files, progress)
     for dataset in found:
         views = (
             _Crops(dataset, spec.region, seed, files_read, turn=turn)
@@ -118,11 +117,13 @@ def load(
         for kind in dataset.defects:
             names.append(f"{dataset.name}+{kind}")
             for photo, label in views.defects(kind):
+                files_read.go_on()
                 images.append(_levels(photo, spec))
                 masks.append(latent_mask(label, spec) > 0)
                 labels.append(_visible(label, masks[-1], spec))
                 prompt.append(len(names) - 1)
         for photo in views.good():
+            files_read.go_on()
             images.append(_levels(photo, spec))
             labels.append(np.zeros((spec.image_size, spec.image_size), dtype=np.bool_))
             masks.append(np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.bool_))
@@ -156,16 +157,21 @@ def _visible(label: NDArray[np.bool_], cells: NDArray[np.bool_], spec: ModelSpec
 
 
 class _Read:
-    """Files as they are opened, each told of by ``opened``, and what a user should know of them."""
+    """So many ``files`` as they are opened, with ``progress``, and what a user should know of them."""
 
-    def __init__(self, opened: Callable[[], object]) -> None:
-        self._opened = opened
+    def __init__(self, files: int, progress: Progress) -> None:
+        self._files, self._progress, self._opened = files, progress, 0
         self._brightest = 0
         self._shaded: list[Path] = []
 
+    def go_on(self) -> None:
+        """Let ``progress`` end the work: the crops of one large photograph may take minutes."""
+        self._progress((self._opened - 1) / self._files)
+
     def photograph(self, path: Path) -> NDArray[np.uint8]:
         """uint8 ``[H, W, 3]``."""
-        self._opened()
+        self._opened += 1
+        self.go_on()
         photo = read_image(path)
         self._brightest = max(self._brightest, int(photo.max()))
         return photo

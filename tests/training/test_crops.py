@@ -115,6 +115,9 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     examples = data.load(found, spec, seed=0, turn=True, notify=print, progress=told.append)
     assert told == sorted(told)
     assert (told[0], told.count(1.0)) == (0, 1)
+    assert len(set(told)) == 6 + 6 + 1
+    # Whoever wants to stop need not wait for all crops of a photograph.
+    assert len(told) == 6 + 6 + len(examples.images) + 1
     assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
     for k in (1, 2):
         cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
