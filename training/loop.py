@@ -165,7 +165,15 @@ def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer)
         trainables.load_state_dict(state["trainables"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"]), list(state.get("window", ()))
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ModelError(
             f"`{path}` is not a checkpoint of this training ({type(error).__name__}); remove its folder"
         ) from None

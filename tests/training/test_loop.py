@@ -143,6 +143,13 @@ def test_a_gradient_that_is_no_number_gets_into_no_checkpoint(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("saved", [None, [], {"trainables": 3}, {}])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, saved: object) -> None:
+    torch.save(saved, tmp_path / "stage.pt")
+    with pytest.raises(ModelError, match="is not a checkpoint of this training"):
+        run(tmp_path, steps=5)
+
+
 def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stage.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="is not a checkpoint of this training"):
