@@ -23,7 +23,7 @@ from stage_rt.images.inputs import (
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
 from stage_rt.progress import Progress, silent
-from stage_rt.run.plan import Notify
+from stage_rt.run.plan import COVERING, Notify
 from stage_rt.run.sample import listed
 from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
 
@@ -163,6 +163,7 @@ class _Read:
         self._files, self._progress, self._opened = files, progress, 0
         self._brightest = 0
         self._shaded: list[Path] = []
+        self._covering: list[Path] = []
 
     def go_on(self) -> None:
         """Let ``progress`` end the work: the crops of one large photograph may take minutes."""
@@ -181,6 +182,7 @@ class _Read:
         photo = self.photograph(image)
         label, shaded = read_mask(mask)
         self._shaded += [mask] * shaded
+        self._covering += [mask] * bool(label.mean() > COVERING)
         return photo, _fitted(label, photo, mask)
 
     def tell(self, notify: Notify) -> None:
@@ -194,6 +196,8 @@ class _Read:
             notify(
                 f"masks in shades of grey, labelled from half of their brightest on: {listed(self._shaded)}"
             )
+        if self._covering:
+            notify(f"masks that label more than {COVERING:.0%} of the photograph: {listed(self._covering)}")
 
 
 class _Whole:

@@ -67,9 +67,12 @@ def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -
     Image.fromarray(soft.astype(np.uint8)).save(mask)
     for path in (*root.glob("train/good/*"), *root.glob("test/*/*")):
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    inverted = root / "ground_truth" / "spot" / "1_mask.png"
+    Image.fromarray(255 - np.asarray(Image.open(inverted))).save(inverted)
     load(find(root), spec, seed=0, turn=True, notify=said.append)
-    black, shades = said
+    black, shades, covering = said
     assert black.startswith(
         "the photographs are nearly black, as none has a value above 14 of 255: multiply what a "
     )
     assert shades == "masks in shades of grey, labelled from half of their brightest on: `0_mask.png`"
+    assert covering == "masks that label more than 90% of the photograph: `1_mask.png`"
