@@ -55,7 +55,7 @@ def train(model: Path, root: Path, folder: Path, steps: int | None) -> None:
     """A model of FAST's in ``folder``, with the UNet, autoencoder and first contexts of a model of STAGE's."""
     base, device, preset = load_model(model), Device.best(), PRESETS["tiny"]
     preset = replace(preset, foreground=replace(preset.foreground, steps=steps or preset.foreground.steps))
-    examples = data.load(data.find(root), base.spec, seed=0, turn=True)
+    examples = data.load(data.find(root), base.spec, seed=0, turn=True, notify=print)
     latents = Latents(device.place(base.vae), examples, base.spec.recipe, device)
     contexts = Contexts(len(examples.names), base.spec.tokens, base.spec.context_dim, torch.Generator())
     contexts.table.data = torch.stack([base.contexts[name] for name in examples.names])

@@ -68,8 +68,10 @@ def _current(format: Any) -> Any:
 
 CompiledFormat = Annotated[Literal[2], BeforeValidator(_current)]
 """Of graphs and engines: 2 since every sample of a batch has a timestep of its own."""
-AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=200)]
-PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)]
+LONGEST_PROMPT = 200
+"""Characters that the name of a prompt may have, or that of an adapter."""
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$", max_length=LONGEST_PROMPT)]
+PromptName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=LONGEST_PROMPT)]
 
 
 def first_fault(error: ValidationError) -> tuple[str, str]:

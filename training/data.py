@@ -1,13 +1,14 @@
 """Photographs or crops, latent masks and prompt names of an MVTec-layout folder, in memory as tensors."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from stage_rt.errors import DatasetError
@@ -21,8 +22,10 @@ from stage_rt.images.inputs import (
 )
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
-from stage_rt.progress import Progress, counted, silent
-from stage_rt.spec import ModelSpec, RegionView
+from stage_rt.progress import Progress, silent
+from stage_rt.run.plan import COVERING, Notify
+from stage_rt.run.sample import listed
+from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
 
 from . import crops
 
@@ -30,6 +33,11 @@ GOOD = "good"
 
 GOOD_SHARE = 1 / 4
 """Share of good parts in what is drawn; most of a photograph with a defect is good surface too."""
+
+NEARLY_BLACK = 16
+"""Highest value of 8 bits that a camera of 12 bits leaves in files of 16."""
+
+_PROMPT = TypeAdapter[str](PromptName)
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,18 @@ def _without_colour(pixels: NDArray[np.uint8]) -> bool:
 
 
 def load(
-    found: list[Dataset], spec: ModelSpec, *, seed: int, turn: bool, progress: Progress = silent
+    found: list[Dataset],
+    spec: ModelSpec,
+    *,
+    seed: int,
+    turn: bool,
+    notify: Notify,
+    progress: Progress = silent,
 ) -> Examples:
     """Read and preprocess every photograph as the runtime does: whole, or as crops if the model has a region view.
 
-    ``seed`` decides where the crops are; ``turn``: they may be turned by quarters. ``progress`` is told the share of
-    the photographs that was read.
+    ``seed`` decides where the crops are; ``turn``: they may be turned by quarters. ``notify`` gets one sentence per
+    thing that the user should know, ``progress`` the share of the photographs that was read.
 
     Raises:
         ImageError, MaskError: a file is unusable.
@@ -92,25 +106,30 @@ def load(
     masks: list[NDArray[np.bool_]] = []
     prompt: list[int] = []
     names = [GOOD]
-    files = range(sum(len(d.normals) + sum(map(len, d.defects.values())) for d in found))
-    opened = partial(next, counted(files, progress), None)
+    files = sum(len(d.normals) + sum(map(len, d.defects.values())) for d in found)
+    files_read = _Read(files, progress)
     for dataset in found:
         views = (
-            _Crops(dataset, spec.region, seed, opened, turn=turn) if spec.region else _Whole(dataset, opened)
+            _Crops(dataset, spec.region, seed, files_read, turn=turn)
+            if spec.region
+            else _Whole(dataset, files_read)
         )
         for kind in dataset.defects:
             names.append(f"{dataset.name}+{kind}")
             for photo, label in views.defects(kind):
+                files_read.go_on()
                 images.append(_levels(photo, spec))
                 masks.append(latent_mask(label, spec) > 0)
                 labels.append(_visible(label, masks[-1], spec))
                 prompt.append(len(names) - 1)
         for photo in views.good():
+            files_read.go_on()
             images.append(_levels(photo, spec))
             labels.append(np.zeros((spec.image_size, spec.image_size), dtype=np.bool_))
             masks.append(np.zeros((1, spec.latent_size, spec.latent_size), dtype=np.bool_))
             prompt.append(0)
     progress(1.0)
+    files_read.tell(notify)
     return Examples(
         images=torch.from_numpy(np.stack(images)),
         labels=torch.from_numpy(np.stack(labels)),
@@ -137,30 +156,69 @@ def _visible(label: NDArray[np.bool_], cells: NDArray[np.bool_], spec: ModelSpec
     )
 
 
-class _Whole:
-    """Every photograph as it is; ``opened`` is called for each."""
+class _Read:
+    """So many ``files`` as they are opened, with ``progress``, and what a user should know of them."""
 
-    def __init__(self, dataset: Dataset, opened: Callable[[], object]) -> None:
-        self._dataset, self._opened = dataset, opened
+    def __init__(self, files: int, progress: Progress) -> None:
+        self._files, self._progress, self._opened = files, progress, 0
+        self._brightest = 0
+        self._shaded: list[Path] = []
+        self._covering: list[Path] = []
+
+    def go_on(self) -> None:
+        """Let ``progress`` end the work: the crops of one large photograph may take minutes."""
+        self._progress((self._opened - 1) / self._files)
+
+    def photograph(self, path: Path) -> NDArray[np.uint8]:
+        """uint8 ``[H, W, 3]``."""
+        self._opened += 1
+        self.go_on()
+        photo = read_image(path)
+        self._brightest = max(self._brightest, int(photo.max()))
+        return photo
+
+    def labelled(self, image: Path, mask: Path) -> crops.Crop:
+        """As `labelled`."""
+        photo = self.photograph(image)
+        label, shaded = read_mask(mask)
+        self._shaded += [mask] * shaded
+        self._covering += [mask] * bool(label.mean() > COVERING)
+        return photo, _fitted(label, photo, mask)
+
+    def tell(self, notify: Notify) -> None:
+        """Say what a run says of photographs and masks that it is given (`stage_rt.run.plan`)."""
+        if self._brightest <= NEARLY_BLACK:
+            notify(
+                f"the photographs are nearly black, as none has a value above {self._brightest} of 255: "
+                "multiply what a camera of 12 bits wrote by 16"
+            )
+        if self._shaded:
+            notify(
+                f"masks in shades of grey, labelled from half of their brightest on: {listed(self._shaded)}"
+            )
+        if self._covering:
+            notify(f"masks that label more than {COVERING:.0%} of the photograph: {listed(self._covering)}")
+
+
+class _Whole:
+    """Every photograph as it is."""
+
+    def __init__(self, dataset: Dataset, read: _Read) -> None:
+        self._dataset, self._read = dataset, read
 
     def defects(self, kind: str) -> Iterator[crops.Crop]:
         for image, mask in self._dataset.defects[kind]:
-            self._opened()
-            yield labelled(image, mask)
+            yield self._read.labelled(image, mask)
 
     def good(self) -> Iterator[NDArray[np.uint8]]:
-        for path in self._dataset.normals:
-            self._opened()
-            yield read_image(path)
+        return map(self._read.photograph, self._dataset.normals)
 
 
 class _Crops:
-    """Crops around the defects, and of the good photographs at the same sizes; ``opened`` as for `_Whole`."""
+    """Crops around the defects, and of the good photographs at the same sizes."""
 
-    def __init__(
-        self, dataset: Dataset, view: RegionView, seed: int, opened: Callable[[], object], *, turn: bool
-    ) -> None:
-        self._dataset, self._view, self._turn, self._opened = dataset, view, turn, opened
+    def __init__(self, dataset: Dataset, view: RegionView, seed: int, read: _Read, *, turn: bool) -> None:
+        self._dataset, self._view, self._turn, self._read = dataset, view, turn, read
         self._rng = np.random.default_rng(seed)
         self._sides: list[int] = []
 
@@ -168,9 +226,8 @@ class _Crops:
         pairs = self._dataset.defects[kind]
         count = crops.crops_a_region(len(pairs))
         for image, mask in pairs:
-            self._opened()
             for photo, label in crops.around_defects(
-                *labelled(image, mask), self._view, count, self._rng, turn=self._turn
+                *self._read.labelled(image, mask), self._view, count, self._rng, turn=self._turn
             ):
                 self._sides.append(max(label.shape))
                 yield photo, label
@@ -178,25 +235,30 @@ class _Crops:
     def good(self) -> Iterator[NDArray[np.uint8]]:
         count = crops.crops_a_region(len(self._dataset.normals))
         for path in self._dataset.normals:
-            self._opened()
-            side = int(self._rng.choice(self._sides))
-            for photo, _ in crops.of_surface(read_image(path), side, count, self._rng, turn=self._turn):
+            side, photograph = int(self._rng.choice(self._sides)), self._read.photograph(path)
+            for photo, _ in crops.of_surface(photograph, side, count, self._rng, turn=self._turn):
                 yield photo
 
 
 def labelled(image: Path, mask: Path) -> crops.Crop:
     """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``."""
     photo = read_image(image)
-    return photo, fit_mask(read_mask(mask).label, (photo.shape[1], photo.shape[0]), mask)
+    return photo, _fitted(read_mask(mask).label, photo, mask)
+
+
+def _fitted(label: NDArray[np.bool_], photo: NDArray[np.uint8], mask: Path) -> NDArray[np.bool_]:
+    return fit_mask(label, (photo.shape[1], photo.shape[0]), mask)
 
 
 def find(root: Path) -> list[Dataset]:
     """The objects of ``root`` that can be trained on.
 
     Raises:
-        DatasetError: nothing found, or an object without good photographs or labelled defects.
+        DatasetError: nothing found, an object without good photographs or labelled defects, or names that prompts
+            cannot have.
     """
     found = datasets(root)
+    _require_names(root, found)
     for dataset in found:
         if not dataset.normals:
             raise DatasetError(f"`{root}`: object {dataset.name!r} has no good photographs in `train/good`")
@@ -206,3 +268,20 @@ def find(root: Path) -> list[Dataset]:
                 "`ground_truth/<type>`"
             )
     return found
+
+
+def _require_names(root: Path, found: list[Dataset]) -> None:
+    name, count = Counter(dataset.name for dataset in found).most_common(1)[0]
+    if count > 1:
+        raise DatasetError(
+            f"`{root}` leads to {count} objects called {name!r}, whose prompts would be the same",
+            "rename their folders",
+        )
+    for prompt in (f"{dataset.name}+{kind}" for dataset in found for kind in dataset.defects):
+        try:
+            _PROMPT.validate_python(prompt)
+        except ValidationError:
+            raise DatasetError(
+                f"`{root}`: no prompt can be called {prompt!r}, after the folders of an object and a type",
+                f"rename them to at most {LONGEST_PROMPT} characters of UTF-8 without `\\`",
+            ) from None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stage_rt.errors import ModelError
+from stage_rt.errors import ModelError, StageError
 from stage_rt.files import inside, sha256, staged_folder
 from stage_rt.folders import read_description
 from stage_rt.spec import FOREGROUND, MODEL_FILE, PROMPTS_FILE, ModelSpec
@@ -78,11 +78,17 @@ def save_model(
 
     Raises:
         InputError: ``folder`` exists already.
+        StageError: the weights cannot be written, as to a disk that is full.
     """
     with staged_folder(folder) as staged:
-        for place, module in model.modules.items():
-            _converted(module, dtype).save_pretrained(staged / place)
-        write_description(staged, model.spec, model.contexts, type(model.vae))
+        try:
+            for place, module in model.modules.items():
+                _converted(module, dtype).save_pretrained(staged / place)
+            write_description(staged, model.spec, model.contexts, type(model.vae))
+        except SafetensorError as failure:
+            raise StageError(
+                f"writing `{folder}` failed ({_reason(failure)})", "mend that and run the same command again"
+            ) from failure
         for path in extra:
             shutil.copy(path, staged)
 

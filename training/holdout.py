@@ -1,6 +1,6 @@
 """Which labelled photographs a training does not see, so that what it makes can be judged by them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stage_rt.errors import DatasetError
-from stage_rt.files import sha256
 from stage_rt.images import twins
-from stage_rt.images.inputs import read_image
+from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset
-from stage_rt.progress import Progress, portion, silent
+from stage_rt.progress import Progress, counted, portion, silent
 
+from .crops import Crop
 from .data import GOOD, labelled
 
 
@@ -26,7 +26,8 @@ def hold_out(
     All photographs of one defect are on one side (`stage_rt.images.twins`), and so is a photograph that stands under
     several types; at least one defect of each type is on either. A photograph among the good ones that shows a part
     with a labelled defect is kept out too: it shows the test, or calls a defect good. All of those are compared with
-    all labelled ones, 0.3 ms a pair; ``progress`` is told how far that is.
+    all labelled ones, and labelled ones of a type with one another, about 1 ms a pair; ``progress`` is told how far
+    that is, and may end it, before every photograph.
 
     Raises:
         DatasetError: a type has a single defect, or other types have brought all of its photographs to one side.
@@ -35,7 +36,8 @@ def hold_out(
         return found, []
     rng, kept, names = np.random.default_rng(seed), [], []
     for number, dataset in enumerate(found):
-        shown, rest = _defects(dataset), {}
+        part = portion(progress, number / len(found), (number + 1) / len(found))
+        shown, rest = _defects(dataset, portion(part, 0.0, 0.5)), {}
         out = _chosen(dataset.name, shown, share, rng)
         for kind, pairs in dataset.defects.items():
             sides = [defect in out for defect in shown[kind].tolist()]
@@ -45,7 +47,7 @@ def hold_out(
                 for (image, _), is_out in zip(pairs, sides, strict=True)
                 if is_out
             ]
-        good = _showing_a_defect(dataset, portion(progress, number / len(found), (number + 1) / len(found)))
+        good = _showing_a_defect(dataset, portion(part, 0.5, 1.0))
         names += [provenance_name(dataset.name, GOOD, path) for path in good]
         normals = [path for path in dataset.normals if path not in good]
         kept.append(replace(dataset, defects=rest, normals=normals))
@@ -54,12 +56,18 @@ def hold_out(
 
 def provenance_name(dataset: str, kind: str, photo: Path) -> str:
     """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
-    return f"{dataset}/{kind}/{photo.name}"
+    return as_text(f"{dataset}/{kind}/{photo.name}")
+
+
+def as_text(name: str) -> str:
+    """The name of a file, which need not be text on the disk and must be in JSON: another one for each."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _showing_a_defect(dataset: Dataset, progress: Progress) -> list[Path]:
-    pairs = (labelled(image, mask) for defects in dataset.defects.values() for image, mask in defects)
-    shown = twins.showing((read_image(path) for path in dataset.normals), pairs, progress)
+    pairs = [pair for defects in dataset.defects.values() for pair in defects]
+    normals = (read_image(path) for path in counted(dataset.normals, portion(progress, 0.2, 0.6)))
+    shown = twins.showing(normals, _read(pairs, portion(progress, 0.0, 0.2)), portion(progress, 0.6, 1.0))
     found = [path for path, parts in zip(dataset.normals, shown, strict=True) if parts.any()]
     # Of what is good nothing would be left: then these are photographs that show no single part.
     return found if len(found) < len(dataset.normals) else []
@@ -95,15 +103,30 @@ def _in_turn(shown: Mapping[str, NDArray[np.intp]]) -> list[str]:
     return sorted(each, key=lambda kind: len(each[kind]))
 
 
-def _defects(dataset: Dataset) -> dict[str, NDArray[np.intp]]:
-    """Which defect each photograph of every type shows, numbered over all types; one file shows one defect."""
+def _read(pairs: list[tuple[Path, Path]], progress: Progress) -> Iterator[Crop]:
+    return (labelled(image, mask) for image, mask in counted(pairs, progress))
+
+
+def _noted(read: Iterable[Crop], digests: list[str]) -> Iterator[Crop]:
+    for photo, label in read:
+        digests.append(pixels_digest(photo))
+        yield photo, label
+
+
+def _defects(dataset: Dataset, progress: Progress) -> dict[str, NDArray[np.intp]]:
+    """Which defect each photograph of every type shows, numbered over all types; one photograph shows one defect, in
+    whatever format it was saved."""
     shown, first = {}, 0
-    files: dict[str, int] = {}
+    known: dict[str, int] = {}
     same: list[tuple[int, int]] = []
-    for kind, pairs in dataset.defects.items():
-        shown[kind] = first + twins.defects(labelled(image, mask) for image, mask in pairs)
-        for (image, _), number in zip(pairs, shown[kind].tolist(), strict=True):
-            same.append((files.setdefault(sha256(image), number), number))
+    kinds = len(dataset.defects)
+    for place, (kind, pairs) in enumerate(dataset.defects.items()):
+        part = portion(progress, place / kinds, (place + 1) / kinds)
+        digests: list[str] = []
+        read = _noted(_read(pairs, portion(part, 0.0, 0.3)), digests)
+        shown[kind] = first + twins.defects(read, portion(part, 0.3, 1.0))
+        for digest, number in zip(digests, shown[kind].tolist(), strict=True):
+            same.append((known.setdefault(digest, number), number))
         first = int(shown[kind].max()) + 1
     one, other = np.array(same).T
     joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))

@@ -86,7 +86,7 @@ def fit(
         report: progress callback; what it raises ends the stage, and no step that was done is lost.
 
     Raises:
-        ModelError: the loss became non-finite, or the checkpoint is not of this training.
+        ModelError: the loss or its gradient became non-finite, or the checkpoint is not of this training.
     """
     optimizer = torch.optim.AdamW(trainables.parameters(), lr=stage.rate, weight_decay=1e-4)
     checkpoint = work / f"{name}.pt"
@@ -98,13 +98,12 @@ def fit(
             group["lr"] = stage.rate * _schedule(step, stage.steps)
         loss = loss_of(generator(seed, name, step))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ModelError(
-                f"the {name} loss became {value} at step {step}; train again with another `--seed`"
-            )
+        _require_finite(f"{name} loss", value, step, work)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trainables.parameters(), 1.0)
+        norm = float(nn.utils.clip_grad_norm_(trainables.parameters(), 1.0))
+        # Before it is in the weights, and those in a checkpoint or, after the last step, in the model.
+        _require_finite(f"gradient of the {name} loss", norm, step, work)
         optimizer.step()
         losses.add(step, value)
         due = step + 1 == stage.steps or time.monotonic() - saved > CHECKPOINT_SECONDS
@@ -119,6 +118,14 @@ def fit(
                 losses.flush()
                 _save(checkpoint, step + 1, trainables, optimizer, losses.window)
                 saved = time.monotonic()
+
+
+def _require_finite(what: str, value: float, step: int, work: Path) -> None:
+    if not math.isfinite(value):
+        raise ModelError(
+            f"the {what} became {value} at step {step}",
+            f"remove `{work}` and train again with another `--seed`",
+        )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -137,11 +144,16 @@ def _save(
         "window": window,
     }
     # Into the file and not by `write_atomic`, which would need the bytes in memory beside the networks.
-    with staged.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    try:
+        with staged.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        # Of a disk that is full it would keep the rest.
+        staged.unlink(missing_ok=True)
+        raise
 
 
 def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[float]]:
@@ -153,7 +165,15 @@ def _resume(path: Path, trainables: nn.Module, optimizer: torch.optim.Optimizer)
         trainables.load_state_dict(state["trainables"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"]), list(state.get("window", ()))
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ModelError(
             f"`{path}` is not a checkpoint of this training ({type(error).__name__}); remove its folder"
         ) from None

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +17,11 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError
-from stage_rt.files import write_atomic
+from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.spec import ModelSpec, RegionView
+from stage_rt.run.ledger import disk_failures
+from stage_rt.spec import LONGEST_PROMPT, ModelSpec, RegionView
 
 from . import autoencoder, calibration, data, denoiser, fast, guidance, holdout
 from .adapter import MaskGuidanceAdapter
@@ -34,6 +37,7 @@ FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
 """Defects more than so many times as long as wide are learned and painted in pieces."""
+_JOB = "job.json"
 _DATA = "data"
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -52,6 +56,7 @@ def train(
     dtype: Literal["fp32", "fp16"] = "fp32",
     report: Report,
     say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> None:
     """Train a model on an MVTec-layout folder and write it to ``folder``.
 
@@ -73,64 +78,99 @@ def train(
         dtype: dtype of the weights on disk.
         report: called after every step.
         say: called with one line a stage.
+        notify: called with one sentence per thing that the user should know of the files.
 
     Raises:
-        InputError: ``folder`` exists, ``hold_out`` is out of range, ``rim`` is asked of FAST, or the training state
-            beside ``folder`` belongs to another training.
+        InputError: ``folder`` exists or is being trained by another process, ``hold_out`` is out of range, ``rim`` is
+            asked of FAST, or what lies where the training keeps its state belongs to another training or to none.
         DatasetError: ``root`` cannot be trained on.
         ModelError: a loss became non-finite.
+        StageError: the disk of ``folder`` is full or failed.
     """
     _require(folder, system, hold_out, rim=rim)
-    sizes, device = PRESETS[preset], Device.best()
-    found, held_out = holdout.hold_out(
-        data.find(root),
-        hold_out,
-        seed,
-        progress=lambda share: report("comparing", int(100 * share), 100, None),
-    )
-    channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
-    spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
-    examples = data.load(
-        found,
-        spec,
-        seed=seed,
-        turn=turn,
-        progress=lambda share: report("reading", int(100 * share), 100, None),
-    )
-    work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
-    say(
-        f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
-        f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
-        f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
-    )
-    torch.manual_seed(seed)
-    vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
-    autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
-    latents = denoiser.Latents(vae, examples, spec.recipe, device)
-    unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
-    parts, measured = _guided(
-        unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
-    )
-    provenance = _provenance(root, examples, held_out, preset, seed)
-    model = Model(
-        unet=unet.cpu().eval(),
-        vae=vae.cpu().eval(),
-        adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
-        contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
-        spec=spec.model_copy(update=measured | {"provenance": provenance}),
-    )
-    _write(model, folder, work, WEIGHT_DTYPES[dtype])
+    whole = data.find(root)
+    with _alone(folder):
+        sizes, device = PRESETS[preset], Device.best()
+        found, held_out = holdout.hold_out(
+            whole,
+            hold_out,
+            seed,
+            progress=lambda share: report("comparing", int(100 * share), 100, None),
+        )
+        channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
+        spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
+        examples = data.load(
+            found,
+            spec,
+            seed=seed,
+            turn=turn,
+            notify=notify,
+            progress=lambda share: report("reading", int(100 * share), 100, None),
+        )
+        work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
+        say(
+            f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
+            f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
+            f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
+        )
+        torch.manual_seed(seed)
+        vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)
+        autoencoder.save_reconstructions(vae, examples, device, work / "reconstructions.png")
+        latents = denoiser.Latents(vae, examples, spec.recipe, device)
+        unet, contexts = _train_denoiser(examples, latents, sizes, seed, work, device, report)
+        parts, measured = _guided(
+            unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
+        )
+        provenance = _provenance(root, examples, held_out, preset, seed)
+        model = Model(
+            unet=unet.cpu().eval(),
+            vae=vae.cpu().eval(),
+            adapters={name: {part: net.cpu() for part, net in each.items()} for name, each in parts.items()},
+            contexts={name: contexts.table[k].detach().cpu() for k, name in enumerate(examples.names)},
+            spec=spec.model_copy(update=measured | {"provenance": provenance}),
+        )
+        _write(model, folder, work, WEIGHT_DTYPES[dtype])
 
 
 def _require(folder: Path, system: SystemName, hold_out: float, *, rim: bool) -> None:
-    if folder.exists():
-        raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+    if len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise InputError(f"`{folder.name}` is too long a name for a folder: choose a shorter `-o`")
     if not 0 <= hold_out < 1:
         raise InputError(f"`hold_out` must be from 0 to below 1, not {hold_out}")
     if rim and system != "stage":
         raise InputError(
             "how defects fade out is measured by a calibration that only STAGE has", "leave `--rim` out"
         )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process trains ``folder``, and in which a failing disk becomes one sentence."""
+
+    def taken() -> None:
+        raise InputError(f"`{folder}` is being trained by another process: wait for it to end")
+
+    with disk_failures(folder), locked(folder, taken):
+        if folder.exists():
+            raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
+        _require_own(_work_of(folder))
+        yield
+
+
+def _require_own(work: Path) -> None:
+    """What lies in ``work`` is removed in the end, and so must be of a training."""
+    if not work.is_dir() or (work / _JOB).exists():
+        return
+    foreign = next((path for path in sorted(work.iterdir()) if staged_for(path) != _JOB), None)
+    if foreign is not None:
+        raise InputError(
+            f"`{work}` is where the training keeps its state, and holds something else (`{foreign.name}`)",
+            "choose another `-o` or move that folder",
+        )
+
+
+def _work_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.training")
 
 
 def _write(model: Model, folder: Path, work: Path, dtype: torch.dtype) -> None:
@@ -165,14 +205,14 @@ def _adapter_names(prompts: Sequence[str]) -> list[str]:
     names = [re.sub(r"[^A-Za-z0-9_+-]", "_", prompt) for prompt in prompts]
     if len(set(names)) == len(names) and all(name[0].isalnum() for name in names):
         return names
-    return [f"{k}_{name}" for k, name in enumerate(names)]
+    return [f"{k}_{name}"[:LONGEST_PROMPT] for k, name in enumerate(names)]
 
 
 def _provenance(
     root: Path, examples: data.Examples, held_out: list[str], preset: str, seed: int
 ) -> dict[str, JsonValue]:
     return {
-        "trained_on": root.resolve().name,
+        "trained_on": holdout.as_text(root.resolve().name),
         "held_out": list(held_out),
         "images": len(examples.images),
         "preset": preset,
@@ -195,8 +235,8 @@ def _job(
 
 
 def _open_work(folder: Path, job: dict[str, object]) -> Path:
-    work = folder.with_name(f"{folder.name}.training")
-    path = work / "job.json"
+    work = _work_of(folder)
+    path = work / _JOB
     if not path.exists():
         write_atomic(path, json.dumps(job, indent=2).encode())
         return work
@@ -207,7 +247,9 @@ def _open_work(folder: Path, job: dict[str, object]) -> Path:
     # Trainings begun before labels were digested go on, told by their pixels.
     if known not in (job, {name: value for name, value in job.items() if name != _DATA}):
         raise InputError(
-            f"`{work}` holds another training (preset, seed or data differ); remove it or choose another `-o`"
+            f"`{work}` holds another training (of other files, `--hold-out`, `--preset`, `--seed`, "
+            "`--system`, `--turn` or `--view`)",
+            "give what it was begun with, remove it or choose another `-o`",
         )
     return work
 

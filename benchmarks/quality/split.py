@@ -1,6 +1,5 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
-from stage_rt.images.inputs import read_image
+from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import GOOD, labelled
@@ -144,9 +143,9 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
         DatasetError: it is.
     """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
-    known = {_digest(path): path for path in tested}
+    known = {pixels_digest(read_image(path)): path for path in tested}
     for path in learned:
-        if (twin := known.get(_digest(path))) is not None:
+        if (twin := known.get(pixels_digest(read_image(path)))) is not None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
@@ -158,12 +157,6 @@ def _named(kind: str, photos: Sequence[Path], shown: Sequence[int]) -> list[str]
     for name, number in sorted(zip((photo.name for photo in photos), shown, strict=True)):
         first.setdefault(number, name)
     return [f"{kind}/{first[number]}" for number in shown]
-
-
-def _digest(path: Path) -> str:
-    """Of what a photograph shows, in whatever format it was saved."""
-    photo = read_image(path)
-    return hashlib.sha256(f"{photo.shape}".encode() + photo.tobytes()).hexdigest()
 
 
 def _numbers(learned: Sequence[Pair], tested: Sequence[Pair]) -> tuple[list[int], list[int]]:

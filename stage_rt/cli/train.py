@@ -1,5 +1,6 @@
 """``stage-rt train``: a small model from a folder of photographs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def train(
             help="Share of each type's labelled defects that training must not see; the model lists them.",
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of every random draw.")] = 0,
     dtype: Annotated[WeightDType, typer.Option(help="Dtype of the weights on disk.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -80,5 +81,6 @@ def train(
             dtype=dtype,
             report=report,
             say=console.messages().print,
+            notify=partial(console.message, "notice"),
         )
     console.result(f"model `{output}`", {"model": str(output)}, as_json=as_json)

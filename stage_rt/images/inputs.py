@@ -97,6 +97,11 @@ def image_of(content: bytes, name: Path) -> NDArray[np.uint8]:
         return np.asarray(_photograph(image, name)).copy()
 
 
+def pixels_digest(photo: NDArray[np.uint8]) -> str:
+    """sha256 of what a photograph uint8 ``[H, W, 3]`` shows, in whatever format it was saved."""
+    return hashlib.sha256(f"{photo.shape}".encode() + photo.tobytes()).hexdigest()
+
+
 def header_of(content: bytes, name: Path, error: type[InputError] = ImageError) -> Header:
     """`read_header` of what a file would hold, named as in `image_of`.
 

@@ -66,7 +66,8 @@ def datasets(root: Path) -> list[Dataset]:
     """The object that ``root`` is, or the objects in it.
 
     Raises:
-        DatasetError: the folder is missing or in no known layout, or a defective photograph has no mask.
+        DatasetError: the folder is missing or in no known layout, a defective photograph has no mask or that of
+            another, or two kinds of them would be one type.
     """
     if not root.is_dir():
         raise DatasetError(f"`{root}` is not a folder: give the folder of a data set")
@@ -108,21 +109,31 @@ def _defects(images: Path, labels: Path) -> dict[str, list[tuple[Path, Path]]]:
         if folder.name.lower() not in _GOOD and (photographs := _images(folder)):
             found[folder.name] = _with_masks(photographs, labels / folder.name)
     if photographs := _images(images):
+        if UNNAMED_TYPE in found:
+            raise DatasetError(
+                f"`{images}` holds photographs beside the folder `{UNNAMED_TYPE}`, which is their type",
+                "move them and their masks into a folder of a type",
+            )
         found[UNNAMED_TYPE] = _with_masks(photographs, labels)
     return found
 
 
 def _with_masks(photographs: list[Path], folder: Path) -> list[tuple[Path, Path]]:
     by_stem = {path.stem: path for path in (_images(folder) if folder.is_dir() else [])}
-    pairs = []
+    pairs: dict[Path, Path] = {}
     for photograph in photographs:
         mask = by_stem.get(f"{photograph.stem}_mask") or by_stem.get(photograph.stem)
         if mask is None:
             raise DatasetError(
                 f"`{photograph}` has no mask: add `{folder / photograph.stem}_mask.png` or remove it"
             )
-        pairs.append((photograph, mask))
-    return pairs
+        if mask in pairs:
+            raise DatasetError(
+                f"`{pairs[mask]}` and `{photograph}` would have the same mask, `{mask}`",
+                "remove the one that it does not belong to",
+            )
+        pairs[mask] = photograph
+    return [(photograph, mask) for mask, photograph in pairs.items()]
 
 
 def _images_or_error(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ asked what he has been told.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
-from stage_rt.progress import Progress, counted, silent
+from stage_rt.progress import Progress, counted, portion, silent
 
 SIDE = 128
 """Photographs and labels are compared at so many pixels: squeezed to a square, or the longest side of all of them."""
@@ -48,30 +48,33 @@ COVERING = 0.5
 _DRAWN = 0.25
 
 
-def defects(pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> NDArray[np.intp]:
+def defects(
+    pairs: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], progress: Progress = silent
+) -> NDArray[np.intp]:
     """Which defect each labelled photograph shows, as numbers ``[n]``: the same for photographs of the same.
 
     Args:
         pairs: photographs uint8 ``[H, W, 3]`` and labels bool ``[H, W]``, of one type of defect.
+        progress: told the share that is compared, once all are read.
     """
     structures, labels, looks = [], [], []
     for photo, label in pairs:
         labels.append(_wider(label))
         structures.append(_structure(photo, labels[-1]))
         looks.append(_look(photo, label))
-    count = len(labels)
-    squeezed = _correlations(structures)
+    squeezed = _correlations(structures, portion(progress, 0.0, 0.3))
     scaled = _scaled(looks, max(look.longest for look in looks)) if looks else []
-    shifts = {(a, b): _best(scaled[a], scaled[b]) for a in range(count) for b in range(a)}
-    natural = np.zeros_like(squeezed)
-    for pair, (correlation, _) in shifts.items():
-        natural[pair] = correlation
-    apart = [pair for pair in shifts if not (labels[pair[0]] & labels[pair[1]]).any()]
-    same = np.zeros_like(squeezed, dtype=np.bool_)
+    natural, apart = np.zeros_like(squeezed), np.zeros_like(squeezed, dtype=np.bool_)
+    shifts = np.zeros((*squeezed.shape, 2), np.int16)
+    for a in counted(range(len(labels)), portion(progress, 0.3, 1.0)):
+        for b in range(a):
+            natural[a, b], shifts[a, b] = _best(scaled[a], scaled[b])
+            apart[a, b] = not (labels[a] & labels[b]).any()
+    same = np.zeros_like(apart)
     for a, b in _above(squeezed, SURFACES_ALIKE, apart):
         same[a, b] = _overlap(labels[a], labels[b]) >= LABELS_ALIKE
     for a, b in _above(natural, AT_ONE_SCALE, apart):
-        same[a, b] |= _agreement(scaled[a].label, scaled[b].label, shifts[a, b][1]) >= LABELS_ALIKE
+        same[a, b] |= _agreement(scaled[a].label, scaled[b].label, shifts[a, b].tolist()) >= LABELS_ALIKE
     return _joined(same)
 
 
@@ -127,10 +130,10 @@ def _unusual(found: NDArray[np.float64]) -> float:
 
 
 def _above(
-    correlations: NDArray[np.float64], least: float, apart: list[tuple[int, int]]
+    correlations: NDArray[np.float64], least: float, apart: NDArray[np.bool_]
 ) -> list[tuple[int, int]]:
-    """The pairs whose correlation is high, and higher than nearly all of those whose labels do not touch."""
-    chance = float(np.quantile([correlations[pair] for pair in apart], UNLIKELY)) if apart else 0.0
+    """The pairs whose correlation is high, and than nearly all ``apart``, whose labels do not touch."""
+    chance = float(np.quantile(correlations[apart], UNLIKELY)) if apart.any() else 0.0
     rows, columns = np.nonzero(np.tril(correlations >= max(least, chance), -1))
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
@@ -206,7 +209,7 @@ def _shared(one: int, other: int) -> NDArray[np.intp]:
     return shared.clip(0)
 
 
-def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: tuple[int, int]) -> float:
+def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: Sequence[int]) -> float:
     """The IoU of two labels where the other is moved down and to the right, in what both photographs show."""
     down, right = moved
     height, width = (
@@ -217,11 +220,11 @@ def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: tuple[in
     return _iou(first, second)
 
 
-def _correlations(structures: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _correlations(structures: list[NDArray[np.float64]], progress: Progress) -> NDArray[np.float64]:
     """The highest correlation of every two surfaces ``[n, n]``, of which only the lower half is filled."""
     spectra = [np.fft.rfft2(structure) for structure in structures]
     highest = np.zeros((len(structures),) * 2)
-    for a in range(len(structures)):
+    for a in counted(range(len(structures)), progress):
         for b in range(a):
             correlation = np.fft.irfft2(spectra[a] * spectra[b].conj(), s=(SIDE, SIDE))
             highest[a, b] = np.roll(correlation, (SHIFT, SHIFT), (0, 1))[
@@ -248,9 +251,14 @@ def _wider(label: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _dilated(label: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A label at another (width, height), a little wider than drawn."""
+    """A label at another (width, height), a little wider than drawn.
+
+    One that is too thin for that is wherever there is something of it: with nothing labelled two photographs of it
+    were two defects.
+    """
     share = np.asarray(label.resize(size, Image.Resampling.BOX))
-    return np.asarray(ndimage.binary_dilation(share >= _DRAWN, iterations=2))
+    drawn = share >= _DRAWN
+    return np.asarray(ndimage.binary_dilation(drawn if drawn.any() else share > 0, iterations=2))
 
 
 def _fine(shades: Image.Image, size: tuple[int, int], coarse: float, around: float) -> NDArray[np.float64]:

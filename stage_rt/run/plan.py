@@ -26,7 +26,7 @@ from stage_rt.run.augment import augmented
 from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
-from stage_rt.run.sample import Sample, Samples, Sight, readable
+from stage_rt.run.sample import Sample, Samples, Sight, listed, readable
 from stage_rt.spec import EngineSpec, RegionView, RunSpec
 
 PIXELS_TOGETHER = 128_000_000
@@ -248,16 +248,16 @@ def _pair(
     sizes = {header[:2] for header in normals.values()}
     vanished = [mask for mask in left_out if any(same_aspect(masks[mask][:2], size) for size in sizes)]
     if other := [mask for mask in left_out if mask not in vanished]:
-        notify(f"masks left out, as no photograph has their shape: {_names(other)}")
+        notify(f"masks left out, as no photograph has their shape: {listed(other)}")
     if vanished:
-        notify(f"masks left out, as nothing of some defect would be seen by the networks: {_names(vanished)}")
+        notify(f"masks left out, as nothing of some defect would be seen by the networks: {listed(vanished)}")
     of_normals, of_masks = list(normals.items()), list(masks)
     used = {
         (of_normals[normal][1][:2], of_masks[mask]) for normal, mask in np.unique(chosen, axis=0).tolist()
     }
     resized = sorted({mask for size, mask in used if size != masks[mask][:2]})
     if resized:
-        notify(f"masks resized to the size of their photograph: {_names(resized)}")
+        notify(f"masks resized to the size of their photograph: {listed(resized)}")
 
     def made(number: int) -> Sample:
         normal, mask = chosen[number].tolist()
@@ -277,11 +277,11 @@ def _check_masks(used: _Used, reading: Reading, checks: Checks, notify: Notify, 
         covering += [mask] * (share > COVERING)
     if shaded:
         notify(
-            f"masks in shades of grey, labelled from half of their brightest on: {_names(shaded)}; "
+            f"masks in shades of grey, labelled from half of their brightest on: {listed(shaded)}; "
             "`--mask-threshold` sets another"
         )
     if covering:
-        notify(f"masks that label more than {COVERING:.0%} of the photograph: {_names(covering)}")
+        notify(f"masks that label more than {COVERING:.0%} of the photograph: {listed(covering)}")
 
 
 def _mask_at(mask: Path, reading: Reading, sizes: Collection[tuple[int, int]]) -> tuple[bool, float]:
@@ -290,11 +290,6 @@ def _mask_at(mask: Path, reading: Reading, sizes: Collection[tuple[int, int]]) -
     for size in sorted(sizes):
         fit_mask(label, size, mask)
     return in_shades, float(label.mean())
-
-
-def _names(paths: Sequence[Path]) -> str:
-    names = ", ".join(f"`{readable(path)}`" for path in paths[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
 
 
 def files_digest(headers: Mapping[Path, Header]) -> str:

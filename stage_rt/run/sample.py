@@ -30,6 +30,12 @@ def readable(path: Path) -> str:
     return os.fsencode(path.name).decode(errors="replace")
 
 
+def listed(paths: Sequence[Path]) -> str:
+    """The first few of some files by their names, and how many more there are."""
+    names = ", ".join(f"`{readable(path)}`" for path in paths[:3])
+    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+
+
 class Sight(NamedTuple):
     """How the networks of a model see labels: in squares around defects, or whole if ``view`` is None."""
 

@@ -83,6 +83,12 @@ def test_demo_outside_the_repository_says_where_to_be(run: Run) -> None:
     assert err.count("\n") == 1
 
 
+def test_train_refuses_a_seed_that_is_no_number_of_64_bits(run: Run) -> None:
+    code, _, err = run("train", "part", "-o", "model", "--seed", str(2**64))
+    assert code == 2
+    assert str(2**64 - 1) in err
+
+
 def test_train_refuses_a_folder_that_is_no_data_set(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, out, err = run("train", "empty", "-o", "model")

@@ -107,6 +107,18 @@ def test_digits_of_other_scripts_are_letters(tmp_path):
             "`{root}/test/crack/7.jpg` has no mask: add `{root}/ground_truth/crack/7_mask.png` or remove it",
         ),
         (
+            ["good/0.png", "images/7.png", "images/7_mask.png", "masks/7_mask.png"],
+            "`{root}/images/7.png` and `{root}/images/7_mask.png` would have the same mask, `{root}/masks/7_",
+        ),
+        (
+            ["train/good/0.png", "test/crack/7.jpg", "test/crack/7.png", "ground_truth/crack/7.png"],
+            "`{root}/test/crack/7.jpg` and `{root}/test/crack/7.png` would have the same mask, ",
+        ),
+        (
+            ["good/0.png", "images/7.png", "masks/7.png", "images/damaged/8.png", "masks/damaged/8.png"],
+            "`{root}/images` holds photographs beside the folder `damaged`, which is their type: move ",
+        ),
+        (
             ["train/good/0.png", "test/crack/7.jpg"],
             "`{root}/test/crack/7.jpg` has no mask: add `{root}/ground_truth/crack/7_mask.png` or remove it",
         ),

@@ -85,6 +85,14 @@ def test_other_parts_and_other_places_are_other_defects() -> None:
     assert len(set(found.tolist())) == 3
 
 
+def test_how_far_a_comparison_is_rises_with_every_photograph() -> None:
+    told: list[float] = []
+    defects([(surface(n), DENT) for n in range(5)], told.append)
+    assert len(told) >= 10
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
 def test_the_first_and_the_last_of_a_series_are_the_same_through_those_between() -> None:
     whole = surface(3, (160, 90))
     series = [(whole[y : y + 120], label((60 - y, 80 - y), (30, 50))) for y in (0, 8, 16, 24)]
@@ -96,3 +104,19 @@ def test_plain_photographs_are_told_apart_by_nothing_and_are_no_error() -> None:
     drawn = label((4, 9), (4, 9), (40, 40))
     assert defects([(plain, drawn), (plain, drawn)]).shape == (2,)
     assert defects([(plain, drawn)]).tolist() == [0]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_scratch_too_thin_to_be_seen_so_small_is_the_same_on_both_photographs(width: int) -> None:
+    shape = (1600, 1600)
+    drawn, elsewhere = (label((row, row + width), (500, 800), shape) for row in (700, 300))
+    found = defects(
+        [(broad(1), drawn), (lit(broad(1), 0.85, 2), drawn), (broad(3), elsewhere), (broad(3), drawn)]
+    )
+    assert found.tolist() == [0, 0, 1, 2]
+
+
+def broad(seed: int) -> np.ndarray:
+    """A surface whose structure is seen at a twelfth of its size."""
+    rough = Image.fromarray(surface(seed, (100, 100))[..., 0]).resize((1600, 1600), Image.Resampling.BICUBIC)
+    return np.repeat(np.asarray(rough)[..., None], 3, axis=2)

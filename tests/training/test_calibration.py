@@ -176,7 +176,13 @@ def test_labels_of_the_calibration_are_none_that_training_showed():
 def test_a_trained_model_carries_defaults_for_every_prompt(dataset: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", MICRO)
     stages = set()
-    train(dataset, tmp_path / "m", report=lambda stage, *_: stages.add(stage), say=lambda line: None)
+    train(
+        dataset,
+        tmp_path / "m",
+        report=lambda stage, *_: stages.add(stage),
+        say=lambda line: None,
+        notify=print,
+    )
     spec = json.loads((tmp_path / "m" / "stage.json").read_text())
     assert set(spec["defaults"]) == {"part+dent", "part+spot"}
     for defaults in spec["defaults"].values():

@@ -112,9 +112,12 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     spec = _spec(MICRO, "stage", "region", 1, ["part+dent", "part+spot"])
     assert spec.region == RegionView(least=32, slender=4)
     told: list[float] = []
-    examples = data.load(found, spec, seed=0, turn=True, progress=told.append)
+    examples = data.load(found, spec, seed=0, turn=True, notify=print, progress=told.append)
     assert told == sorted(told)
     assert (told[0], told.count(1.0)) == (0, 1)
+    assert len(set(told)) == 6 + 6 + 1
+    # Whoever wants to stop need not wait for all crops of a photograph.
+    assert len(told) == 6 + 6 + len(examples.images) + 1
     assert examples.images.shape == (6 * 24 + 6 * 24, 1, 32, 32)
     for k in (1, 2):
         cells = examples.masks[examples.prompt == k].flatten(1).sum(1)
@@ -125,21 +128,21 @@ def test_examples_are_crops_where_the_model_sees_regions(dataset: Path):
     drawn, cells = (part[examples.prompt > 0].flatten(1).sum(1) for part in (examples.labels, covered))
     assert drawn.min() > 0
     assert 0.4 < (drawn / cells).median() < 0.95
-    again = data.load(found, spec, seed=0, turn=True)
+    again = data.load(found, spec, seed=0, turn=True, notify=print)
     assert torch.equal(examples.images, again.images)
-    assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True).images)
+    assert not torch.equal(examples.images, data.load(found, spec, seed=1, turn=True, notify=print).images)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_held_out_that_cannot_be_is_refused(dataset: Path, tmp_path: Path, share):
     with pytest.raises(InputError, match="`hold_out` must be from 0 to below 1"):
-        train(dataset, tmp_path / "m", hold_out=share, report=ignore, say=ignore)
+        train(dataset, tmp_path / "m", hold_out=share, report=ignore, say=ignore, notify=ignore)
 
 
 @pytest.mark.parametrize("view", ["whole", "region"])
 def test_a_model_says_how_it_sees_and_what_it_has_not_seen(dataset, tmp_path, monkeypatch, view):
     monkeypatch.setitem(PRESETS, "tiny", MICRO)
-    train(dataset, tmp_path / "model", view=view, hold_out=0.3, report=ignore, say=ignore)
+    train(dataset, tmp_path / "model", view=view, hold_out=0.3, report=ignore, say=ignore, notify=ignore)
     spec = json.loads((tmp_path / "model" / "stage.json").read_text())
     assert len(spec["provenance"]["held_out"]) == 2
     assert spec.get("region") == ({"context": 0.5, "least": 32, "slender": 4.0} if view == "region" else None)

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from micro import write_dataset
 from PIL import Image
 
+from stage_rt.errors import DatasetError
 from stage_rt.images.layouts import datasets
-from stage_rt.training.data import is_grey
+from stage_rt.recipe import Recipe
+from stage_rt.spec import ModelSpec
+from stage_rt.training.data import find, is_grey, load
 
 
 def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: Path) -> None:
@@ -19,3 +23,56 @@ def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: P
     rust[10:20, 10:20] = 160, 70, 30
     Image.fromarray(rust).save(root / "test" / "spot" / "1.png")
     assert not is_grey(datasets(root)[0])
+
+
+@pytest.mark.parametrize("kind", ["cr\udce4ck", "a\\b", "ne\nw", "x" * 196])
+def test_types_that_no_prompt_can_be_named_after_are_refused(tmp_path: Path, kind: str) -> None:
+    root = write_dataset(tmp_path / "part")
+    for place in ("test", "ground_truth"):
+        (root / place / "dent").rename(root / place / kind)
+    with pytest.raises(DatasetError) as refused:
+        find(root)
+    assert f"no prompt can be called {f'part+{kind}'!r}" in str(refused.value)
+    assert str(refused.value).endswith(r"rename them to at most 200 characters of UTF-8 without `\`")
+
+
+def test_objects_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    for number in "12":
+        write_dataset(tmp_path / number / "part")
+        (lines / number).symlink_to(tmp_path / number / "part")
+    with pytest.raises(
+        DatasetError, match="leads to 2 objects called 'part', whose prompts would be the same: rename"
+    ):
+        find(lines)
+
+
+def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -> None:
+    root, said = write_dataset(tmp_path / "part"), list[str]()
+    spec = ModelSpec(
+        image_size=32,
+        latent_size=16,
+        latent_scale=1.0,
+        tokens=1,
+        context_dim=1,
+        recipe=Recipe.masked(),
+        prompts={"p": "p"},
+    )
+    load(find(root), spec, seed=0, turn=True, notify=said.append)
+    assert not said
+    mask = root / "ground_truth" / "dent" / "0_mask.png"
+    soft = np.asarray(Image.open(mask).convert("F").resize((40, 40))).copy()
+    soft[9], soft[18] = np.linspace(0, 250, 40), np.linspace(0, 200, 40)
+    Image.fromarray(soft.astype(np.uint8)).save(mask)
+    for path in (*root.glob("train/good/*"), *root.glob("test/*/*")):
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    inverted = root / "ground_truth" / "spot" / "1_mask.png"
+    Image.fromarray(255 - np.asarray(Image.open(inverted))).save(inverted)
+    load(find(root), spec, seed=0, turn=True, notify=said.append)
+    black, shades, covering = said
+    assert black.startswith(
+        "the photographs are nearly black, as none has a value above 14 of 255: multiply what a "
+    )
+    assert shades == "masks in shades of grey, labelled from half of their brightest on: `0_mask.png`"
+    assert covering == "masks that label more than 90% of the photograph: `1_mask.png`"

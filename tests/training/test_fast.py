@@ -79,7 +79,7 @@ def test_loss_is_algorithm_1_with_the_weights_of_the_released_code() -> None:
 
 def test_no_rim_is_measured_for_it(dataset: Path, tmp_path: Path, micro: Preset) -> None:
     with pytest.raises(InputError, match="only STAGE has: leave `--rim` out"):
-        train(dataset, tmp_path / "model", system="fast", rim=True, report=print, say=print)
+        train(dataset, tmp_path / "model", system="fast", rim=True, report=print, say=print, notify=print)
 
 
 def test_a_model_of_fasts_has_no_other_branch_and_nothing_calibrated(
@@ -90,7 +90,7 @@ def test_a_model_of_fasts_has_no_other_branch_and_nothing_calibrated(
     def report(stage: str, step: int, steps: int, loss: float | None) -> None:
         stages.append(stage)
 
-    train(dataset, tmp_path / "model", system="fast", report=report, say=lambda line: None)
+    train(dataset, tmp_path / "model", system="fast", report=report, say=lambda line: None, notify=print)
     assert stages.count("foreground") == 2 * micro.foreground.steps
     assert {"guidance", "calibration"}.isdisjoint(stages)
     model = load_model(tmp_path / "model")

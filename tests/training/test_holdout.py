@@ -1,6 +1,7 @@
 """What a training does not see: all photographs of a defect, whatever types they stand under."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError
-from stage_rt.training import data
+from stage_rt.training import data, holdout
 from stage_rt.training.holdout import hold_out, provenance_name
 
 
@@ -29,6 +30,22 @@ def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
     assert hold_out(found, 0.3, 0)[1] == out
     assert hold_out(found, 0.0, 0) == (found, [])
     assert [len(p) for p in hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
+
+
+def test_a_comparison_can_be_ended_before_every_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    told: list[float | None] = []
+
+    def opening(read):
+        return lambda *paths: told.append(None) or read(*paths)
+
+    monkeypatch.setattr(holdout, "labelled", opening(holdout.labelled))
+    monkeypatch.setattr(holdout, "read_image", opening(holdout.read_image))
+    hold_out(data.find(dataset), 0.3, 0, told.append)
+    assert told.count(None) == 6 + 2 * 6
+    assert not any(one is other is None for one, other in pairwise(told))
+    shares = [share for share in told if share is not None]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def test_all_photographs_of_a_defect_are_on_one_side(dataset: Path):
@@ -77,9 +94,13 @@ def copied(dataset: Path, number: int, name: str) -> None:
     )
 
 
-def test_a_photograph_under_two_types_is_on_one_side(dataset: Path):
+@pytest.mark.parametrize("saved_again", [False, True])
+def test_a_photograph_under_two_types_is_on_one_side(dataset: Path, saved_again: bool):
     for number in range(3):
         copied(dataset, number, f"d{number}")
+        if saved_again:
+            path = dataset / f"test/spot/d{number}.png"
+            Image.open(path).save(path, compress_level=0)
     found = data.find(dataset)
     for seed in range(20):
         _, out = hold_out(found, 0.5, seed)

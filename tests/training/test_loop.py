@@ -128,6 +128,28 @@ def test_diverged_loss_names_stage_and_step(tmp_path: Path) -> None:
         )
 
 
+def test_a_gradient_that_is_no_number_gets_into_no_checkpoint(tmp_path: Path) -> None:
+    layer = nn.Linear(1, 1)
+
+    def steep(_: torch.Generator) -> Tensor:
+        # The root of zero has a value, and a slope without end.
+        return (layer.weight * 0).abs().sqrt().sum()
+
+    stage = Stage(1, 1, 1e-3)
+    message = "the gradient of the stage loss became nan at step 0: remove `.*` and train again with another `--seed`"
+    with pytest.raises(ModelError, match=message):
+        loop.fit("stage", layer, steep, stage, seed=0, work=tmp_path, report=ignore)
+    assert layer.weight.isfinite().all()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("saved", [None, [], {"trainables": 3}, {}])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, saved: object) -> None:
+    torch.save(saved, tmp_path / "stage.pt")
+    with pytest.raises(ModelError, match="is not a checkpoint of this training"):
+        run(tmp_path, steps=5)
+
+
 def test_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stage.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ModelError, match="is not a checkpoint of this training"):

@@ -1,18 +1,23 @@
 """From a folder of photographs to a model folder, and the ways it can go wrong."""
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stage_rt.errors import DatasetError, InputError, ModelError
+from stage_rt.errors import DatasetError, InputError, ModelError, StageError
+from stage_rt.images.layouts import datasets
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
+from stage_rt.training.holdout import provenance_name
 from stage_rt.training.presets import Preset
 from stage_rt.training.train import _adapter_names, _open_work, train
 
@@ -22,7 +27,7 @@ def ignore(*_: object) -> None:
 
 
 def run(dataset: Path, folder: Path, seed: int = 0) -> None:
-    train(dataset, folder, seed=seed, dtype="fp16", report=ignore, say=ignore)
+    train(dataset, folder, seed=seed, dtype="fp16", report=ignore, say=ignore, notify=ignore)
 
 
 @pytest.fixture
@@ -80,13 +85,99 @@ def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, mic
         run(dataset, tmp_path / "model")
 
 
+def test_photographs_whose_names_are_no_text_can_be_held_out(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    # Names that an old Windows wrote, as Linux unpacks them: no UTF-8.
+    for k in range(3):
+        for place, end in (("test/dent", ""), ("ground_truth/dent", "_mask")):
+            os.rename(dataset / place / f"{k}{end}.png", dataset / place / f"{k}\udce4{end}.png")
+    root = dataset.parent / "M\udcfcller"
+    root.mkdir()
+    dataset.rename(root / "part")
+    train(root, tmp_path / "model", hold_out=0.3, report=ignore, say=ignore, notify=ignore)
+    provenance = load_model(tmp_path / "model").spec.provenance
+    assert provenance["trained_on"] == "M\\udcfcller"
+    shown = [photo for photo, _ in datasets(root)[0].defects["dent"]]
+    assert sum(provenance_name("part", "dent", photo) in provenance["held_out"] for photo in shown) == 1
+
+
+def test_a_name_too_long_for_a_folder_that_is_staged_is_refused_at_once(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    with pytest.raises(InputError, match="too long a name for a folder: choose a shorter `-o`"):
+        run(dataset, tmp_path / ("x" * 242))
+    assert not [path for path in tmp_path.iterdir() if path != dataset]
+
+
+def test_a_folder_of_the_user_is_not_taken_for_the_state_of_a_training(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    mine = dataset.rename(tmp_path / "model.training")
+    with pytest.raises(
+        InputError, match=r"model.training` is where .* something else \(`ground_truth`\): choose"
+    ):
+        run(mine, tmp_path / "model")
+    assert (mine / "train" / "good" / "0.png").exists()
+
+
+def test_a_training_that_was_killed_before_its_first_file_goes_on(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    (tmp_path / "model.training").mkdir()
+    (tmp_path / "model.training" / ".job.json.0123abcd.tmp").touch()
+    run(dataset, tmp_path / "model")
+
+
 class StoppedError(Exception):
     """What a user who presses Ctrl-C is here."""
 
 
+def test_a_folder_is_trained_by_one_process_at_a_time(dataset: Path, tmp_path: Path, micro: Preset) -> None:
+    def twice(stage: str, *_: object) -> None:
+        if stage == "denoiser":
+            run(dataset, tmp_path / "model")
+
+    with pytest.raises(InputError, match="model` is being trained by another process: wait for it to end"):
+        train(dataset, tmp_path / "model", report=twice, say=ignore, notify=ignore)
+    run(dataset, tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {"part", "model"}
+
+
+@pytest.mark.parametrize(
+    ("place", "failure"),
+    [
+        ("torch.save", OSError(errno.ENOSPC, "No space left on device")),
+        ("stage_rt.training.folder.save_file", SafetensorError("No space left on device")),
+    ],
+)
+def test_a_full_disk_is_told_of_in_one_sentence_and_the_training_goes_on(
+    dataset: Path,
+    tmp_path: Path,
+    micro: Preset,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    failure: Exception,
+) -> None:
+    def full(*_: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        with pytest.raises(StageError) as told:
+            run(dataset, tmp_path / "model")
+    assert re.fullmatch(
+        r"writing (to )?`.*/model` failed \(No space left on device\): mend that and run the same command again",
+        str(told.value),
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"part", "model.training"}
+    assert not list(tmp_path.rglob("*.tmp"))
+    run(dataset, tmp_path / "model")
+
+
 def test_a_training_does_not_go_on_with_other_labels(dataset: Path, tmp_path: Path, micro: Preset) -> None:
     def begin() -> None:
-        train(dataset, tmp_path / "model", view="whole", report=late, say=ignore)
+        train(dataset, tmp_path / "model", view="whole", report=late, say=ignore, notify=ignore)
 
     def late(stage: str, *_: object) -> None:
         if stage == "denoiser":
@@ -116,7 +207,9 @@ def test_a_job_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_another_job_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.training").mkdir()
     (tmp_path / "model.training" / "job.json").write_text(text)
-    with pytest.raises(InputError, match="holds another training"):
+    with pytest.raises(
+        InputError, match=r"holds another training .*`--hold-out`.*`--view`.: give what it was begun with"
+    ):
         _open_work(tmp_path / "model", {"seed": 1, "pixels": 2, "data": "3"})
 
 
@@ -160,6 +253,7 @@ def test_invalid_spec_names_the_field(model: Path) -> None:
         (["tile+a b", "tile+a.b"], ["0_tile+a_b", "1_tile+a_b"]),
         (["-x+y"], ["0_-x+y"]),
         (["ü+y"], ["0__+y"]),
+        (["ü" + 199 * "y"], ["0__" + 197 * "y"]),
     ],
 )
 def test_adapters_are_named_after_their_prompts(prompts: list[str], names: list[str]) -> None:
