@@ -1,6 +1,6 @@
 """Folders that describe themselves in a JSON file: read and checked before anything else in them is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +86,24 @@ def verify_engine(folder: Path, spec: EngineSpec) -> None:
         EngineError: names the first file that is not as listed.
     """
     verify(folder, spec.files, ENGINE_FILE, EngineError, REBUILD)
+
+
+def verify_again(folder: Path, spec: EngineSpec, names: Iterable[str]) -> None:
+    """Check those of ``names`` that an open engine lists once more, just before they are read.
+
+    A graph is read when it is first run, hours later in a long run: by then another engine may have been built into
+    its folder, and networks of two models would paint together.
+
+    Raises:
+        EngineError: names the first file that is not the one that the engine was opened with.
+    """
+    for name in names:
+        path = folder / name
+        if name in spec.files and not (path.is_file() and sha256(path) == spec.files[name]):
+            raise EngineError(
+                f"`{path}` was replaced or changed while the engine was in use",
+                "run the same command again, and build into another folder while one is in use",
+            )
 
 
 def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
