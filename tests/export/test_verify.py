@@ -213,7 +213,7 @@ def test_where_a_model_came_from_takes_no_part(engine_folder, tmp_path):
 
 def test_fewest_steps_kept_in_an_engine_take_no_part(engine_folder, model_folder, tmp_path):
     engine = shutil.copytree(engine_folder, tmp_path / "engine")
-    keep(engine, PROMPTS[0], 100)
+    keep(engine, read_engine(engine), PROMPTS[0], 100)
     require(verify(engine, model_folder, timesteps=2, quick=True))
 
 
