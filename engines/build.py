@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from stage_rt.batches import check_sizes
 from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import check_replaceable, read_engine, up_to_date
@@ -16,8 +17,6 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec, Mod
 from .builders import Builder, Compiled, Notify, choose
 from .graphs import REMEDY, read_graphs
 
-MOST_BATCH = 2**16
-"""Samples a call; no device has the memory for more."""
 _COMPILE_BYTES = 2**26
 """A graph without weights takes about as long to compile as this many bytes of them take to pack."""
 
@@ -58,18 +57,13 @@ def build(
 
     Raises:
         GraphsError: the graphs folder is incomplete or changed, or a graph is not the one that its name says.
-        InputError: a batch size is not from 1 to `MOST_BATCH`, the dtype is not the graphs' own, the backend cannot
+        InputError: a batch size is none (`check_sizes`), the dtype is not the graphs' own, the backend cannot
             do what is asked of it, or ``folder`` has content that is no engine or cannot be written.
         DeviceError: the backend needs a GPU that is not there.
         MissingExtraError: the backend's library is not installed.
         BackendError: the library could not compile a graph.
     """
-    if not batch or min(batch) < 1:
-        raise InputError(f"a batch of {min(batch, default=0)} serves nobody: use `--batch 1` or more")
-    if max(batch) > MOST_BATCH:
-        raise InputError(
-            f"a batch of {max(batch)} is more than any device serves: use `--batch {MOST_BATCH}` or less"
-        )
+    check_sizes(batch)
     graphs = read_graphs(source)
     _check_dtype(source, graphs, dtype)
     builder = choose(backend, graphs.dtype, targets)
@@ -106,6 +100,7 @@ def is_current(
     Raises:
         InputError, DeviceError, MissingExtraError: as `build`.
     """
+    check_sizes(batch)
     builder = choose(backend, dtype, targets)
     try:
         found = read_engine(folder)

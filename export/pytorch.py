@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stage_rt.backends.packages import arranged, free, opened, package, weights
 from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
-from stage_rt.batches import autoencoder_bucket
+from stage_rt.batches import autoencoder_bucket, check_sizes
 from stage_rt.errors import DeviceError, ParityError
 from stage_rt.files import digests, staged_folder
 from stage_rt.folders import up_to_date
@@ -63,10 +63,11 @@ def build(
     Raises:
         ModelError: the model folder is incomplete or inconsistent.
         DeviceError: there is no GPU that PyTorch can use.
-        InputError: ``folder`` has content that is no engine.
+        InputError: a batch size is none (`check_sizes`), or ``folder`` has content that is no engine.
         BackendError: PyTorch cannot compile or trace a network, for one thing because a compiler is missing.
         ParityError: what was made of a network disagrees with it.
     """
+    check_sizes(batch)
     model = load_model(source)
     if device is None and hoistable(model.unet):
         model = hoisted_model(model)

@@ -96,6 +96,21 @@ def test_a_target_that_cannot_do_the_dtype_is_refused_before_the_export(model_fo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+@pytest.mark.parametrize("batch", ["0", "1,100000"])
+def test_a_batch_that_serves_nobody_is_refused_before_the_export(
+    model_folder, engine_folder, tmp_path, capsys, monkeypatch, batch, backend
+):
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    engine = shutil.copytree(engine_folder, tmp_path / "engine")
+    for output in (engine, tmp_path / "other"):
+        with pytest.raises(SystemExit) as exited:
+            main(["build", str(model_folder), "-o", str(output), "--backend", backend, "--batch", batch])
+        assert exited.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: a batch of {batch.split(',')[-1]} ")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
 def test_batch_sizes_that_are_no_numbers_are_wrong_usage(build):
     code, out, err = build("--batch", "1,many")
     assert (code, out) == (2, "")

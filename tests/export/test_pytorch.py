@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stage_rt.backends.packages import open_program
-from stage_rt.errors import BackendError, DeviceError, ParityError
+from stage_rt.errors import BackendError, DeviceError, InputError, ParityError
 from stage_rt.export import pytorch, tracing
 from stage_rt.export.inductor import compile_network
 from stage_rt.export.pytorch import build, describe
@@ -22,6 +22,12 @@ def test_without_a_gpu_another_backend_is_named(backend, model_folder, tmp_path)
     with pytest.raises(DeviceError, match=r"finds none here: .* use `--backend tensorrt-rtx`"):
         build(model_folder, tmp_path / "engine", backend, dtype="fp16", batch=[1])
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("batch", [[], [0, 8], [2**17]])
+def test_a_batch_that_serves_nobody_is_refused_before_the_model_is_read(batch, tmp_path):
+    with pytest.raises(InputError, match=r"a batch of \d+ (serves nobody|is more than any device serves)"):
+        build(tmp_path / "nowhere", tmp_path / "engine", "torch", dtype="fp32", batch=batch, device="cpu")
 
 
 @pytest.mark.parametrize(("make", "word"), [(compile_network, "compile"), (trace_network, "trace")])
