@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from stage_rt.errors import InputError
 
@@ -204,7 +204,7 @@ def inside(folder: Path) -> list[PurePosixPath]:
     )
 
 
-def staged_for(path: Path) -> str | None:
+def staged_for(path: PurePath) -> str | None:
     """The name of the file that ``path`` was to become when a crash left it, None if it is no such file."""
     name = _STAGED.fullmatch(path.name)
     return name and name[1]

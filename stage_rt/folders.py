@@ -1,7 +1,7 @@
 """Folders that describe themselves in a JSON file: read and checked before anything else in them is."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
@@ -10,11 +10,15 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from stage_rt.errors import EngineError, InputError, first_line
-from stage_rt.files import inside, sha256
+from stage_rt.files import inside, sha256, staged_for
 from stage_rt.names import BackendName
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault
 
 Spec = TypeVar("Spec", bound=BaseModel)
+
+_ADAPTERS = "adapters"
+_SUFFIXES = {".onnx", ".data", ".xml", ".bin", ".engine", ".pt2", ".safetensors"}
+"""Of all that the backends make."""
 
 REBUILD = "build the engine again with `stage-rt build`"
 
@@ -119,9 +123,18 @@ def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
 def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> None:
     """Refuse to replace an engine of another backend, which took its time to build, unless ``force``.
 
+    Nor is a folder replaced that holds more than an engine, as the pairs that were painted into it: all would be
+    removed with it.
+
     Raises:
-        InputError: ``folder`` holds one.
+        InputError: ``folder`` holds one, or something else.
     """
+    if (folder / ENGINE_FILE).is_file() and (other := next(filter(_is_foreign, inside(folder)), None)):
+        inner = other if other.parts[0] == _ADAPTERS else other.parts[0]
+        raise InputError(
+            f"`{folder / inner}` is no part of an engine and would be removed with the one beside it",
+            "move it elsewhere or choose another `-o`",
+        )
     try:
         found = read_engine(folder)
     except EngineError:
@@ -131,6 +144,14 @@ def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> Non
             f"`{folder}` holds an engine for {found.backend}",
             "choose another `-o`, or replace it with `--force`",
         )
+
+
+def _is_foreign(path: PurePosixPath) -> bool:
+    """Whether no build makes a file of this name; not by the list of the engine there, which may be damaged."""
+    if str(path) == ENGINE_FILE or staged_for(path) == ENGINE_FILE:
+        return False
+    placed = len(path.parts) == 1 or (len(path.parts) == 2 and path.parts[0] == _ADAPTERS)
+    return not placed or path.suffix not in _SUFFIXES
 
 
 def read_contexts(

@@ -135,9 +135,8 @@ def compile_fastest(
         if made_of and is_current(output, made_of, backend=each.backend, batch=batch, dtype=each.dtype):
             return False
     # What it chose the last time is its own to replace; another engine took its time to build.
-    theirs = _backend_in(output)
-    if theirs is not None and theirs not in {each.backend for each in found}:
-        check_replaceable(output, found[0].backend, force=force)
+    own = _backend_in(output) in {each.backend for each in found}
+    check_replaceable(output, found[0].backend, force=force or own)
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,

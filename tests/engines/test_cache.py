@@ -104,6 +104,16 @@ def test_an_engine_of_another_version_is_built_again(own, tmp_path):
     assert built(own, tmp_path / "engine")
 
 
+def test_pairs_that_were_painted_into_an_engine_survive_its_next_build(own, tmp_path):
+    built(own, tmp_path / "engine")
+    pair = tmp_path / "engine" / "run" / "test" / "crack" / "000000.png"
+    pair.parent.mkdir(parents=True)
+    pair.write_bytes(b"a night's work")
+    with pytest.raises(InputError, match=r"engine/run` is no part of an engine and would be removed"):
+        built(own, tmp_path / "engine")
+    assert pair.read_bytes() == b"a night's work"
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path
