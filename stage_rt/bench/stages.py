@@ -85,7 +85,6 @@ def bench(
         )
     recipe = spec.model.recipe
     steps = max(recipe.fewest_calls, min(STEPS, recipe.steps)) if steps is None else steps
-    matmul, copy = rates()
     with ExitStack() as opened:
         start = time.perf_counter()
         engine, timed = _opened(folder, spec, notify)
@@ -107,6 +106,9 @@ def bench(
             )
             for n, size in enumerate(sizes)
         ]
+    # Before the machine is measured, which takes more memory than a small engine.
+    most = _peak_memory()
+    matmul, copy = rates()
     return Result(
         machine=cpu_name() if spec.devices == ["cpu"] else f"{', '.join(spec.devices)}; {cpu_name()}",
         backend=spec.backend,
@@ -116,12 +118,16 @@ def bench(
         steps=steps,
         own_steps=recipe.calls or recipe.steps,
         load_seconds=loaded,
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        peak_memory=most,
         matmul_gflops=matmul,
         copy_gb_s=copy,
         rows=rows,
     )
+
+
+def _peak_memory() -> int:
+    """The most bytes that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _opened(folder: Path, spec: EngineSpec, notify: Notify) -> tuple[Engine, Timed | None]:

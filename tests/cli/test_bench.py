@@ -55,6 +55,22 @@ def test_every_stage_of_every_batch_is_timed(bench, engine_folder, tmp_path):
     assert Result.model_validate_json(path.read_bytes()).model_dump(mode="json") == found
 
 
+def test_the_memory_told_is_not_what_measuring_the_machine_takes(
+    bench, engine_folder, tmp_path, monkeypatch
+):
+    held = [2**20]
+
+    def measured():
+        held.append(2**30)
+        return 50.0, 10.0
+
+    monkeypatch.setattr(module, "rates", measured)
+    monkeypatch.setattr(module, "_peak_memory", lambda: max(held))
+    found, _ = result(tmp_path, bench, engine_folder, "--batch", "1")
+    assert held == [2**20, 2**30]
+    assert found["peak_memory"] == 2**20
+
+
 def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, engine_folder, tmp_path):
     _, path = result(tmp_path, bench, engine_folder, "--batch", "2")
     code, out, err = bench(engine_folder, "--batch", "2", "--rounds", "1", "--compare", path)
