@@ -12,6 +12,8 @@ from stage_rt.export import pytorch, tracing
 from stage_rt.export.inductor import compile_network
 from stage_rt.export.pytorch import build, describe
 from stage_rt.export.tracing import trace_network
+from stage_rt.files import locked
+from stage_rt.spec import ENGINE_FILE
 from stage_rt.training.folder import load_model
 
 
@@ -83,3 +85,41 @@ def test_an_engine_depends_on_what_decides_the_networks_alone(model_folder, tmp_
     assert pytorch._fingerprint(model, "fp32") != before
     (model / "unet" / "config.json").write_text("{}")
     assert pytorch._fingerprint(model, "fp16") != before
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """How often an engine was written, with no networks in it."""
+    times = []
+
+    def write(model, wanted, folder, *, say):
+        times.append(folder)
+        (folder / ENGINE_FILE).write_text(wanted.sealed())
+
+    monkeypatch.setattr(pytorch, "write", write)
+    return times
+
+
+def test_an_engine_that_other_code_made_is_made_again(model_folder, tmp_path, monkeypatch, written):
+    def again():
+        return build(model_folder, tmp_path / "engine", "torch", dtype="fp32", batch=[1], device="cpu")
+
+    assert again()
+    assert not again()
+    monkeypatch.setattr(pytorch, "origin", lambda *_: "1" * 64)
+    assert again()
+    assert not again()
+    assert len(written) == 2
+
+
+def test_of_two_builds_of_one_folder_the_second_waits(model_folder, tmp_path, written):
+    said, folder = [], tmp_path / "engine"
+
+    def say(line):
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with locked(folder, lambda: None), pytest.raises(KeyboardInterrupt):
+        build(model_folder, folder, "torch", dtype="fp32", batch=[1], device="cpu", say=say)
+    assert said == [f"waiting for another process that builds `{folder}`"]
+    assert not written
