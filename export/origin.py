@@ -4,6 +4,7 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from stage_rt.errors import MissingExtraError
 from stage_rt.files import inside, sha256
 from stage_rt.names import DType
 
@@ -27,7 +28,7 @@ def origin(model: Path, dtype: DType) -> str:
     Nothing heavy is imported for it.
 
     Raises:
-        ModuleNotFoundError: one of the libraries is not installed.
+        MissingExtraError: one of the libraries is not installed.
     """
     package = Path(__file__).parents[1]
     own = [*sorted((package / "export").glob("*.py")), *sorted((package / "training").glob("*.py"))]
@@ -44,4 +45,6 @@ def _version(library: str) -> str:
     try:
         return version(library)
     except PackageNotFoundError as missing:
-        raise ModuleNotFoundError(name=library) from missing
+        raise MissingExtraError(
+            f"exporting a model needs `{library}`, which is not installed: `pip install 'stage-rt[export]'`"
+        ) from missing

@@ -121,6 +121,7 @@ def compile_fastest(
     from stage_rt.engines.build import is_current
     from stage_rt.engines.graphs import read_graphs
     from stage_rt.errors import InputError
+    from stage_rt.export.origin import origin
     from stage_rt.folders import check_replaceable
 
     if targets is not None:
@@ -129,7 +130,7 @@ def compile_fastest(
         )
     exported = _is_model(source)
     found = candidates([dtype] if dtype else None if exported else [read_graphs(source).dtype])
-    origins = {each.dtype: _origin(source, each.dtype) if exported else None for each in found}
+    origins = {each.dtype: origin(source, each.dtype) if exported else None for each in found}
     for each in found:
         made_of = origins[each.dtype]
         if made_of and is_current(output, made_of, backend=each.backend, batch=batch, dtype=each.dtype):
@@ -180,13 +181,14 @@ def compile_graphs(
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
     from stage_rt.engines.build import is_current
+    from stage_rt.export.origin import origin
     from stage_rt.folders import check_replaceable
 
     exported = _is_model(source)
     made_of = None
     if exported:
         dtype = dtype or "fp32"
-        made_of = _origin(source, dtype)
+        made_of = origin(source, dtype)
         # An export takes minutes: what is there already, and what cannot be built, is found out before it.
         if is_current(output, made_of, backend=backend, batch=batch, dtype=dtype, targets=targets):
             return False
@@ -234,12 +236,6 @@ def _backend_in(folder: Path) -> BackendName | None:
         return read_engine(folder).backend
     except EngineError:
         return None
-
-
-def _origin(source: Path, dtype: DType) -> str:
-    with console.extra("export"):
-        from stage_rt.export.origin import origin
-    return origin(source, dtype)
 
 
 @contextmanager

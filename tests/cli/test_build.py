@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from descriptions import rewrite
@@ -109,6 +110,24 @@ def test_a_batch_that_serves_nobody_is_refused_before_the_export(
         assert exited.value.code == 1
         assert capsys.readouterr().err.startswith(f"error: a batch of {batch.split(',')[-1]} ")
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_without_the_libraries_that_export_a_model_is_one_sentence(
+    model_folder, tmp_path, capsys, monkeypatch, backend
+):
+    def version(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    monkeypatch.setattr("stage_rt.export.origin.version", version)
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(tmp_path / "engine"), "--backend", backend])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: exporting a model needs `torch`, which is not installed: `pip install 'stage-rt[export]'`\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_batch_sizes_that_are_no_numbers_are_wrong_usage(build):
