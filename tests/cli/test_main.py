@@ -100,6 +100,15 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     )
 
 
+def test_a_library_that_does_not_load_is_one_sentence():
+    with pytest.raises(MissingExtraError) as broken, console.extra("export"):
+        raise ImportError("libtorch.so: cannot open shared object file", name="torch._C")
+    assert str(broken.value) == (
+        "a library that this command needs is installed and cannot be loaded (libtorch.so: cannot open shared "
+        "object file): install it again"
+    )
+
+
 def test_a_missing_part_of_stage_rt_itself_is_no_missing_extra():
     with pytest.raises(ModuleNotFoundError), console.extra("export"):
         import stage_rt.nonsense  # noqa: F401
