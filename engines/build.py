@@ -165,7 +165,7 @@ def _write(
         spec = wanted.model_copy(
             update={"workspace": workspace, "operations": _operations(graphs), "files": digests(staged)}
         )
-        (staged / ENGINE_FILE).write_text(spec.sealed())
+        (staged / ENGINE_FILE).write_text(spec.sealed(), encoding="utf-8")
 
 
 def _operations(graphs: Mapping[str, Path]) -> dict[str, int]:

@@ -139,7 +139,7 @@ def write(
     contexts = {name: context.cpu().contiguous() for name, context in model.contexts.items()}
     (folder / PROMPTS_FILE).write_bytes(save(contexts))
     spec = wanted.model_copy(update={"files": digests(folder)})
-    (folder / ENGINE_FILE).write_text(spec.sealed())
+    (folder / ENGINE_FILE).write_text(spec.sealed(), encoding="utf-8")
 
 
 def _make(

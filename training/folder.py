@@ -104,14 +104,14 @@ def write_description(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     # The library lets nobody but the owner read what it writes.
     shutil.copymode(folder / "model_index.json", folder / PROMPTS_FILE)
-    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_sums(folder)
 
 
 def write_sums(folder: Path) -> None:
     """Write `SUMS_FILE`: the digests of a model folder's weights and descriptions, as ``sha256sum -c`` reads them."""
     lines = [f"{sha256(folder / path)}  {path}\n" for path in inside(folder) if path.suffix in _SUMMED]
-    (folder / SUMS_FILE).write_text("".join(lines))
+    (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def check_sums(folder: Path) -> None:
@@ -122,7 +122,7 @@ def check_sums(folder: Path) -> None:
     """
     path = folder / SUMS_FILE
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
@@ -231,7 +231,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoen
         ModelError: as `load_network`.
     """
     try:
-        named = json.loads((folder / "config.json").read_text()).get("_class_name")
+        named = json.loads((folder / "config.json").read_bytes()).get("_class_name")
     except (OSError, ValueError, AttributeError):
         named = None
     kinds = {kind.__name__: kind for kind in _CLASSES}
