@@ -1,5 +1,6 @@
 """``stage-rt export``: a trained model as ONNX graphs, each held against torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,13 +50,18 @@ def _rows(parities: Sequence["Parity"]) -> list[dict[str, object]]:
     return [
         {
             "graph": parity.graph,
-            "max_abs": parity.max_abs,
-            "max_rel": parity.max_rel,
+            "max_abs": _finite(parity.max_abs),
+            "max_rel": _finite(parity.max_rel),
             "tolerance": parity.tolerance,
             "passed": parity.passed,
         }
         for parity in parities
     ]
+
+
+def _finite(error: float) -> float | None:
+    # JSON knows no NaN.
+    return error if math.isfinite(error) else None
 
 
 def _table(parities: Sequence["Parity"], footnote: str | None) -> str:
