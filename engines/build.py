@@ -1,7 +1,8 @@
 """Graphs to an engine folder: compiled graphs, contexts, ``engine.json``."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,12 +70,24 @@ def build(
     builder = choose(backend, graphs.dtype, targets)
     wanted = _described(builder, backend, graphs.dtype, batch, graphs.model, graphs.fingerprint)
     wanted = wanted.model_copy(update={"origin": origin})
+    with writing(folder), locked(folder, _Waiting(folder, notify, progress)):
+        if up_to_date(folder, wanted):
+            return False
+        check_replaceable(folder, backend, force=force)
+        _write(source, folder, wanted, builder, notify, progress)
+    return True
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A block in which ``folder`` is written, whose failures become sentences with what to do.
+
+    Raises:
+        InputError: it may not be written.
+        StageError: the disk is full, read-only or fails.
+    """
     try:
-        with locked(folder, _Waiting(folder, notify, progress)):
-            if up_to_date(folder, wanted):
-                return False
-            check_replaceable(folder, backend, force=force)
-            _write(source, folder, wanted, builder, notify, progress)
+        yield
     except PermissionError as refusal:
         raise InputError(
             f"`{folder}` may not be written: give yourself permission or another `-o`"
@@ -83,7 +96,6 @@ def build(
         raise StageError(
             f"writing `{folder}` failed ({failure.strerror}): mend that and run the same command again"
         ) from failure
-    return True
 
 
 def is_current(

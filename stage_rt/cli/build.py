@@ -118,7 +118,7 @@ def compile_fastest(
     """Compile a graphs or model folder for every backend of a CPU, and keep the one whose UNet is fastest here."""
     from stage_rt.engines.auto import candidates, fastest, judge, told
     from stage_rt.engines.build import build as run
-    from stage_rt.engines.build import is_current
+    from stage_rt.engines.build import is_current, writing
     from stage_rt.engines.graphs import read_graphs
     from stage_rt.errors import InputError
     from stage_rt.export.origin import origin
@@ -138,16 +138,12 @@ def compile_fastest(
     # What it chose the last time is its own to replace; another engine took its time to build.
     own = _backend_in(output) in {each.backend for each in found}
     check_replaceable(output, found[0].backend, force=force or own)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
-        ExitStack() as kept,
-    ):
+    with writing(output), _beside(output) as scratch, ExitStack() as kept:
         graphs = {
             each: kept.enter_context(_exported(source, output, each, hoist=False)) if exported else source
             for each in origins
         }
-        folders = {each: Path(scratch) / f"{each.backend}-{each.dtype}" for each in found}
+        folders = {each: scratch / f"{each.backend}-{each.dtype}" for each in found}
         with console.messages().status("building and measuring"):
             for each, folder in folders.items():
                 run(graphs[each.dtype], folder, backend=each.backend, batch=batch)
@@ -241,10 +237,19 @@ def _backend_in(folder: Path) -> BackendName | None:
 @contextmanager
 def _exported(source: Path, output: Path, dtype: DType, *, hoist: bool) -> Iterator[Path]:
     """The graphs of a model, in a folder beside ``output`` for as long as it takes; hoisted for GPUs."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    from stage_rt.engines.build import writing
+
+    with writing(output), _beside(output) as folder:
         with console.messages().status("reading the model") as status:
             with console.extra("export"):
                 from stage_rt.export.graphs import export
-            export(source, Path(folder), dtype=dtype, hoist=hoist, say=status.update)
+            export(source, folder, dtype=dtype, hoist=hoist, say=status.update)
+        yield folder
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` for as long as the block takes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         yield Path(folder)

@@ -113,6 +113,21 @@ def test_a_batch_that_serves_nobody_is_refused_before_the_export(
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_a_model_for_a_folder_that_cannot_be_written_is_one_sentence(
+    model_folder, tmp_path, capsys, monkeypatch, backend
+):
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    (tmp_path / "file").touch()
+    engine = tmp_path / "file" / "engine"
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(engine), "--backend", backend])
+    assert exited.value.code == 3
+    assert capsys.readouterr().err == (
+        f"error: writing `{engine}` failed (File exists): mend that and run the same command again\n"
+    )
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
 def test_without_the_libraries_that_export_a_model_is_one_sentence(
     model_folder, tmp_path, capsys, monkeypatch, backend
 ):
