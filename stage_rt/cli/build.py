@@ -134,6 +134,13 @@ def compile_fastest(
     for each in found:
         made_of = origins[each.dtype]
         if made_of and is_current(output, made_of, backend=each.backend, batch=batch, dtype=each.dtype):
+            if len(found) > 1:
+                # Another command may have made it, which compared nothing.
+                console.message(
+                    "notice",
+                    f"nothing was measured, as `{output}` holds {each} of this model already: remove it to have all "
+                    "tried again",
+                )
             return False
     # What it chose the last time is its own to replace; another engine took its time to build.
     own = _backend_in(output) in {each.backend for each in found}

@@ -203,6 +203,28 @@ def test_auto_builds_what_is_fastest_and_says_what_it_measured(graphs, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
 
 
+@pytest.mark.parametrize("dtype", [(), ("--dtype", "bf16")])
+def test_auto_says_that_it_measured_nothing(model_folder, tmp_path, capsys, monkeypatch, dtype):
+    from stage_rt.engines import auto
+
+    monkeypatch.setattr(auto, "_has_gpu", lambda: False)
+    monkeypatch.setattr(auto, "choose", lambda *_: None)
+    monkeypatch.setattr("stage_rt.engines.build.is_current", lambda *_, backend, **__: backend == "openvino")
+    engine = tmp_path / "engine"
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(engine), "--backend", "auto", *dtype])
+    assert exited.value.code == 0
+    out, err = capsys.readouterr()
+    assert out == f"engine `{engine}` is up to date\n"
+    # Of one candidate there is nothing to measure.
+    assert err == (
+        ""
+        if dtype
+        else f"notice: nothing was measured, as `{engine}` holds openvino fp32 of this model already: remove it to have "
+        "all tried again\n"
+    )
+
+
 def test_auto_neither_replaces_an_engine_for_a_gpu_nor_takes_targets(graphs, tmp_path, rtx_engine, capsys):
     shutil.copytree(rtx_engine, tmp_path / "engine")
     build = ["build", str(graphs("fp32")), "-o", str(tmp_path / "engine"), "--backend", "auto"]
