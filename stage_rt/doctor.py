@@ -111,7 +111,9 @@ def _kernels() -> Iterator[Line]:
 def _onnxruntime() -> Iterator[Line]:
     installed = [name for name in ONNX_RUNTIMES if _version(name)]
     own = (installed or ONNX_RUNTIMES)[0]
-    line = _module("ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", f"--no-deps {own}", needed=True)
+    line = _module(
+        "ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", f"--no-deps {own}", needed=True
+    )
     if line.status is Status.OK and "CPUExecutionProvider" not in line.found:
         fix = "`pip install --force-reinstall --no-deps onnxruntime`"
         line = Line(line.subject, Status.WRONG, f"{line.found}: it cannot run on the CPU", fix, needed=True)
@@ -261,7 +263,9 @@ def _module(subject: str, module: str, install: str, again: str, *, needed: bool
         found = last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
     except subprocess.TimeoutExpired:
         found = f"its import takes more than {_SECONDS} s"
-    return Line(subject, Status.WRONG, found, f"install it again: `pip install --force-reinstall {again}`", needed)
+    return Line(
+        subject, Status.WRONG, found, f"install it again: `pip install --force-reinstall {again}`", needed
+    )
 
 
 def _is_there(module: str) -> bool:

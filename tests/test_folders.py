@@ -139,7 +139,11 @@ def test_another_fingerprint_or_no_engine_is_not_up_to_date(engine: Path, tmp_pa
 
 @pytest.mark.parametrize(
     ("place", "named"),
-    [("run/test/crack/000.png", "run"), ("notes.txt", "notes.txt"), ("adapters/old/a.onnx", "adapters/old/a.onnx")],
+    [
+        ("run/test/crack/000.png", "run"),
+        ("notes.txt", "notes.txt"),
+        ("adapters/old/a.onnx", "adapters/old/a.onnx"),
+    ],
 )
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_engine_is_not_replaced_with_what_else_is_in_its_folder(

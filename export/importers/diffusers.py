@@ -227,7 +227,7 @@ def _text_context(source: Path, pipeline: str, text: str, options: Options) -> T
 
 
 def _check_clip(encoder: Path, clip: torch.nn.Module, missing: Collection[str]) -> None:
-    """Refuse a text encoder that is not all there: the library draws by dice what a file lacks, and says so in a log."""
+    """Refuse a text encoder that is not whole: the library draws what a file lacks by dice, and tells a log of it."""
     if missing:
         raise CheckpointError(
             f"`{encoder}` lacks weights of a CLIPTextModel, the first of {len(missing)} is `{min(missing)}`: fetch "

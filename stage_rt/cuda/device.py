@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from stage_rt import extras
 from stage_rt.cuda.plan import BLOCK, layout
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, MissingExtraError, first_line
+from stage_rt.errors import (
+    BackendError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    MissingExtraError,
+    first_line,
+)
 
 LIBRARY = "pycuda.driver"
 

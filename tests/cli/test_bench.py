@@ -55,9 +55,7 @@ def test_every_stage_of_every_batch_is_timed(bench, engine_folder, tmp_path):
     assert Result.model_validate_json(path.read_bytes()).model_dump(mode="json") == found
 
 
-def test_the_memory_told_is_not_what_measuring_the_machine_takes(
-    bench, engine_folder, tmp_path, monkeypatch
-):
+def test_the_memory_told_is_not_what_measuring_the_machine_takes(bench, engine_folder, tmp_path, monkeypatch):
     held = [2**20]
 
     def measured():

@@ -220,8 +220,8 @@ def test_auto_says_that_it_measured_nothing(model_folder, tmp_path, capsys, monk
     assert err == (
         ""
         if dtype
-        else f"notice: nothing was measured, as `{engine}` holds openvino fp32 of this model already: remove it to have "
-        "all tried again\n"
+        else f"notice: nothing was measured, as `{engine}` holds openvino fp32 of this model already: remove it to "
+        "have all tried again\n"
     )
 
 

@@ -151,6 +151,8 @@ def test_a_prompt_without_its_text_is_a_usage_error(command, text):
 
 
 def test_a_prompt_with_two_texts_is_a_usage_error(command):
-    code, out, err = command("import", "diffusers", "x", "-o", "model", "--prompt", "a=one", "--prompt", "a=two")
+    code, out, err = command(
+        "import", "diffusers", "x", "-o", "model", "--prompt", "a=one", "--prompt", "a=two"
+    )
     assert (code, out) == (2, "")
     assert "'a' is given two texts" in err

@@ -364,4 +364,4 @@ def test_names_of_prompts_are_kept_whatever_the_locale_writes(source, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{ascii(sorted(named))}\n"
+    assert done.stdout == f"{sorted(named)!a}\n"

@@ -212,6 +212,8 @@ def test_an_engine_that_was_built_meanwhile_is_not_told_of_steps_that_another_ne
     path, measured = tmp_path / ENGINE_FILE, FakeEngine(steps=30).spec
     path.write_text(FakeEngine(steps=30, fingerprint="1" * 64).spec.sealed())
     before = path.read_bytes()
-    with pytest.raises(EngineError, match=f"^`{tmp_path}` holds another engine than the one that needs 10 steps"):
+    with pytest.raises(
+        EngineError, match=f"^`{tmp_path}` holds another engine than the one that needs 10 steps"
+    ):
         keep(tmp_path, measured, PROMPT, 10)
     assert path.read_bytes() == before

@@ -333,9 +333,14 @@ def test_a_text_encoder_that_is_not_whole_is_refused(stable, tmp_path, damage):
 
 def test_a_name_that_is_a_run_s_and_a_text_s_is_refused(pipeline, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_text_context", lambda *_: torch.zeros(1, 16))
-    with pytest.raises(CheckpointError, match=r"prompt 'part\+dent' is asked of a training run and of a text"):
+    with pytest.raises(
+        CheckpointError, match=r"prompt 'part\+dent' is asked of a training run and of a text"
+    ):
         import_diffusers(
-            pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)], texts={"part+dent": "a dent"}
+            pipeline,
+            tmp_path / "model",
+            runs=[TrainingRun(("part+dent",), runs)],
+            texts={"part+dent": "a dent"},
         )
 
 
