@@ -39,6 +39,18 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_apart(folder: Path, output: Path) -> None:
+    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list alone.
+
+    Raises:
+        InputError: it lies there.
+    """
+    if real(output).is_relative_to(real(folder)):
+        raise InputError(
+            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `-o`"
+        )
+
+
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file in a folder by its POSIX path inside it, in order of the paths."""
     return {str(path): sha256(folder / path) for path in inside(folder)}

@@ -129,8 +129,13 @@ def check_sums(folder: Path) -> None:
         raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
     here = {str(name) for name in inside(folder) if name.suffix in _SUMMED}
-    if len(listed) < len(lines) or not here <= set(listed):
+    if len(listed) < len(lines):
         raise ModelError(f"`{path}` does not list every file of the model", AGAIN)
+    if strangers := sorted(here - set(listed)):
+        raise ModelError(
+            f"`{folder / strangers[0]}` is not listed in {SUMS_FILE}",
+            f"move it out of the model's folder, or {AGAIN}",
+        )
     for name, digest in listed.items():
         if name not in here or not (folder / name).is_file() or sha256(folder / name) != digest:
             raise ModelError(

@@ -66,6 +66,9 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
+    from stage_rt.files import check_apart
+
+    check_apart(source, output)
     sizes = batches_of(batch)
     targets = target.lower().split(",") if target else None
     if backend == "auto":

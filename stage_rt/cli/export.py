@@ -30,6 +30,9 @@ def export(
 
     Prints the largest error of every graph; nothing is written if one is beyond its tolerance.
     """
+    from stage_rt.files import check_apart
+
+    check_apart(model, output)
     with console.messages().status("reading the model") as status:
         with console.extra("export"):
             from stage_rt.export.graphs import export as run
