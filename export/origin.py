@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +41,7 @@ def _files(model: Path) -> Iterator[PurePosixPath]:
         )
 
 
-def origin(model: Path, dtype: DType) -> str:
+def origin(model: Path, dtype: DType, libraries: Sequence[str] = LIBRARIES) -> str:
     """sha256 of a model folder's weights and descriptions, of the exporter's sources and libraries, and of the dtype.
 
     Nothing heavy is imported for it.
@@ -55,7 +55,7 @@ def origin(model: Path, dtype: DType) -> str:
         dtype,
         *(f"{path} {digest}" for path, digest in deciding(model).items()),
         *(f"{path.name} {sha256(path)}" for path in own),
-        *(f"{library} {_version(library)}" for library in LIBRARIES),
+        *(f"{library} {_version(library)}" for library in libraries),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

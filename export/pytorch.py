@@ -32,6 +32,9 @@ from .verify import error_of
 
 _MAKING: dict[BackendName, str] = {"inductor": "compiling", "torch": "tracing"}
 
+_LIBRARIES = ("torch", "diffusers")
+"""What turns a model into networks and these into an engine, beside our own code."""
+
 
 def build(
     source: Path,
@@ -72,7 +75,7 @@ def build(
     if device is None and hoistable(model.unet):
         model = hoisted_model(model)
     wanted = describe(model.spec, backend, dtype, batch, device, _fingerprint(source, dtype))
-    wanted = wanted.model_copy(update={"origin": origin(source, dtype)})
+    wanted = wanted.model_copy(update={"origin": origin(source, dtype, _LIBRARIES)})
     with locked(folder, lambda: say(f"waiting for another process that builds `{folder}`")):
         if up_to_date(folder, wanted) and read_engine(folder).origin == wanted.origin:
             return False

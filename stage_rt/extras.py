@@ -26,5 +26,5 @@ def library(module: str, needed: str, extra: str) -> ModuleType:
                 f"{needed}, which is not installed: `pip install 'stage-rt[{extra}]'`"
             ) from failed
         raise MissingExtraError(
-            f"{needed}, which is installed and cannot be loaded ({first_line(failed)}): see `stage-rt doctor`"
+            f"{needed}, which is installed and cannot be loaded ({first_line(failed)}): install it again"
         ) from failed

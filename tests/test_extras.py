@@ -43,5 +43,5 @@ def test_what_is_not_installed_is_named_with_its_extra(package):
 def test_what_does_not_load_is_told_with_the_reason(package, source, reason):
     package("painter_broken", source)
     assert said("painter_broken") == (
-        f"this engine needs Painter, which is installed and cannot be loaded ({reason}): see `stage-rt doctor`"
+        f"this engine needs Painter, which is installed and cannot be loaded ({reason}): install it again"
     )
