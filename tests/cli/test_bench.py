@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -67,6 +68,28 @@ def test_the_memory_told_is_not_what_measuring_the_machine_takes(bench, engine_f
     found, _ = result(tmp_path, bench, engine_folder, "--batch", "1")
     assert held == [2**20, 2**30]
     assert found["peak_memory"] == 2**20
+
+
+def test_what_the_first_call_of_a_graph_takes_is_loading(bench, engine_folder, tmp_path, monkeypatch):
+    open_backend = module.open_backend
+
+    def opened(folder, spec):
+        backend, seen = open_backend(folder, spec), set()
+        run = backend.run
+
+        def slow_at_first(graph, **inputs):
+            time.sleep(0 if graph in seen else 1)
+            seen.add(graph)
+            return run(graph, **inputs)
+
+        backend.run = slow_at_first
+        return backend
+
+    monkeypatch.setattr(module, "open_backend", opened)
+    found, _ = result(tmp_path, bench, engine_folder, "--batch", "1")
+    # Encoder, UNet, at least one adapter and the decoder.
+    assert 4 < found["load_seconds"] < 10
+    assert found["rows"][0]["whole"]["high"] < 1
 
 
 def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, engine_folder, tmp_path):
