@@ -210,10 +210,12 @@ def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.f
         ModelError: its configuration or a weight is missing, unreadable or of another network.
     """
     try:
+        config = kind.load_config(folder, local_files_only=True)  # type: ignore[attr-defined]
+        if not isinstance(config, dict):
+            # What is no dictionary diffusers takes for the name of a model, and asks the network for it.
+            raise ValueError("config.json holds no configuration")
         with torch.device("meta"):
-            module: Network = kind.from_config(  # type: ignore[attr-defined]
-                kind.load_config(folder, local_files_only=True)  # type: ignore[attr-defined]
-            )
+            module: Network = kind.from_config(config)  # type: ignore[attr-defined]
         module.load_state_dict(_weights(folder / WEIGHTS_FILE, dtype), assign=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(

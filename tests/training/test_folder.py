@@ -87,6 +87,16 @@ def test_a_model_that_changed_since_it_was_written_is_refused(tmp_path: Path, na
     load_model(folder)
 
 
+@pytest.mark.parametrize("content", ["[]", '"someone/something"', "null", "1"])
+def test_a_configuration_that_is_none_asks_nobody(tmp_path: Path, content: str) -> None:
+    folder = write_small_model(tmp_path / "model")
+    (folder / "SHA256SUMS").unlink()
+    (folder / "unet" / "config.json").write_text(content)
+    message = r"unet` holds no usable UNet2DConditionModel weights \(config.json holds no configuration\): train"
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
 def test_a_surplus_or_missing_file_of_a_model_is_named(tmp_path: Path) -> None:
     folder = write_small_model(tmp_path / "model")
     (folder / "README.md").write_text("pictures and pages take no part")
