@@ -265,9 +265,12 @@ def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     if missing := sorted(set(spec.contexts) - set(contexts)):
-        raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names")
+        raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names", AGAIN)
     shape = (spec.tokens, spec.context_dim)
     for name in spec.contexts:
         if tuple(contexts[name].shape) != shape:
-            raise ModelError(f"`{path}` holds {name!r} with shape {tuple(contexts[name].shape)}, not {shape}")
+            found = tuple(contexts[name].shape)
+            raise ModelError(f"`{path}` holds {name!r} with shape {found}, not {shape}", AGAIN)
+        if not torch.isfinite(contexts[name]).all():
+            raise ModelError(f"`{path}` holds a context that is not finite for prompt {name!r}", AGAIN)
     return {name: contexts[name].float() for name in spec.contexts}
