@@ -104,7 +104,10 @@ class Result(_Result):
 
     def compared(self, other: "Result") -> str:
         """How many times the pairs an hour of ``other``, at each batch that both have and this model's steps."""
-        lines = [f"beside {other.backend} {other.library_version}, {other.dtype}, on {other.machine}:"]
+        # Of another dtype they are other graphs anyway.
+        alike = other.dtype != self.dtype or other.graphs_fingerprint == self.graphs_fingerprint
+        of = "" if alike else " of other graphs, as another model's,"
+        lines = [f"beside {other.backend} {other.library_version}, {other.dtype},{of} on {other.machine}:"]
         theirs = {row.batch: row for row in other.rows}
         for row in self.rows:
             if row.batch in theirs:

@@ -13,6 +13,7 @@ from PIL import Image
 from stage_rt.bench import stages as module
 from stage_rt.bench.result import Result, Row, Spread
 from stage_rt.cli import main
+from stage_rt.folders import read_engine
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 
@@ -104,9 +105,13 @@ def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, e
     assert lines[7].startswith("beside onnxruntime")
     assert lines[8].startswith("batch 2: ")
     assert lines[8].endswith(" times the pairs an hour")
+    assert "other graphs" not in lines[7]
+    path.write_text(path.read_text().replace(read_engine(engine_folder).graphs_fingerprint, "1" * 64))
     assert bench(engine_folder, "--batch", "1", "--rounds", "1", "--compare", path)[1].endswith(
         "no batch was measured in both\n"
     )
+    out = bench(engine_folder, "--batch", "2", "--rounds", "1", "--compare", path)[1]
+    assert ", fp32, of other graphs, as another model's, on " in out.splitlines()[7]
 
 
 def row(batch, **seconds):
