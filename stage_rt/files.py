@@ -40,7 +40,7 @@ def real(path: Path) -> Path:
 
 
 def check_apart(folder: Path, output: Path) -> None:
-    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list alone.
+    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list.
 
     Raises:
         InputError: it lies there.

@@ -265,7 +265,9 @@ def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     if missing := sorted(set(spec.contexts) - set(contexts)):
-        raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names", AGAIN)
+        raise ModelError(
+            f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names", AGAIN
+        )
     shape = (spec.tokens, spec.context_dim)
     for name in spec.contexts:
         if tuple(contexts[name].shape) != shape:

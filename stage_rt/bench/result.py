@@ -63,8 +63,8 @@ class Row(_Result):
 
 
 class Result(_Result):
-    """An engine on a machine. ``steps`` were measured, ``own_steps`` are the model's. ``load_seconds`` are those until
-    all networks that a prompt needs have been read or compiled, ``peak_memory`` is the host's, in bytes."""
+    """An engine on a machine. ``steps`` were measured, ``own_steps`` are the model's. ``load_seconds`` are those
+    until all networks that a prompt needs have been read or compiled, ``peak_memory`` is the host's, in bytes."""
 
     format: Literal[1] = 1
     machine: str

@@ -92,7 +92,9 @@ def test_a_configuration_that_is_none_asks_nobody(tmp_path: Path, content: str) 
     folder = write_small_model(tmp_path / "model")
     (folder / "SHA256SUMS").unlink()
     (folder / "unet" / "config.json").write_text(content)
-    message = r"unet` holds no usable UNet2DConditionModel weights \(config.json holds no configuration\): train"
+    message = (
+        r"unet` holds no usable UNet2DConditionModel weights \(config.json holds no configuration\): train"
+    )
     with pytest.raises(ModelError, match=message):
         load_model(folder)
 
@@ -102,7 +104,10 @@ def test_a_configuration_that_is_none_asks_nobody(tmp_path: Path, content: str) 
     [
         (lambda context: None, r"lacks the context of prompt 'tile\+hole' that stage.json names: train or"),
         (lambda context: context[1:], r"holds 'tile\+hole' with shape \(2, 6\), not \(3, 6\): train or"),
-        (lambda context: context / 0, r"holds a context that is not finite for prompt 'tile\+hole': train or"),
+        (
+            lambda context: context / 0,
+            r"holds a context that is not finite for prompt 'tile\+hole': train or",
+        ),
     ],
 )
 def test_a_context_that_is_missing_or_cannot_be_is_named_with_the_remedy(
@@ -123,5 +128,7 @@ def test_a_surplus_or_missing_file_of_a_model_is_named(tmp_path: Path) -> None:
     (folder / "README.md").write_text("pictures and pages take no part")
     load_model(folder)
     (folder / "more.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"more.safetensors` is not listed in SHA256SUMS: move it out of the model's"):
+    with pytest.raises(
+        ModelError, match=r"more.safetensors` is not listed in SHA256SUMS: move it out of the model's"
+    ):
         load_model(folder)
