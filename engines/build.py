@@ -1,10 +1,12 @@
 """Graphs to an engine folder: compiled graphs, contexts, ``engine.json``."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from stage_rt.batches import check_sizes
 from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import check_replaceable, read_engine, up_to_date
@@ -16,8 +18,6 @@ from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec, Mod
 from .builders import Builder, Compiled, Notify, choose
 from .graphs import REMEDY, read_graphs
 
-MOST_BATCH = 2**16
-"""Samples a call; no device has the memory for more."""
 _COMPILE_BYTES = 2**26
 """A graph without weights takes about as long to compile as this many bytes of them take to pack."""
 
@@ -58,29 +58,36 @@ def build(
 
     Raises:
         GraphsError: the graphs folder is incomplete or changed, or a graph is not the one that its name says.
-        InputError: a batch size is not from 1 to `MOST_BATCH`, the dtype is not the graphs' own, the backend cannot
+        InputError: a batch size is none (`check_sizes`), the dtype is not the graphs' own, the backend cannot
             do what is asked of it, or ``folder`` has content that is no engine or cannot be written.
         DeviceError: the backend needs a GPU that is not there.
         MissingExtraError: the backend's library is not installed.
         BackendError: the library could not compile a graph.
     """
-    if not batch or min(batch) < 1:
-        raise InputError(f"a batch of {min(batch, default=0)} serves nobody: use `--batch 1` or more")
-    if max(batch) > MOST_BATCH:
-        raise InputError(
-            f"a batch of {max(batch)} is more than any device serves: use `--batch {MOST_BATCH}` or less"
-        )
+    check_sizes(batch)
     graphs = read_graphs(source)
     _check_dtype(source, graphs, dtype)
     builder = choose(backend, graphs.dtype, targets)
     wanted = _described(builder, backend, graphs.dtype, batch, graphs.model, graphs.fingerprint)
     wanted = wanted.model_copy(update={"origin": origin})
+    with writing(folder), locked(folder, _Waiting(folder, notify, progress)):
+        if up_to_date(folder, wanted):
+            return False
+        check_replaceable(folder, backend, force=force)
+        _write(source, folder, wanted, builder, notify, progress)
+    return True
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A block in which ``folder`` is written, whose failures become sentences with what to do.
+
+    Raises:
+        InputError: it may not be written.
+        StageError: the disk is full, read-only or fails.
+    """
     try:
-        with locked(folder, _Waiting(folder, notify, progress)):
-            if up_to_date(folder, wanted):
-                return False
-            check_replaceable(folder, backend, force=force)
-            _write(source, folder, wanted, builder, notify, progress)
+        yield
     except PermissionError as refusal:
         raise InputError(
             f"`{folder}` may not be written: give yourself permission or another `-o`"
@@ -89,7 +96,6 @@ def build(
         raise StageError(
             f"writing `{folder}` failed ({failure.strerror}): mend that and run the same command again"
         ) from failure
-    return True
 
 
 def is_current(
@@ -106,6 +112,7 @@ def is_current(
     Raises:
         InputError, DeviceError, MissingExtraError: as `build`.
     """
+    check_sizes(batch)
     builder = choose(backend, dtype, targets)
     try:
         found = read_engine(folder)
@@ -170,7 +177,7 @@ def _write(
         spec = wanted.model_copy(
             update={"workspace": workspace, "operations": _operations(graphs), "files": digests(staged)}
         )
-        (staged / ENGINE_FILE).write_text(spec.sealed())
+        (staged / ENGINE_FILE).write_text(spec.sealed(), encoding="utf-8")
 
 
 def _operations(graphs: Mapping[str, Path]) -> dict[str, int]:

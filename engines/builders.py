@@ -1,5 +1,8 @@
 """What compiles graphs, one module a backend; the backend's name chooses here and nowhere else."""
 
+import errno
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -62,6 +65,16 @@ class Builder(Protocol):
         Raises:
             BackendError: the library cannot compile it.
         """
+
+
+def check_room(graph: Path, destination: Path) -> None:
+    """Tell a full disk, once a library failed to write ``destination``: some call it an error of their own.
+
+    Raises:
+        OSError: there is less room than ``graph`` takes.
+    """
+    if shutil.disk_usage(destination.parent).free < graph.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
 
 
 _EXTRAS: dict[BackendName, str] = {

@@ -9,7 +9,7 @@ from stage_rt.errors import BackendError, InputError, first_line
 from stage_rt.names import DType
 from stage_rt.progress import Progress
 
-from .builders import Compiled, Notify
+from .builders import Compiled, Notify, check_room
 
 EXTERNAL_DATA_BYTES = 2**30
 """Larger graphs get their weights in a file of their own: a protobuf holds 2 GiB at most."""
@@ -56,6 +56,7 @@ class OnnxRuntimeBuilder:
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # The library's exceptions have no common base.
+            check_room(graph, destination)
             raise BackendError(f"ONNX Runtime cannot compile `{graph}`: {first_line(error)}") from error
         return Compiled(0, _shapes(session.get_inputs()), _shapes(session.get_outputs()))
 

@@ -9,7 +9,7 @@ from stage_rt.errors import BackendError, InputError, first_line
 from stage_rt.names import DType
 from stage_rt.progress import Progress
 
-from .builders import Compiled, Notify
+from .builders import Compiled, Notify, check_room
 
 
 def builder(dtype: DType, targets: Sequence[str] | None) -> "OpenVinoBuilder":
@@ -53,6 +53,7 @@ class OpenVinoBuilder:
                 node.set_friendly_name(f"{node.get_type_name()}_{number}")
             ov.save_model(model, f"{destination}.xml", compress_to_fp16=False)
         except Exception as error:  # The library's exceptions have no common base.
+            check_room(graph, destination)
             raise BackendError(f"OpenVINO cannot compile `{graph}`: {first_line(error)}") from error
         return Compiled(0, *shapes)
 

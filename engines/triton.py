@@ -112,7 +112,7 @@ def _write_pairs(source: Path, folder: Path, graphs: GraphsSpec) -> None:
     shutil.copyfile(Path(__file__).with_name("triton_model.py"), folder / VERSION / "model.py")
     shutil.copyfile(source / PROMPTS_FILE, described / PROMPTS_FILE)
     own = graphs.model_copy(update={"files": digests(described)})
-    (described / GRAPHS_FILE).write_text(own.sealed())
+    (described / GRAPHS_FILE).write_text(own.sealed(), encoding="utf-8")
 
 
 def network_config(name: str, graph: str, graphs: GraphsSpec) -> str:

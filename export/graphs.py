@@ -73,7 +73,7 @@ def export(
         graphs = GraphsSpec(
             model=spec, dtype=dtype, opset=opset, source=_source(model), files=digests(staged)
         )
-        (staged / GRAPHS_FILE).write_text(graphs.sealed())
+        (staged / GRAPHS_FILE).write_text(graphs.sealed(), encoding="utf-8")
     return graphs
 
 

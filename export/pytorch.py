@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from stage_rt.backends.packages import arranged, free, opened, package, weights
 from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
-from stage_rt.batches import autoencoder_bucket
+from stage_rt.batches import autoencoder_bucket, check_sizes
 from stage_rt.errors import DeviceError, ParityError
-from stage_rt.files import digests, staged_folder
-from stage_rt.folders import up_to_date
+from stage_rt.files import digests, locked, staged_folder
+from stage_rt.folders import read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import TOLERANCE
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
@@ -26,11 +26,14 @@ from .fold import FoldedAdapter
 from .hoist import hoistable, hoisted_model
 from .inductor import compile_network
 from .networks import TORCH_DTYPES, networks, random_inputs
-from .origin import deciding
+from .origin import deciding, origin
 from .tracing import trace_network
 from .verify import error_of
 
 _MAKING: dict[BackendName, str] = {"inductor": "compiling", "torch": "tracing"}
+
+_LIBRARIES = ("torch", "diffusers")
+"""What turns a model into networks and these into an engine, beside our own code."""
 
 
 def build(
@@ -45,8 +48,8 @@ def build(
 ) -> bool:
     """Build a model folder for the GPU of this machine; the engine appears whole or not at all.
 
-    An engine that is already there and was made from the same model in the same way is left alone; any other
-    engine there is replaced.
+    An engine that is already there and was made from the same model by the same code is left alone; any other
+    engine there is replaced. Of several processes that write one folder, one builds and the others wait.
 
     Args:
         source: the model folder.
@@ -63,19 +66,21 @@ def build(
     Raises:
         ModelError: the model folder is incomplete or inconsistent.
         DeviceError: there is no GPU that PyTorch can use.
-        InputError: ``folder`` has content that is no engine.
+        InputError: a batch size is none (`check_sizes`), or ``folder`` has content that is no engine.
         BackendError: PyTorch cannot compile or trace a network, for one thing because a compiler is missing.
         ParityError: what was made of a network disagrees with it.
     """
+    check_sizes(batch)
     model = load_model(source)
     if device is None and hoistable(model.unet):
         model = hoisted_model(model)
     wanted = describe(model.spec, backend, dtype, batch, device, _fingerprint(source, dtype))
-    exists = (folder / ENGINE_FILE).is_file()
-    if exists and up_to_date(folder, wanted):
-        return False
-    with staged_folder(folder, replace=exists) as staged:
-        write(model, wanted, staged, say=say)
+    wanted = wanted.model_copy(update={"origin": origin(source, dtype, _LIBRARIES)})
+    with locked(folder, lambda: say(f"waiting for another process that builds `{folder}`")):
+        if up_to_date(folder, wanted) and read_engine(folder).origin == wanted.origin:
+            return False
+        with staged_folder(folder, replace=(folder / ENGINE_FILE).is_file()) as staged:
+            write(model, wanted, staged, say=say)
     return True
 
 
@@ -137,7 +142,7 @@ def write(
     contexts = {name: context.cpu().contiguous() for name, context in model.contexts.items()}
     (folder / PROMPTS_FILE).write_bytes(save(contexts))
     spec = wanted.model_copy(update={"files": digests(folder)})
-    (folder / ENGINE_FILE).write_text(spec.sealed())
+    (folder / ENGINE_FILE).write_text(spec.sealed(), encoding="utf-8")
 
 
 def _make(

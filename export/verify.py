@@ -35,6 +35,7 @@ from stage_rt.spec import (
     VAE_ENCODER,
     EngineSpec,
     ModelSpec,
+    PromptDefaults,
     adapter_graph,
 )
 
@@ -361,7 +362,7 @@ class _Sides:
 
 
 def _require_same_model(engine: Path, found: ModelSpec, model: Path) -> None:
-    expected = read_model_spec(model)
+    expected, found = _as_trained(read_model_spec(model)), _as_trained(found)
     free = {"provenance", "hoisted", *(["context_dim"] if found.hoisted else [])}
     for name in (name for name in ModelSpec.model_fields if name not in free):
         if getattr(found, name) != getattr(expected, name):
@@ -369,6 +370,13 @@ def _require_same_model(engine: Path, found: ModelSpec, model: Path) -> None:
                 f"`{engine}` is of another model than `{model}`, whose `{name}` differs: name the model it was "
                 "built from, or build it again with `stage-rt build`"
             )
+
+
+def _as_trained(model: ModelSpec) -> ModelSpec:
+    """Without the fewest steps, which `stage-rt calibrate` writes into an engine and nobody into a model."""
+    plain = {name: one.model_copy(update={"steps": None}) for name, one in model.defaults.items()}
+    defaults = {name: one for name, one in plain.items() if one != PromptDefaults()}
+    return model.model_copy(update={"defaults": defaults})
 
 
 @contextmanager

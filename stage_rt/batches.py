@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from stage_rt.errors import InputError
+
+MOST_BATCH = 2**16
+"""Samples a call; no device has the memory for more."""
 AUTOENCODER_BATCH = 8
 """The autoencoder works on at most as many images at once: it fills the GPU with less, at 64 times the cells."""
 
@@ -16,6 +20,20 @@ class Part(NamedTuple):
     start: int
     length: int
     bucket: int
+
+
+def check_sizes(batch: Sequence[int]) -> None:
+    """Refuse batch sizes that no engine can be built for.
+
+    Raises:
+        InputError: there is none, or one is not from 1 to `MOST_BATCH`.
+    """
+    if not batch or min(batch) < 1:
+        raise InputError(f"a batch of {min(batch, default=0)} serves nobody: use `--batch 1` or more")
+    if max(batch) > MOST_BATCH:
+        raise InputError(
+            f"a batch of {max(batch)} is more than any device serves: use `--batch {MOST_BATCH}` or less"
+        )
 
 
 def parts(count: int, buckets: Sequence[int]) -> list[Part]:

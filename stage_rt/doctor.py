@@ -77,7 +77,8 @@ def examine() -> list[Line]:
             lines += probe()
         except Exception as error:
             fix = "report this as a bug of `stage-rt doctor`"
-            lines.append(Line(subject, Status.WRONG, f"could not be examined ({first_line(error)})", fix))
+            found = f"could not be examined ({first_line(error)})"
+            lines.append(Line(subject, Status.WRONG, found, fix, needed=subject in _NEEDED))
     return lines
 
 
@@ -108,12 +109,15 @@ def _kernels() -> Iterator[Line]:
 
 
 def _onnxruntime() -> Iterator[Line]:
-    line = _module("ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", needed=True)
+    installed = [name for name in ONNX_RUNTIMES if _version(name)]
+    own = (installed or ONNX_RUNTIMES)[0]
+    line = _module(
+        "ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", f"--no-deps {own}", needed=True
+    )
     if line.status is Status.OK and "CPUExecutionProvider" not in line.found:
         fix = "`pip install --force-reinstall --no-deps onnxruntime`"
         line = Line(line.subject, Status.WRONG, f"{line.found}: it cannot run on the CPU", fix, needed=True)
     yield line
-    installed = [name for name in ONNX_RUNTIMES if _version(name)]
     if len(installed) > 1:
         keep = installed[0]
         yield Line(
@@ -126,12 +130,13 @@ def _onnxruntime() -> Iterator[Line]:
 
 
 def _openvino() -> Iterator[Line]:
-    yield _module("OpenVINO", "openvino", "pip install 'stage-rt[openvino]'")
+    yield _module("OpenVINO", "openvino", "pip install 'stage-rt[openvino]'", "--no-deps openvino")
 
 
 def _tensorrt() -> Iterator[Line]:
-    yield _module("TensorRT", "tensorrt", "pip install 'stage-rt[tensorrt]'")
-    yield _module("TensorRT-RTX", "tensorrt_rtx", "pip install 'stage-rt[rtx]'")
+    # Their libraries are distributions of their own, which these ask for.
+    yield _module("TensorRT", "tensorrt", "pip install 'stage-rt[tensorrt]'", "tensorrt")
+    yield _module("TensorRT-RTX", "tensorrt_rtx", "pip install 'stage-rt[rtx]'", "tensorrt-rtx-cu13")
 
 
 def _export() -> Iterator[Line]:
@@ -229,9 +234,15 @@ _PROBES: dict[str, Callable[[], Iterator[Line]]] = {
     "disk": _disk,
 }
 
+_NEEDED = {"Python", "stage-rt kernels", "ONNX Runtime"}
+"""Subjects whose lines are needed."""
 
-def _module(subject: str, module: str, install: str, *, needed: bool = False) -> Line:
-    """Version and providers of a module, imported in a process of its own: a broken one may well crash."""
+
+def _module(subject: str, module: str, install: str, again: str, *, needed: bool = False) -> Line:
+    """Version and providers of a module, imported in a process of its own: a broken one may well crash.
+
+    ``again`` is what pip is to install once more where it is broken: not stage-rt, which is on no index.
+    """
     if not _is_there(module):
         return Line(subject, Status.MISSING, "not installed", f"`{install}`", needed)
     try:
@@ -252,7 +263,9 @@ def _module(subject: str, module: str, install: str, *, needed: bool = False) ->
         found = last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
     except subprocess.TimeoutExpired:
         found = f"its import takes more than {_SECONDS} s"
-    return Line(subject, Status.WRONG, found, f"install it again: `{install} --force-reinstall`", needed)
+    return Line(
+        subject, Status.WRONG, found, f"install it again: `pip install --force-reinstall {again}`", needed
+    )
 
 
 def _is_there(module: str) -> bool:

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from stage_rt.errors import MissingExtraError
+from stage_rt.errors import MissingExtraError, first_line
 
 
 def library(module: str, needed: str, extra: str) -> ModuleType:
@@ -15,11 +15,16 @@ def library(module: str, needed: str, extra: str) -> ModuleType:
         extra: of stage-rt, that brings it.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or what is installed cannot be loaded.
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as missing:
+    except (ImportError, OSError) as failed:
+        # Or a library that it needs itself.
+        if isinstance(failed, ModuleNotFoundError) and f"{module}.".startswith(f"{failed.name or module}."):
+            raise MissingExtraError(
+                f"{needed}, which is not installed: `pip install 'stage-rt[{extra}]'`"
+            ) from failed
         raise MissingExtraError(
-            f"{needed}, which is not installed: `pip install 'stage-rt[{extra}]'`"
-        ) from missing
+            f"{needed}, which is installed and cannot be loaded ({first_line(failed)}): install it again"
+        ) from failed

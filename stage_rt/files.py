@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from stage_rt.errors import InputError
 
@@ -37,6 +37,18 @@ def identity(path: str | Path) -> tuple[int, int, int] | None:
 def real(path: Path) -> Path:
     """``path`` without links; `Path.resolve` raises where links lead in a circle."""
     return Path(os.path.realpath(path))
+
+
+def check_apart(folder: Path, output: Path) -> None:
+    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list.
+
+    Raises:
+        InputError: it lies there.
+    """
+    if real(output).is_relative_to(real(folder)):
+        raise InputError(
+            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `-o`"
+        )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -204,7 +216,7 @@ def inside(folder: Path) -> list[PurePosixPath]:
     )
 
 
-def staged_for(path: Path) -> str | None:
+def staged_for(path: PurePath) -> str | None:
     """The name of the file that ``path`` was to become when a crash left it, None if it is no such file."""
     name = _STAGED.fullmatch(path.name)
     return name and name[1]

@@ -1,7 +1,7 @@
 """Folders that describe themselves in a JSON file: read and checked before anything else in them is."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
@@ -10,11 +10,15 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from stage_rt.errors import EngineError, InputError, first_line
-from stage_rt.files import inside, sha256
+from stage_rt.files import inside, sha256, staged_for
 from stage_rt.names import BackendName
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault
 
 Spec = TypeVar("Spec", bound=BaseModel)
+
+_ADAPTERS = "adapters"
+_SUFFIXES = {".onnx", ".data", ".xml", ".bin", ".engine", ".pt2", ".safetensors"}
+"""Of all that the backends make."""
 
 REBUILD = "build the engine again with `stage-rt build`"
 
@@ -88,6 +92,24 @@ def verify_engine(folder: Path, spec: EngineSpec) -> None:
     verify(folder, spec.files, ENGINE_FILE, EngineError, REBUILD)
 
 
+def verify_again(folder: Path, spec: EngineSpec, names: Iterable[str]) -> None:
+    """Check those of ``names`` that an open engine lists once more, just before they are read.
+
+    A graph is read when it is first run, hours later in a long run: by then another engine may have been built into
+    its folder, and networks of two models would paint together.
+
+    Raises:
+        EngineError: names the first file that is not the one that the engine was opened with.
+    """
+    for name in names:
+        path = folder / name
+        if name in spec.files and not (path.is_file() and sha256(path) == spec.files[name]):
+            raise EngineError(
+                f"`{path}` was replaced or changed while the engine was in use",
+                "run the same command again, and build into another folder while one is in use",
+            )
+
+
 def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
     """Whether ``folder`` holds, whole, an engine of the fingerprint of ``wanted``."""
     try:
@@ -101,9 +123,18 @@ def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
 def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> None:
     """Refuse to replace an engine of another backend, which took its time to build, unless ``force``.
 
+    Nor is a folder replaced that holds more than an engine, as the pairs that were painted into it: all would be
+    removed with it.
+
     Raises:
-        InputError: ``folder`` holds one.
+        InputError: ``folder`` holds one, or something else.
     """
+    if (folder / ENGINE_FILE).is_file() and (other := next(filter(_is_foreign, inside(folder)), None)):
+        inner = other if other.parts[0] == _ADAPTERS else other.parts[0]
+        raise InputError(
+            f"`{folder / inner}` is no part of an engine and would be removed with the one beside it",
+            "move it elsewhere or choose another `-o`",
+        )
     try:
         found = read_engine(folder)
     except EngineError:
@@ -113,6 +144,14 @@ def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> Non
             f"`{folder}` holds an engine for {found.backend}",
             "choose another `-o`, or replace it with `--force`",
         )
+
+
+def _is_foreign(path: PurePosixPath) -> bool:
+    """Whether no build makes a file of this name; not by the list of the engine there, which may be damaged."""
+    if str(path) == ENGINE_FILE or staged_for(path) == ENGINE_FILE:
+        return False
+    placed = len(path.parts) == 1 or (len(path.parts) == 2 and path.parts[0] == _ADAPTERS)
+    return not placed or path.suffix not in _SUFFIXES
 
 
 def read_contexts(

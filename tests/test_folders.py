@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from stage_rt import files
-from stage_rt.errors import EngineError, GraphsError
+from stage_rt.errors import EngineError, GraphsError, InputError
 from stage_rt.files import digests, staged_folder, write_atomic
-from stage_rt.folders import read_contexts, read_description, read_engine, up_to_date, verify
+from stage_rt.folders import (
+    check_replaceable,
+    read_contexts,
+    read_description,
+    read_engine,
+    up_to_date,
+    verify,
+)
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
 
@@ -128,6 +135,39 @@ def test_a_file_that_is_not_as_listed_is_named_and_the_engine_not_up_to_date(
 def test_another_fingerprint_or_no_engine_is_not_up_to_date(engine: Path, tmp_path: Path) -> None:
     assert not up_to_date(engine, engine_spec(batch=[1, 8]))
     assert not up_to_date(tmp_path, engine_spec())
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("run/test/crack/000.png", "run"),
+        ("notes.txt", "notes.txt"),
+        ("adapters/old/a.onnx", "adapters/old/a.onnx"),
+    ],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_engine_is_not_replaced_with_what_else_is_in_its_folder(
+    engine: Path, place: str, named: str, damaged: bool
+) -> None:
+    (engine / place).parent.mkdir(parents=True, exist_ok=True)
+    (engine / place).touch()
+    if damaged:
+        (engine / ENGINE_FILE).write_text("{")
+    with pytest.raises(InputError) as refused:
+        check_replaceable(engine, "onnxruntime", force=True)
+    assert str(refused.value) == (
+        f"`{engine / named}` is no part of an engine and would be removed with the one beside it: move it elsewhere "
+        "or choose another `-o`"
+    )
+
+
+def test_what_builds_leave_may_be_replaced(engine: Path) -> None:
+    names = ("unet.xml", "unet.bin", "unet.onnx.data", "adapters/a.aware.engine", "unet.b8.pt2")
+    for name in (*names, "prompts.safetensors", ".engine.json.01234567.tmp"):
+        (engine / name).touch()
+    check_replaceable(engine, "onnxruntime", force=False)
+    (engine / ENGINE_FILE).write_text("{")
+    check_replaceable(engine, "openvino", force=False)
 
 
 def test_of_a_file_that_is_waited_for_the_folders_that_were_made_are_too(tmp_path, monkeypatch):

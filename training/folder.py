@@ -110,14 +110,14 @@ def write_description(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     # The library lets nobody but the owner read what it writes.
     shutil.copymode(folder / "model_index.json", folder / PROMPTS_FILE)
-    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_sums(folder)
 
 
 def write_sums(folder: Path) -> None:
     """Write `SUMS_FILE`: the digests of a model folder's weights and descriptions, as ``sha256sum -c`` reads them."""
     lines = [f"{sha256(folder / path)}  {path}\n" for path in inside(folder) if path.suffix in _SUMMED]
-    (folder / SUMS_FILE).write_text("".join(lines))
+    (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def check_sums(folder: Path) -> None:
@@ -128,15 +128,20 @@ def check_sums(folder: Path) -> None:
     """
     path = folder / SUMS_FILE
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
     here = {str(name) for name in inside(folder) if name.suffix in _SUMMED}
-    if len(listed) < len(lines) or not here <= set(listed):
+    if len(listed) < len(lines):
         raise ModelError(f"`{path}` does not list every file of the model", AGAIN)
+    if strangers := sorted(here - set(listed)):
+        raise ModelError(
+            f"`{folder / strangers[0]}` is not listed in {SUMS_FILE}",
+            f"move it out of the model's folder, or {AGAIN}",
+        )
     for name, digest in listed.items():
         if name not in here or not (folder / name).is_file() or sha256(folder / name) != digest:
             raise ModelError(
@@ -211,10 +216,12 @@ def load_network(kind: type[Network], folder: Path, dtype: torch.dtype = torch.f
         ModelError: its configuration or a weight is missing, unreadable or of another network.
     """
     try:
+        config = kind.load_config(folder, local_files_only=True)  # type: ignore[attr-defined]
+        if not isinstance(config, dict):
+            # What is no dictionary diffusers takes for the name of a model, and asks the network for it.
+            raise ValueError("config.json holds no configuration")
         with torch.device("meta"):
-            module: Network = kind.from_config(  # type: ignore[attr-defined]
-                kind.load_config(folder, local_files_only=True)  # type: ignore[attr-defined]
-            )
+            module: Network = kind.from_config(config)  # type: ignore[attr-defined]
         module.load_state_dict(_weights(folder / WEIGHTS_FILE, dtype), assign=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
@@ -237,7 +244,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype = torch.float32) -> Autoen
         ModelError: as `load_network`.
     """
     try:
-        named = json.loads((folder / "config.json").read_text()).get("_class_name")
+        named = json.loads((folder / "config.json").read_bytes()).get("_class_name")
     except (OSError, ValueError, AttributeError):
         named = None
     kinds = {kind.__name__: kind for kind in _CLASSES}
@@ -264,9 +271,14 @@ def _load_contexts(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"`{path}` cannot be read ({_reason(error)})", AGAIN) from None
     if missing := sorted(set(spec.contexts) - set(contexts)):
-        raise ModelError(f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names")
+        raise ModelError(
+            f"`{path}` lacks the context of prompt {missing[0]!r} that {MODEL_FILE} names", AGAIN
+        )
     shape = (spec.tokens, spec.context_dim)
     for name in spec.contexts:
         if tuple(contexts[name].shape) != shape:
-            raise ModelError(f"`{path}` holds {name!r} with shape {tuple(contexts[name].shape)}, not {shape}")
+            found = tuple(contexts[name].shape)
+            raise ModelError(f"`{path}` holds {name!r} with shape {found}, not {shape}", AGAIN)
+        if not torch.isfinite(contexts[name]).all():
+            raise ModelError(f"`{path}` holds a context that is not finite for prompt {name!r}", AGAIN)
     return {name: contexts[name].float() for name in spec.contexts}

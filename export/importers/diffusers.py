@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stage_rt.errors import CheckpointError, MissingExtraError
+from stage_rt.errors import CheckpointError, MissingExtraError, first_line
 from stage_rt.files import staged_folder
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ModelSpec
@@ -95,6 +95,10 @@ def import_diffusers(
             learned = {prompt: part for run in trained.values() for prompt, part in run.vectors.items()}
             contexts = {**make_contexts(bert, CAPTION, learned, options), **contexts}
         prompts = {prompt: name for name, run in trained.items() for prompt in run.vectors}
+        if both := sorted(set(prompts) & set(texts)):
+            raise CheckpointError(
+                f"prompt {both[0]!r} is asked of a training run and of a text: give one of them another name"
+            )
         options.say("computing sha256")
         files = {network.source.parent.name: file_origin(network.source) for network in (unet, vae)}
         provenance = origin(
@@ -205,17 +209,32 @@ def _text_context(source: Path, pipeline: str, text: str, options: Options) -> T
     try:
         tokenizer = kind.from_pretrained(tokenizers, local_files_only=True)
         if pipeline == _STABLE:
-            clip = CLIPTextModel.from_pretrained(encoder, local_files_only=True, use_safetensors=True).float()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"`{source}` has no usable tokenizer and text encoder ({reason})") from None
+            clip, told = CLIPTextModel.from_pretrained(
+                encoder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # What damaged files end in has no common base.
+        raise CheckpointError(
+            f"`{source}` has no usable tokenizer and text encoder ({first_line(error)}), fetch the folder again"
+        ) from None
     if pipeline == _STABLE:
+        _check_clip(encoder, clip, told["missing_keys"])
         ids = tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        context: Tensor = clip(ids).last_hidden_state[0]
+        context: Tensor = clip.float()(ids).last_hidden_state[0]
         return context
     bert = _bert(encoder, options)
     tokens = tokenizer(text, padding="max_length", truncation=True, max_length=bert.sizes.tokens).input_ids
     return encode(bert.read, bert.sizes, tokens)
+
+
+def _check_clip(encoder: Path, clip: torch.nn.Module, missing: Collection[str]) -> None:
+    """Refuse a text encoder that is not whole: the library draws what a file lacks by dice, and tells a log of it."""
+    if missing:
+        raise CheckpointError(
+            f"`{encoder}` lacks weights of a CLIPTextModel, the first of {len(missing)} is `{min(missing)}`: fetch "
+            "the folder again"
+        )
+    for name, tensor in clip.state_dict().items():
+        require_finite(encoder, name, tensor)
 
 
 def _spec(

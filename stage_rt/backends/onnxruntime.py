@@ -14,6 +14,7 @@ from stage_rt import extras
 from stage_rt.backends.forks import protect
 from stage_rt.backends.versions import require_minor
 from stage_rt.errors import BackendError, first_line
+from stage_rt.folders import verify_again
 from stage_rt.machine import cores
 from stage_rt.spec import EngineSpec
 
@@ -45,7 +46,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
         self._library = library()
-        self._folder = folder
+        self._folder, self._spec = folder, spec
         self._sessions: dict[str, Any] = {}
         self._cores = cores()
         self._pool = ThreadPoolExecutor(self._cores)
@@ -87,6 +88,7 @@ class OnnxRuntimeBackend:
             # Every graph has threads of its own; waiting awake, they would take the cores from the one that runs.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             path = self._folder / f"{graph}.onnx"
+            verify_again(self._folder, self._spec, (f"{graph}.onnx", f"{graph}.onnx.data"))
             try:
                 self._sessions[graph] = self._library.InferenceSession(
                     path, options, providers=["CPUExecutionProvider"]

@@ -15,6 +15,7 @@ from stage_rt.backends.forks import protect
 from stage_rt.backends.versions import require_minor
 from stage_rt.batches import padded
 from stage_rt.errors import BackendError, EngineError, first_line
+from stage_rt.folders import verify_again
 from stage_rt.machine import cores
 from stage_rt.names import DType
 from stage_rt.spec import EngineSpec
@@ -82,7 +83,7 @@ class OpenVinoBackend:
             raise EngineError(
                 f"`{folder}` computes in {spec.dtype}, which this CPU cannot: build it with `--dtype fp32`"
             )
-        self._folder, self._cores = folder, cores()
+        self._folder, self._spec, self._cores = folder, spec, cores()
         self._precision = PRECISION[spec.dtype]
         self._streams = min(max(spec.batch), self._cores)
         self._sizes = {self._part(batch) for batch in spec.batch}
@@ -133,6 +134,8 @@ class OpenVinoBackend:
     def _network(self, graph: str, size: int, parts: int) -> _Network:
         """``graph`` for ``size`` samples a part, with requests for at least so many parts."""
         path = self._folder / f"{graph}.xml"
+        if (graph, size) not in self._networks:
+            verify_again(self._folder, self._spec, (f"{graph}.xml", f"{graph}.bin"))
         try:
             if (graph, size) not in self._networks:
                 self._networks[graph, size] = self._compiled(path, size)

@@ -20,6 +20,7 @@ from stage_rt.backends.packages import free, opened, package, weights
 from stage_rt.batches import padded, parts
 from stage_rt.cuda import device
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, first_line
+from stage_rt.folders import verify_again
 from stage_rt.networks import Tensor, TensorDType, narrow, tensors
 from stage_rt.spec import EngineSpec
 
@@ -122,6 +123,7 @@ class PyTorchBackend:
     def _runner(self, graph: str, batch: int) -> Any:
         if (graph, batch) not in self._runners:
             path = self._folder / package(graph, batch)
+            verify_again(self._folder, self._spec, [package(graph, batch)])
             with _running(self._torch, graph):
                 self._runners[graph, batch] = opened(
                     self._torch, path, self._constants(graph), self._spec.backend
@@ -134,6 +136,7 @@ class PyTorchBackend:
     def _constants(self, graph: str) -> dict[str, Any]:
         if graph not in self._weights:
             path = self._folder / weights(graph)
+            verify_again(self._folder, self._spec, [weights(graph)])
             try:
                 self._weights[graph] = import_module("safetensors.torch").load_file(path, device=self._device)
             except (OSError, SafetensorError) as error:

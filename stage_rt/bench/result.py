@@ -63,7 +63,8 @@ class Row(_Result):
 
 
 class Result(_Result):
-    """An engine on a machine. ``steps`` were measured, ``own_steps`` are the model's."""
+    """An engine on a machine. ``steps`` were measured, ``own_steps`` are the model's. ``load_seconds`` are those
+    until all networks that a prompt needs have been read or compiled, ``peak_memory`` is the host's, in bytes."""
 
     format: Literal[1] = 1
     machine: str
@@ -103,7 +104,10 @@ class Result(_Result):
 
     def compared(self, other: "Result") -> str:
         """How many times the pairs an hour of ``other``, at each batch that both have and this model's steps."""
-        lines = [f"beside {other.backend} {other.library_version}, {other.dtype}, on {other.machine}:"]
+        # Of another dtype they are other graphs anyway.
+        alike = other.dtype != self.dtype or other.graphs_fingerprint == self.graphs_fingerprint
+        of = "" if alike else " of other graphs, as another model's,"
+        lines = [f"beside {other.backend} {other.library_version}, {other.dtype},{of} on {other.machine}:"]
         theirs = {row.batch: row for row in other.rows}
         for row in self.rows:
             if row.batch in theirs:

@@ -66,6 +66,9 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile MODEL_OR_GRAPHS into an engine folder; one that is up to date already is left alone."""
+    from stage_rt.files import check_apart
+
+    check_apart(source, output)
     sizes = batches_of(batch)
     targets = target.lower().split(",") if target else None
     if backend == "auto":
@@ -118,9 +121,10 @@ def compile_fastest(
     """Compile a graphs or model folder for every backend of a CPU, and keep the one whose UNet is fastest here."""
     from stage_rt.engines.auto import candidates, fastest, judge, told
     from stage_rt.engines.build import build as run
-    from stage_rt.engines.build import is_current
+    from stage_rt.engines.build import is_current, writing
     from stage_rt.engines.graphs import read_graphs
     from stage_rt.errors import InputError
+    from stage_rt.export.origin import origin
     from stage_rt.folders import check_replaceable
 
     if targets is not None:
@@ -129,25 +133,27 @@ def compile_fastest(
         )
     exported = _is_model(source)
     found = candidates([dtype] if dtype else None if exported else [read_graphs(source).dtype])
-    origins = {each.dtype: _origin(source, each.dtype) if exported else None for each in found}
+    origins = {each.dtype: origin(source, each.dtype) if exported else None for each in found}
     for each in found:
         made_of = origins[each.dtype]
         if made_of and is_current(output, made_of, backend=each.backend, batch=batch, dtype=each.dtype):
+            if len(found) > 1:
+                # Another command may have made it, which compared nothing.
+                console.message(
+                    "notice",
+                    f"nothing was measured, as `{output}` holds {each} of this model already: remove it to have all "
+                    "tried again",
+                )
             return False
     # What it chose the last time is its own to replace; another engine took its time to build.
-    theirs = _backend_in(output)
-    if theirs is not None and theirs not in {each.backend for each in found}:
-        check_replaceable(output, found[0].backend, force=force)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
-        ExitStack() as kept,
-    ):
+    own = _backend_in(output) in {each.backend for each in found}
+    check_replaceable(output, found[0].backend, force=force or own)
+    with writing(output), _beside(output) as scratch, ExitStack() as kept:
         graphs = {
             each: kept.enter_context(_exported(source, output, each, hoist=False)) if exported else source
             for each in origins
         }
-        folders = {each: Path(scratch) / f"{each.backend}-{each.dtype}" for each in found}
+        folders = {each: scratch / f"{each.backend}-{each.dtype}" for each in found}
         with console.messages().status("building and measuring"):
             for each, folder in folders.items():
                 run(graphs[each.dtype], folder, backend=each.backend, batch=batch)
@@ -181,13 +187,14 @@ def compile_graphs(
     from stage_rt.cli.progress import watched_share
     from stage_rt.engines.build import build as run
     from stage_rt.engines.build import is_current
+    from stage_rt.export.origin import origin
     from stage_rt.folders import check_replaceable
 
     exported = _is_model(source)
     made_of = None
     if exported:
         dtype = dtype or "fp32"
-        made_of = _origin(source, dtype)
+        made_of = origin(source, dtype)
         # An export takes minutes: what is there already, and what cannot be built, is found out before it.
         if is_current(output, made_of, backend=backend, batch=batch, dtype=dtype, targets=targets):
             return False
@@ -237,19 +244,22 @@ def _backend_in(folder: Path) -> BackendName | None:
         return None
 
 
-def _origin(source: Path, dtype: DType) -> str:
-    with console.extra("export"):
-        from stage_rt.export.origin import origin
-    return origin(source, dtype)
-
-
 @contextmanager
 def _exported(source: Path, output: Path, dtype: DType, *, hoist: bool) -> Iterator[Path]:
     """The graphs of a model, in a folder beside ``output`` for as long as it takes; hoisted for GPUs."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    from stage_rt.engines.build import writing
+
+    with writing(output), _beside(output) as folder:
         with console.messages().status("reading the model") as status:
             with console.extra("export"):
                 from stage_rt.export.graphs import export
-            export(source, Path(folder), dtype=dtype, hoist=hoist, say=status.update)
+            export(source, folder, dtype=dtype, hoist=hoist, say=status.update)
+        yield folder
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` for as long as the block takes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         yield Path(folder)

@@ -43,7 +43,7 @@ def calibrate(
     job = Job(layouts.normals(normals), layouts.masks(masks), prompt, pairs, seed, True, batch)
     with watched_share("measuring") as progress:
         found = fewest_steps(opened, job, notify=notify, progress=progress)
-    keep(engine, prompt, found.steps)
+    keep(engine, opened.spec, prompt, found.steps)
     fields = {
         "prompt": prompt,
         "pairs": pairs,

@@ -11,7 +11,7 @@ from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from stage_rt.errors import MissingExtraError, printable
+from stage_rt.errors import MissingExtraError, first_line, printable
 from stage_rt.signals import ENDING
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def extra(name: str) -> Iterator[None]:
     """Around the imports of a command that needs the optional dependencies ``name``.
 
     Raises:
-        MissingExtraError: one of them is not installed.
+        MissingExtraError: one of them is not installed, or what is installed cannot be loaded.
     """
     try:
         yield
@@ -75,6 +75,13 @@ def extra(name: str) -> Iterator[None]:
         raise MissingExtraError(
             f"this command needs `{missing.name}`, which is not installed: `pip install 'stage-rt[{name}]'`"
         ) from missing
+    except ImportError as failed:
+        if failed.name is not None and failed.name.partition(".")[0] == "stage_rt":
+            raise
+        raise MissingExtraError(
+            f"a library that this command needs is installed and cannot be loaded ({first_line(failed)}): install "
+            "it again"
+        ) from failed
 
 
 def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """``stage-rt export``: a trained model as ONNX graphs, each held against torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,9 @@ def export(
 
     Prints the largest error of every graph; nothing is written if one is beyond its tolerance.
     """
+    from stage_rt.files import check_apart
+
+    check_apart(model, output)
     with console.messages().status("reading the model") as status:
         with console.extra("export"):
             from stage_rt.export.graphs import export as run
@@ -49,13 +53,18 @@ def _rows(parities: Sequence["Parity"]) -> list[dict[str, object]]:
     return [
         {
             "graph": parity.graph,
-            "max_abs": parity.max_abs,
-            "max_rel": parity.max_rel,
+            "max_abs": _finite(parity.max_abs),
+            "max_rel": _finite(parity.max_rel),
             "tolerance": parity.tolerance,
             "passed": parity.passed,
         }
         for parity in parities
     ]
+
+
+def _finite(error: float) -> float | None:
+    # JSON knows no NaN.
+    return error if math.isfinite(error) else None
 
 
 def _table(parities: Sequence["Parity"], footnote: str | None) -> str:

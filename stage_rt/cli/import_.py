@@ -151,7 +151,11 @@ def diffusers(
     as_json: AsJson = False,
 ) -> None:
     """A diffusers folder, with adapters of STAGE added or not."""
-    texts = dict(_prompt(text) for text in prompt or ())
+    texts: dict[str, str] = {}
+    for name, words in map(_prompt, prompt or ()):
+        if name in texts:
+            raise typer.BadParameter(f"{name!r} is given two texts: give each a name of its own")
+        texts[name] = words
     with _options(dtype, 256, 8, mask_rule, max_gib) as options:
         from stage_rt.export.importers.diffusers import import_diffusers
 

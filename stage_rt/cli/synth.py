@@ -237,6 +237,7 @@ def synth(
     from stage_rt.cli.filling import fill_all, fill_one, tell_outlook, telling
     from stage_rt.cli.finish import finished
     from stage_rt.cli.painting import Hands, painters
+    from stage_rt.files import check_apart
     from stage_rt.run.painters import Alone
     from stage_rt.run.reject import read_list
     from stage_rt.run.shards import parse
@@ -264,6 +265,7 @@ def synth(
         "mask_threshold": mask_threshold,
     }
     with finished(None if dry_run else on_finish, output):
+        check_apart(engine, output)
         entries = _entries(prompt or [], masks, types or [], jobs, options)
         rejected = read_list(reject) if reject else {}
         watch = Recorder()

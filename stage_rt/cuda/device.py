@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from stage_rt import extras
 from stage_rt.cuda.plan import BLOCK, layout
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, EngineError, first_line
+from stage_rt.errors import (
+    BackendError,
+    DeviceError,
+    DeviceMemoryError,
+    EngineError,
+    MissingExtraError,
+    first_line,
+)
 
 LIBRARY = "pycuda.driver"
 
@@ -292,7 +299,11 @@ class Module:
 def _library() -> Any:
     try:
         return extras.library(LIBRARY, "a GPU is reached through PyCUDA", "gpu")
-    except ImportError as broken:
+    except MissingExtraError as refusal:
+        broken = refusal.__cause__
+        if broken is None or isinstance(broken, ModuleNotFoundError):
+            raise
+        # Without a driver there is nothing that PyCUDA could load.
         raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(broken)})") from broken
 
 

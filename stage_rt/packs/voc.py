@@ -21,7 +21,7 @@ class VOC(Format):
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         super().__init__(folder, classes)
-        (folder / "labels.txt").write_text("\n".join([BACKGROUND, *classes]) + "\n")
+        (folder / "labels.txt").write_text("\n".join([BACKGROUND, *classes]) + "\n", encoding="utf-8")
         for kind in _SETS:
             (folder / "ImageSets" / kind).mkdir(parents=True)
             for side in SIDES:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from stage_rt.errors import BackendError, InputError
+from stage_rt.errors import BackendError, EngineError, InputError
 from stage_rt.files import write_atomic
 from stage_rt.folders import read_engine
 from stage_rt.noise import reseeded
@@ -25,7 +25,7 @@ from stage_rt.run.half_done import HalfDone
 from stage_rt.run.job import Job
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.workers import Painter, Task, begin
-from stage_rt.spec import ENGINE_FILE, PromptDefaults
+from stage_rt.spec import ENGINE_FILE, EngineSpec, PromptDefaults
 
 COUNTS = (10, 15, 20, 30, 50, 100, 200, 500)
 """Numbers of steps that are tried, between the fewest that the recipe makes sense with and all of them."""
@@ -110,14 +110,20 @@ def compared(steps: int, few: Floats, whole: Sequence[Floats]) -> Row:
     return Row(steps, *few.mean(axis=0).tolist(), *off.tolist())
 
 
-def keep(folder: Path, prompt: str, steps: int) -> None:
-    """Write the ``steps`` of a prompt into an engine's description, where ``--steps auto`` looks for them.
+def keep(folder: Path, engine: EngineSpec, prompt: str, steps: int) -> None:
+    """Write the ``steps`` of a prompt into the description of the ``engine`` they were measured with, where ``--steps
+    auto`` looks for them.
 
     Raises:
-        EngineError: there is no engine.
+        EngineError: there is no engine, or another one was built there since.
         InputError: the file cannot be written.
     """
     spec = read_engine(folder)
+    if spec.fingerprint != engine.fingerprint:
+        raise EngineError(
+            f"`{folder}` holds another engine than the one that needs {steps} steps for prompt {prompt!r}",
+            "run the same command again to measure this one",
+        )
     own = spec.model.defaults.get(prompt, PromptDefaults()).model_copy(update={"steps": steps})
     model = spec.model.model_copy(update={"defaults": {**spec.model.defaults, prompt: own}})
     try:

@@ -9,6 +9,7 @@ import pytest
 from stage_rt.backends import onnxruntime as module
 from stage_rt.backends.onnxruntime import OnnxRuntimeBackend
 from stage_rt.errors import BackendError, ExitCode, MissingExtraError
+from stage_rt.files import digests
 from stage_rt.folders import read_engine
 from stage_rt.loading import open_backend
 
@@ -140,7 +141,7 @@ def test_a_broken_graph_is_an_error_that_names_it(engine_folder, tmp_path, conte
     folder = shutil.copytree(engine_folder, tmp_path / "engine")
     path = folder / "unet.onnx"
     path.write_bytes(path.read_bytes()[:1000] if content is None else content)
-    backend = OnnxRuntimeBackend(folder, read_engine(folder))
+    backend = OnnxRuntimeBackend(folder, read_engine(folder).model_copy(update={"files": digests(folder)}))
     with pytest.raises(BackendError) as error:
         backend.run("unet")
     assert str(error.value).startswith(f"ONNX Runtime cannot load `{path}`: ")

@@ -14,6 +14,7 @@ from stage_rt.backends.openvino import OpenVinoBackend
 from stage_rt.engines.build import build
 from stage_rt.engines.openvino import OpenVinoBuilder, builder
 from stage_rt.errors import BackendError, EngineError, ExitCode, InputError, MissingExtraError
+from stage_rt.files import digests
 from stage_rt.folders import read_engine
 from stage_rt.loading import open_backend
 
@@ -168,7 +169,7 @@ def test_a_broken_graph_is_an_error_that_names_it(openvino_engine, tmp_path, suf
     folder = shutil.copytree(openvino_engine, tmp_path / "engine")
     path = folder / f"unet.{suffix}"
     path.write_bytes(path.read_bytes()[:1000] if content is None else content)
-    backend = OpenVinoBackend(folder, read_engine(folder))
+    backend = OpenVinoBackend(folder, read_engine(folder).model_copy(update={"files": digests(folder)}))
     with pytest.raises(BackendError) as error:
         backend.run("unet", **unet_inputs(1))
     assert str(error.value).startswith(f"OpenVINO cannot load `{folder / 'unet.xml'}`: ")

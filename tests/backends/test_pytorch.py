@@ -12,6 +12,7 @@ from mock_networks import spec
 
 from stage_rt.backends import pytorch as module
 from stage_rt.errors import BackendError, DeviceMemoryError, EngineError, InputError, MissingExtraError
+from stage_rt.files import digests
 from stage_rt.loading import load
 from stage_rt.networks import tensors
 from stage_rt.noise import PhiloxNoise
@@ -43,6 +44,16 @@ def test_a_graph_without_a_package_is_an_error_with_the_remedy(tmp_path):
     backend = module.PyTorchBackend(tmp_path, described())
     with pytest.raises(EngineError, match="holds no `unet`: build the engine again"):
         backend.run(UNET, sample=np.zeros((1, 4, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("name", ["unet.b2.pt2", "unet.safetensors"])
+def test_a_file_that_was_replaced_after_loading_is_not_read(tmp_path, name):
+    for each in ("unet.b2.pt2", "unet.safetensors"):
+        (tmp_path / each).write_bytes(b"")
+    backend = module.PyTorchBackend(tmp_path, described(files=digests(tmp_path)))
+    (tmp_path / name).write_bytes(b"another model's")
+    with pytest.raises(EngineError, match=f"`{tmp_path / name}` was replaced or changed while"):
+        backend.run(UNET, sample=np.zeros((1, 4, 8, 8)), timestep=np.zeros(1), context=np.zeros((1, 3, 6)))
 
 
 class StandIn:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from stage_rt.bench import stages as module
 from stage_rt.bench.result import Result, Row, Spread
 from stage_rt.cli import main
+from stage_rt.folders import read_engine
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 
@@ -55,6 +57,42 @@ def test_every_stage_of_every_batch_is_timed(bench, engine_folder, tmp_path):
     assert Result.model_validate_json(path.read_bytes()).model_dump(mode="json") == found
 
 
+def test_the_memory_told_is_not_what_measuring_the_machine_takes(bench, engine_folder, tmp_path, monkeypatch):
+    held = [2**20]
+
+    def measured():
+        held.append(2**30)
+        return 50.0, 10.0
+
+    monkeypatch.setattr(module, "rates", measured)
+    monkeypatch.setattr(module, "_peak_memory", lambda: max(held))
+    found, _ = result(tmp_path, bench, engine_folder, "--batch", "1")
+    assert held == [2**20, 2**30]
+    assert found["peak_memory"] == 2**20
+
+
+def test_what_the_first_call_of_a_graph_takes_is_loading(bench, engine_folder, tmp_path, monkeypatch):
+    open_backend = module.open_backend
+
+    def opened(folder, spec):
+        backend, seen = open_backend(folder, spec), set()
+        run = backend.run
+
+        def slow_at_first(graph, **inputs):
+            time.sleep(0 if graph in seen else 1)
+            seen.add(graph)
+            return run(graph, **inputs)
+
+        backend.run = slow_at_first
+        return backend
+
+    monkeypatch.setattr(module, "open_backend", opened)
+    found, _ = result(tmp_path, bench, engine_folder, "--batch", "1")
+    # Encoder, UNet, at least one adapter and the decoder.
+    assert 4 < found["load_seconds"] < 10
+    assert found["rows"][0]["whole"]["high"] < 1
+
+
 def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, engine_folder, tmp_path):
     _, path = result(tmp_path, bench, engine_folder, "--batch", "2")
     code, out, err = bench(engine_folder, "--batch", "2", "--rounds", "1", "--compare", path)
@@ -67,9 +105,13 @@ def test_the_table_is_for_people_and_an_earlier_result_is_set_beside_it(bench, e
     assert lines[7].startswith("beside onnxruntime")
     assert lines[8].startswith("batch 2: ")
     assert lines[8].endswith(" times the pairs an hour")
+    assert "other graphs" not in lines[7]
+    path.write_text(path.read_text().replace(read_engine(engine_folder).graphs_fingerprint, "1" * 64))
     assert bench(engine_folder, "--batch", "1", "--rounds", "1", "--compare", path)[1].endswith(
         "no batch was measured in both\n"
     )
+    out = bench(engine_folder, "--batch", "2", "--rounds", "1", "--compare", path)[1]
+    assert ", fp32, of other graphs, as another model's, on " in out.splitlines()[7]
 
 
 def row(batch, **seconds):

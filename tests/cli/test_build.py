@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from descriptions import rewrite
@@ -96,6 +97,54 @@ def test_a_target_that_cannot_do_the_dtype_is_refused_before_the_export(model_fo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+@pytest.mark.parametrize("batch", ["0", "1,100000"])
+def test_a_batch_that_serves_nobody_is_refused_before_the_export(
+    model_folder, engine_folder, tmp_path, capsys, monkeypatch, batch, backend
+):
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    engine = shutil.copytree(engine_folder, tmp_path / "engine")
+    for output in (engine, tmp_path / "other"):
+        with pytest.raises(SystemExit) as exited:
+            main(["build", str(model_folder), "-o", str(output), "--backend", backend, "--batch", batch])
+        assert exited.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: a batch of {batch.split(',')[-1]} ")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_a_model_for_a_folder_that_cannot_be_written_is_one_sentence(
+    model_folder, tmp_path, capsys, monkeypatch, backend
+):
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    (tmp_path / "file").touch()
+    engine = tmp_path / "file" / "engine"
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(engine), "--backend", backend])
+    assert exited.value.code == 3
+    assert capsys.readouterr().err == (
+        f"error: writing `{engine}` failed (File exists): mend that and run the same command again\n"
+    )
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+def test_without_the_libraries_that_export_a_model_is_one_sentence(
+    model_folder, tmp_path, capsys, monkeypatch, backend
+):
+    def version(library):
+        raise PackageNotFoundError(library)
+
+    monkeypatch.setattr("stage_rt.engines.auto._has_gpu", lambda: False)
+    monkeypatch.setattr("stage_rt.export.origin.version", version)
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(tmp_path / "engine"), "--backend", backend])
+    assert exited.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: exporting a model needs `torch`, which is not installed: `pip install 'stage-rt[export]'`\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_batch_sizes_that_are_no_numbers_are_wrong_usage(build):
     code, out, err = build("--batch", "1,many")
     assert (code, out) == (2, "")
@@ -152,6 +201,28 @@ def test_auto_builds_what_is_fastest_and_says_what_it_measured(graphs, tmp_path,
     assert build("--batch", "2")[0] == 0
     assert read_engine(tmp_path / "engine").backend == "onnxruntime"
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+@pytest.mark.parametrize("dtype", [(), ("--dtype", "bf16")])
+def test_auto_says_that_it_measured_nothing(model_folder, tmp_path, capsys, monkeypatch, dtype):
+    from stage_rt.engines import auto
+
+    monkeypatch.setattr(auto, "_has_gpu", lambda: False)
+    monkeypatch.setattr(auto, "choose", lambda *_: None)
+    monkeypatch.setattr("stage_rt.engines.build.is_current", lambda *_, backend, **__: backend == "openvino")
+    engine = tmp_path / "engine"
+    with pytest.raises(SystemExit) as exited:
+        main(["build", str(model_folder), "-o", str(engine), "--backend", "auto", *dtype])
+    assert exited.value.code == 0
+    out, err = capsys.readouterr()
+    assert out == f"engine `{engine}` is up to date\n"
+    # Of one candidate there is nothing to measure.
+    assert err == (
+        ""
+        if dtype
+        else f"notice: nothing was measured, as `{engine}` holds openvino fp32 of this model already: remove it to "
+        "have all tried again\n"
+    )
 
 
 def test_auto_neither_replaces_an_engine_for_a_gpu_nor_takes_targets(graphs, tmp_path, rtx_engine, capsys):

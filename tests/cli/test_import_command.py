@@ -148,3 +148,11 @@ def test_a_prompt_without_its_text_is_a_usage_error(command, text):
     code, out, err = command("import", "diffusers", "x", "-o", "model", "--prompt", text)
     assert (code, out) == (2, "")
     assert "is not a prompt and its text" in err
+
+
+def test_a_prompt_with_two_texts_is_a_usage_error(command):
+    code, out, err = command(
+        "import", "diffusers", "x", "-o", "model", "--prompt", "a=one", "--prompt", "a=two"
+    )
+    assert (code, out) == (2, "")
+    assert "'a' is given two texts" in err

@@ -92,11 +92,41 @@ def test_messages_have_colour_only_on_a_terminal_that_wants_it(failing, capsys, 
     console.messages.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("build", []),
+        ("export", []),
+        ("synth", ["--normals", "good", "--masks", "masks", "--prompt", "tile+hole"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["linked/inner/out", "given"])
+def test_nothing_is_written_into_what_is_read(command, options, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given").mkdir()
+    (tmp_path / "linked").symlink_to("given")
+    assert run([command, "given", "-o", place, *options], capsys) == (
+        1,
+        "",
+        f"error: `{place}` would lie in `given`, which could not be used with it inside: choose another `-o`\n",
+    )
+    assert not list((tmp_path / "given").iterdir())
+
+
 def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     with pytest.raises(MissingExtraError) as missing, console.extra("export"):
         import stage_rt_needs_this  # noqa: F401
     assert str(missing.value) == (
         "this command needs `stage_rt_needs_this`, which is not installed: `pip install 'stage-rt[export]'`"
+    )
+
+
+def test_a_library_that_does_not_load_is_one_sentence():
+    with pytest.raises(MissingExtraError) as broken, console.extra("export"):
+        raise ImportError("libtorch.so: cannot open shared object file", name="torch._C")
+    assert str(broken.value) == (
+        "a library that this command needs is installed and cannot be loaded (libtorch.so: cannot open shared "
+        "object file): install it again"
     )
 
 

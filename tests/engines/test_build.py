@@ -1,7 +1,10 @@
 """Graphs to engines: what is left alone, what is built again, what is refused, and that it computes the same."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -331,3 +334,34 @@ def test_an_fp16_engine_agrees_with_fp32(graphs, engine, tmp_path):
     half, single = painted(tmp_path / "half"), painted(engine)
     error = np.abs(half - single).max() / np.abs(single).max()
     assert 1e-6 < error < 1e-2
+
+
+ELSEWHERE = """
+import locale, sys
+from pathlib import Path
+from stage_rt.engines.build import build
+from stage_rt.folders import read_engine
+assert locale.getpreferredencoding() != "UTF-8"
+build(Path(sys.argv[1]), Path(sys.argv[2]), backend="onnxruntime", batch=[1])
+print(ascii(sorted(read_engine(Path(sys.argv[2])).model.prompts)))
+"""
+
+
+def test_names_of_prompts_are_kept_whatever_the_locale_writes(source, tmp_path):
+    named = [f"Gehäuse+{prompt}" for prompt in PROMPTS]
+    model = json.loads((source / GRAPHS_FILE).read_bytes())["model"]
+    model["prompts"] = dict(zip(named, (model["prompts"][prompt] for prompt in PROMPTS), strict=True))
+    contexts = load_file(source / "prompts.safetensors")
+    held = {f"Gehäuse+{name}" if name in PROMPTS else name: value for name, value in contexts.items()}
+    save_file(held, source / "prompts.safetensors")
+    rewrite(source / GRAPHS_FILE, model=model)
+    relist(source)
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", ELSEWHERE, source, tmp_path / "engine"],
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{sorted(named)!a}\n"

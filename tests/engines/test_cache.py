@@ -104,6 +104,16 @@ def test_an_engine_of_another_version_is_built_again(own, tmp_path):
     assert built(own, tmp_path / "engine")
 
 
+def test_pairs_that_were_painted_into_an_engine_survive_its_next_build(own, tmp_path):
+    built(own, tmp_path / "engine")
+    pair = tmp_path / "engine" / "run" / "test" / "crack" / "000000.png"
+    pair.parent.mkdir(parents=True)
+    pair.write_bytes(b"a night's work")
+    with pytest.raises(InputError, match=r"engine/run` is no part of an engine and would be removed"):
+        built(own, tmp_path / "engine")
+    assert pair.read_bytes() == b"a night's work"
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path
@@ -155,11 +165,12 @@ def test_a_folder_with_other_content_is_left_alone(graphs, tmp_path):
 
 
 def test_the_disk_fills_up_at_any_write(graphs, tmp_path):
+    source = graphs("fp32")
     for call in range(1, 4):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", full_from(call))
             with pytest.raises(StageError, match=r"writing `.*engine` failed \(No space left on device\)"):
-                built(graphs("fp32"), tmp_path / "engine")
+                built(source, tmp_path / "engine")
         assert not list(tmp_path.iterdir())
 
 
@@ -172,6 +183,36 @@ def full_from(call):
             raise OSError(28, "No space left on device")
 
     return fsync
+
+
+FULL = """
+import resource, shutil, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from stage_rt.engines.build import build
+from stage_rt.errors import StageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+shutil.disk_usage = lambda folder: SimpleNamespace(free=0)
+try:
+    build(Path(sys.argv[1]), Path(sys.argv[2]), backend=sys.argv[3], batch=[1])
+except StageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_disk_that_fills_up_under_a_library_is_no_fault_of_the_graph(graphs, tmp_path, backend):
+    """By the largest file a process may write, which ends a write as a full disk does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, graphs("fp32"), tmp_path / "engine", backend],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = f"writing `{tmp_path / 'engine'}` failed (No space left on device): mend that and run the same command"
+    assert told in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")

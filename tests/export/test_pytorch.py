@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from stage_rt.backends.packages import open_program
-from stage_rt.errors import BackendError, DeviceError, ParityError
+from stage_rt.errors import BackendError, DeviceError, InputError, ParityError
 from stage_rt.export import pytorch, tracing
 from stage_rt.export.inductor import compile_network
 from stage_rt.export.pytorch import build, describe
 from stage_rt.export.tracing import trace_network
+from stage_rt.files import locked
+from stage_rt.spec import ENGINE_FILE
 from stage_rt.training.folder import load_model
 
 
@@ -22,6 +24,12 @@ def test_without_a_gpu_another_backend_is_named(backend, model_folder, tmp_path)
     with pytest.raises(DeviceError, match=r"finds none here: .* use `--backend tensorrt-rtx`"):
         build(model_folder, tmp_path / "engine", backend, dtype="fp16", batch=[1])
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("batch", [[], [0, 8], [2**17]])
+def test_a_batch_that_serves_nobody_is_refused_before_the_model_is_read(batch, tmp_path):
+    with pytest.raises(InputError, match=r"a batch of \d+ (serves nobody|is more than any device serves)"):
+        build(tmp_path / "nowhere", tmp_path / "engine", "torch", dtype="fp32", batch=batch, device="cpu")
 
 
 @pytest.mark.parametrize(("make", "word"), [(compile_network, "compile"), (trace_network, "trace")])
@@ -77,3 +85,46 @@ def test_an_engine_depends_on_what_decides_the_networks_alone(model_folder, tmp_
     assert pytorch._fingerprint(model, "fp32") != before
     (model / "unet" / "config.json").write_text("{}")
     assert pytorch._fingerprint(model, "fp16") != before
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """How often an engine was written, with no networks in it."""
+    times = []
+
+    def write(model, wanted, folder, *, say):
+        times.append(folder)
+        (folder / ENGINE_FILE).write_text(wanted.sealed())
+
+    monkeypatch.setattr(pytorch, "write", write)
+    return times
+
+
+def test_an_engine_that_other_code_made_is_made_again(model_folder, tmp_path, monkeypatch, written):
+    def again():
+        return build(model_folder, tmp_path / "engine", "torch", dtype="fp32", batch=[1], device="cpu")
+
+    def version(library):
+        # Those of ONNX have no part in it, and need not be there.
+        return {"torch": "1", "diffusers": "2"}[library]
+
+    monkeypatch.setattr("stage_rt.export.origin.version", version)
+    assert again()
+    assert not again()
+    monkeypatch.setattr(pytorch, "origin", lambda *_: "1" * 64)
+    assert again()
+    assert not again()
+    assert len(written) == 2
+
+
+def test_of_two_builds_of_one_folder_the_second_waits(model_folder, tmp_path, written):
+    said, folder = [], tmp_path / "engine"
+
+    def say(line):
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with locked(folder, lambda: None), pytest.raises(KeyboardInterrupt):
+        build(model_folder, folder, "torch", dtype="fp32", batch=[1], device="cpu", say=say)
+    assert said == [f"waiting for another process that builds `{folder}`"]
+    assert not written

@@ -20,6 +20,7 @@ from stage_rt.export.verify import CONTEXTS, Error, Report, calls, error_of, req
 from stage_rt.files import digests
 from stage_rt.folders import read_engine
 from stage_rt.recipe import Recipe
+from stage_rt.run.fewest import keep
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, UNET, VAE_DECODER, VAE_ENCODER
 from stage_rt.training.folder import save_model
 
@@ -208,6 +209,12 @@ def test_where_a_model_came_from_takes_no_part(engine_folder, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": {"data": "elsewhere"}}))
     (model / "SHA256SUMS").unlink()
     require(verify(engine_folder, model, timesteps=2))
+
+
+def test_fewest_steps_kept_in_an_engine_take_no_part(engine_folder, model_folder, tmp_path):
+    engine = shutil.copytree(engine_folder, tmp_path / "engine")
+    keep(engine, read_engine(engine), PROMPTS[0], 100)
+    require(verify(engine, model_folder, timesteps=2, quick=True))
 
 
 def test_a_model_with_guidance_is_verified_with_it(engine_folder, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, stand_in, ten_pairs
 
 from stage_rt.cli import main
-from stage_rt.errors import BackendError, InputError
+from stage_rt.errors import BackendError, EngineError, InputError
 from stage_rt.folders import read_engine
-from stage_rt.run.fewest import compared, fewest_steps
+from stage_rt.run.fewest import compared, fewest_steps, keep
 from stage_rt.run.job import resolve
 from stage_rt.spec import ENGINE_FILE, PromptDefaults
 
@@ -206,3 +206,14 @@ def test_its_table_says_what_follows(command):
     lines = out.splitlines()
     assert lines[0].split()[:2] == ["steps", "fill"]
     assert lines[-1] == f"`--steps auto` is 10 for prompt {PROMPT!r} from now on"
+
+
+def test_an_engine_that_was_built_meanwhile_is_not_told_of_steps_that_another_needs(tmp_path):
+    path, measured = tmp_path / ENGINE_FILE, FakeEngine(steps=30).spec
+    path.write_text(FakeEngine(steps=30, fingerprint="1" * 64).spec.sealed())
+    before = path.read_bytes()
+    with pytest.raises(
+        EngineError, match=f"^`{tmp_path}` holds another engine than the one that needs 10 steps"
+    ):
+        keep(tmp_path, measured, PROMPT, 10)
+    assert path.read_bytes() == before

@@ -87,10 +87,48 @@ def test_a_model_that_changed_since_it_was_written_is_refused(tmp_path: Path, na
     load_model(folder)
 
 
+@pytest.mark.parametrize("content", ["[]", '"someone/something"', "null", "1"])
+def test_a_configuration_that_is_none_asks_nobody(tmp_path: Path, content: str) -> None:
+    folder = write_small_model(tmp_path / "model")
+    (folder / "SHA256SUMS").unlink()
+    (folder / "unet" / "config.json").write_text(content)
+    message = (
+        r"unet` holds no usable UNet2DConditionModel weights \(config.json holds no configuration\): train"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda context: None, r"lacks the context of prompt 'tile\+hole' that stage.json names: train or"),
+        (lambda context: context[1:], r"holds 'tile\+hole' with shape \(2, 6\), not \(3, 6\): train or"),
+        (
+            lambda context: context / 0,
+            r"holds a context that is not finite for prompt 'tile\+hole': train or",
+        ),
+    ],
+)
+def test_a_context_that_is_missing_or_cannot_be_is_named_with_the_remedy(
+    tmp_path: Path, change, message: str
+) -> None:
+    folder = write_small_model(tmp_path / "model")
+    (folder / "SHA256SUMS").unlink()
+    held = load_file(folder / "prompts.safetensors")
+    changed = {name: change(context) if name == "tile+hole" else context for name, context in held.items()}
+    kept = {name: context for name, context in changed.items() if context is not None}
+    save_file(kept, folder / "prompts.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
 def test_a_surplus_or_missing_file_of_a_model_is_named(tmp_path: Path) -> None:
     folder = write_small_model(tmp_path / "model")
     (folder / "README.md").write_text("pictures and pages take no part")
     load_model(folder)
     (folder / "more.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match="does not list every file"):
+    with pytest.raises(
+        ModelError, match=r"more.safetensors` is not listed in SHA256SUMS: move it out of the model's"
+    ):
         load_model(folder)

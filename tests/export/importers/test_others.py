@@ -1,6 +1,7 @@
 """AnomalyDiffusion's files and diffusers folders, to model folders."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from stage_rt.errors import CheckpointError, InputError, MissingExtraError
+from stage_rt.export.importers import diffusers as module
 from stage_rt.export.importers.adapters import TrainingRun
 from stage_rt.export.importers.anomalydiffusion import import_anomalydiffusion
 from stage_rt.export.importers.assemble import Options
@@ -236,7 +238,9 @@ def test_texts_without_transformers_say_what_to_install(pipeline, tmp_path, monk
         import_diffusers(pipeline, tmp_path / "model", texts={"dent": "a photo of a dent"})
 
 
-def test_a_stable_diffusion_folder_reads_texts_with_clip(tmp_path):
+@pytest.fixture
+def stable(tmp_path):
+    """A small folder as StableDiffusionPipeline saves it."""
     transformers = pytest.importorskip("transformers", reason="texts need transformers")
     folder = tmp_path / "pipeline"
     torch.manual_seed(0)
@@ -271,11 +275,73 @@ def test_a_stable_diffusion_folder_reads_texts_with_clip(tmp_path):
     )
     transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    spec = import_diffusers(folder, tmp_path / "model", texts={"dent": "a dent", "none": "a a"})
+    return folder
+
+
+def test_a_stable_diffusion_folder_reads_texts_with_clip(stable, tmp_path):
+    spec = import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent", "none": "a a"})
     assert spec.prompts == {"dent": None, "none": None}
     assert (spec.image_size, spec.tokens, spec.context_dim) == (16, 9, 16)
     contexts = load_model(tmp_path / "model").contexts
     assert not torch.allclose(contexts["dent"], contexts["none"], atol=1e-3)
+
+
+def _weights(change):
+    def damage(folder):
+        path = folder / "text_encoder" / "model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    return damage
+
+
+DAMAGES = {
+    "renamed": (
+        _weights(lambda held: {f"other.{name}": tensor for name, tensor in held.items()}),
+        r"text_encoder` lacks weights of a CLIPTextModel, the first of \d\d is `",
+    ),
+    "one missing": (
+        _weights(lambda held: {name: held[name] for name in sorted(held)[1:]}),
+        "text_encoder` lacks weights of a CLIPTextModel, the first of 1 is `",
+    ),
+    "not finite": (
+        _weights(lambda held: {name: tensor * float("nan") for name, tensor in held.items()}),
+        "text_encoder` holds values that are not finite in `",
+    ),
+    "cut": (
+        lambda folder: os.truncate(folder / "text_encoder" / "model.safetensors", 3000),
+        r"has no usable tokenizer and text encoder \(Error while deserializing header",
+    ),
+    "another width": (
+        lambda folder: change(folder / "text_encoder" / "config.json", hidden_size=32),
+        "has no usable tokenizer and text encoder",
+    ),
+    "no vocabulary": (
+        lambda folder: (folder / "tokenizer" / "vocab.json").write_text("["),
+        r"has no usable tokenizer and text encoder \(Error while initializing BPE",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_text_encoder_that_is_not_whole_is_refused(stable, tmp_path, damage):
+    do, message = DAMAGES[damage]
+    do(stable)
+    with pytest.raises(CheckpointError, match=message):
+        import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_name_that_is_a_run_s_and_a_text_s_is_refused(pipeline, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_text_context", lambda *_: torch.zeros(1, 16))
+    with pytest.raises(
+        CheckpointError, match=r"prompt 'part\+dent' is asked of a training run and of a text"
+    ):
+        import_diffusers(
+            pipeline,
+            tmp_path / "model",
+            runs=[TrainingRun(("part+dent",), runs)],
+            texts={"part+dent": "a dent"},
+        )
 
 
 @pytest.mark.parametrize("widths", [None, [], 4, "ab"])
