@@ -16,14 +16,18 @@ def refused(capsys, backend, *arguments):
 
 
 def test_graphs_are_no_model(backend, tmp_path, capsys):
-    (tmp_path / GRAPHS_FILE).touch()
-    assert refused(capsys, backend, tmp_path, "-o", tmp_path / "engine") == (
-        f"error: `{tmp_path}` holds no model (stage.json): `--backend {backend}` takes no ONNX graphs\n"
+    source = tmp_path / "graphs"
+    source.mkdir()
+    (source / GRAPHS_FILE).touch()
+    assert refused(capsys, backend, source, "-o", tmp_path / "engine") == (
+        f"error: `{source}` holds no model (stage.json): `--backend {backend}` takes no ONNX graphs\n"
     )
 
 
 def test_a_target_cannot_be_chosen(backend, tmp_path, capsys):
-    (tmp_path / MODEL_FILE).touch()
-    assert refused(capsys, backend, tmp_path, "-o", tmp_path / "engine", "--target", "sm86") == (
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / MODEL_FILE).touch()
+    assert refused(capsys, backend, source, "-o", tmp_path / "engine", "--target", "sm86") == (
         f"error: `--backend {backend}` builds for the GPU of this machine: leave `--target` out\n"
     )
