@@ -196,7 +196,7 @@ def _refuse_fewer(run: Path, order: Order) -> None:
 
 
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:
-    for line in (run / MANIFEST_FILE).read_text().splitlines():
+    for line in (run / MANIFEST_FILE).read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
 
 
