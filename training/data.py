@@ -226,10 +226,10 @@ class _Crops:
         pairs = self._dataset.defects[kind]
         count = crops.crops_a_region(len(pairs))
         for image, mask in pairs:
-            for photo, label in crops.around_defects(
+            for photo, label, side in crops.around_defects(
                 *self._read.labelled(image, mask), self._view, count, self._rng, turn=self._turn
             ):
-                self._sides.append(max(label.shape))
+                self._sides.append(side)
                 yield photo, label
 
     def good(self) -> Iterator[NDArray[np.uint8]]:

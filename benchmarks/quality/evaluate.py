@@ -73,6 +73,7 @@ def run(
     Raises:
         StageError: the request cannot be done, or a file is unusable; what was computed stays.
     """
+    say("comparing photographs")
     ready = {name: _ready(engine, request) for name, engine in engines.items()}
     if len(ready) == 1:
         (only,) = ready.values()

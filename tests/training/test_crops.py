@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from micro import MICRO
+from PIL import Image
 from scipy import ndimage
 
 from stage_rt.errors import InputError
@@ -42,20 +43,20 @@ def scene():
 def test_crops_hold_their_defect_at_varying_places_and_scales(scene):
     found = list(crops.around_defects(*scene, VIEW, 40, np.random.default_rng(0), turn=False))
     assert len(found) == 80
-    for photo, label in found:
+    for photo, label, _ in found:
         assert photo.shape[:2] == label.shape
         assert bent_together(photo, label)
         assert 35 < label.sum() < 95 or 1 <= label.sum() <= 9
-    sides = {label.shape[0] for _, label in found}
+    sides = {label.shape[0] for _, label, _ in found}
     assert min(sides) < 16 < max(sides)
-    assert len({label.tobytes() for _, label in found}) > 60
+    assert len({label.tobytes() for _, label, _ in found}) > 60
 
 
 def test_a_crop_never_cuts_its_defect_even_at_the_border():
     label = np.zeros((40, 40), dtype=bool)
     label[:7, 30:] = True
     photo = np.repeat(label[..., None].astype(np.uint8) * 255, 3, axis=2)
-    for _, found in crops.around_defects(photo, label, VIEW, 50, np.random.default_rng(1), turn=True):
+    for _, found, _ in crops.around_defects(photo, label, VIEW, 50, np.random.default_rng(1), turn=True):
         assert 45 < found.sum() < 110
         assert found[0].any() or found[-1].any() or found[:, 0].any() or found[:, -1].any()
 
@@ -65,14 +66,15 @@ def test_crops_are_bent_each_otherwise_and_never_lose_their_label():
     photo[45, 45] = 255
     label = photo[..., 0] == 255
     found = [
-        cut for _, cut in crops.around_defects(photo, label, VIEW, 60, np.random.default_rng(2), turn=False)
+        cut
+        for _, cut, _ in crops.around_defects(photo, label, VIEW, 60, np.random.default_rng(2), turn=False)
     ]
     assert all(cut.any() for cut in found)
     line = np.zeros((90, 90), dtype=bool)
     line[30:60, 45] = True
     drawn = [
         np.nonzero(cut)[1]
-        for _, cut in crops.around_defects(photo, line, VIEW, 40, np.random.default_rng(2), turn=False)
+        for _, cut, _ in crops.around_defects(photo, line, VIEW, 40, np.random.default_rng(2), turn=False)
     ]
     assert sum(np.ptp(columns) > 1 for columns in drawn) > 20
 
@@ -88,7 +90,7 @@ def test_only_with_turn_a_defect_stands_upright_and_lies_down(scene):
     def upright(turn: bool) -> int:
         rng = np.random.default_rng(0)
         first = list(crops.around_defects(*scene, VIEW, 40, rng, turn=turn))[:40]
-        return sum(int(np.ptp(np.nonzero(label)[0]) > np.ptp(np.nonzero(label)[1])) for _, label in first)
+        return sum(int(np.ptp(np.nonzero(label)[0]) > np.ptp(np.nonzero(label)[1])) for _, label, _ in first)
 
     assert upright(turn=False) == 0
     assert 8 < upright(turn=True) < 32
@@ -101,6 +103,47 @@ def test_crops_of_good_surface_are_of_the_size_asked_for_and_label_nothing():
             assert not label.any()
             assert part.shape[0] == min(part.shape[1], 50)
             assert 0.6 * side - 1 <= part.shape[1] <= 1.6 * side + 1
+
+
+def test_large_windows_are_made_smaller_before_they_are_bent(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(3)
+    photo = np.repeat(ndimage.gaussian_filter(rng.normal(0, 3000, (333, 401)), 20)[..., None], 3, axis=2)
+    photo = (photo + 120).clip(0, 255).astype(np.uint8)
+    label = np.zeros((333, 401), dtype=bool)
+    label[5:150, 100:210] = label[200, 100:380] = True
+    view = RegionView(context=0.5, least=32)
+
+    def cut() -> list[crops.Cut]:
+        return list(crops.around_defects(photo, label, view, 8, np.random.default_rng(0), turn=True))
+
+    whole = cut()
+    monkeypatch.setattr(crops, "MOST_SIDE", 60)
+    smaller = cut()
+    assert [one.side for one in smaller] == [one.side for one in whole]
+    assert max(one.side for one in whole) > 240
+    for one, other in zip(smaller, whole, strict=True):
+        factor = -(-other.side // 60)
+        assert one.photo.shape[:2] == one.label.shape
+        assert max(one.label.shape) == other.side // factor <= 60
+        size = one.label.shape[::-1]
+        expected = np.asarray(Image.fromarray(other.photo).resize(size, Image.Resampling.BOX)).astype(float)
+        # Of a side of 401 pixels seven times 57 are left: half a pixel of those at most.
+        assert (
+            np.abs(expected - one.photo).mean() < 5 < np.abs(np.roll(expected, 2, axis=1) - one.photo).mean()
+        )
+        shown = np.asarray(Image.fromarray(other.label.astype(np.float32)).resize(size, Image.Resampling.BOX))
+        assert one.label[shown > 0.9].all()
+        assert not one.label[ndimage.maximum_filter(shown, 5) == 0].any()
+
+
+def test_a_scratch_of_a_large_window_does_not_vanish(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crops, "MOST_SIDE", 40)
+    label = np.zeros((300, 300), dtype=bool)
+    label[40:260, 150] = True
+    photo = np.zeros((300, 300, 3), dtype=np.uint8)
+    view = RegionView(context=0.5, least=32)
+    for one in crops.around_defects(photo, label, view, 10, np.random.default_rng(0), turn=False):
+        assert one.label.any(axis=1).mean() > 0.5
 
 
 def test_many_defects_get_fewer_crops_each():
@@ -162,8 +205,8 @@ def test_a_thin_defect_is_learned_in_pieces_that_go_on_beyond_their_crop():
     view = RegionView(context=0.5, least=32, slender=4)
     found = list(crops.around_defects(photo, label, view, 40, np.random.default_rng(0), turn=False))
     assert 40 <= len(found) <= 60
-    for part, shown in found:
+    for part, shown, _ in found:
         assert bent_together(part, shown)
         assert max(shown.shape) <= 52
-    through = sum(bool(shown.any(axis=0).all()) for _, shown in found)
+    through = sum(bool(shown.any(axis=0).all()) for _, shown, _ in found)
     assert through > len(found) / 2
