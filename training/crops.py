@@ -163,7 +163,7 @@ def _reduced(
 
 
 def _side(window: tuple[slice, slice]) -> int:
-    return max(part.stop - part.start for part in window)
+    return int(max(part.stop - part.start for part in window))
 
 
 def _bend(size: NDArray[np.int_], rng: np.random.Generator) -> NDArray[np.float64]:
