@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .metrics import Counts, Scores, accuracy, iou
 from .protocol import REAL, Outcome, Row, has_real
-from .split import Split
+from .split import Split, numbered
 from .statistics import Difference, Paired, difference, mean_iou
 from .trials import Opinion
 
@@ -47,13 +47,18 @@ def measured(split: Split, outcome: Outcome) -> Measured:
     return Measured({row.name: _counts(row) for row in outcome.rows}, split.things())
 
 
+def shared_rows(splits: Sequence[Measured]) -> list[str]:
+    """The names of the rows that all splits have, in the order of the first."""
+    return [name for name in splits[0].rows if all(name in one.rows for one in splits)]
+
+
 def differences(splits: Sequence[Measured]) -> list[dict[str, Any]]:
     """Between rows with real pairs, and between real pairs and those of every source alone; of rows of all splits."""
-    shared = [name for name in splits[0].rows if all(name in one.rows for one in splits)]
-    numbers = {thing: n for n, thing in enumerate(dict.fromkeys(chain(*(one.things for one in splits))))}
-    subjects = [np.array([numbers[thing] for thing in one.things]) for one in splits]
-    beside = [name for name in shared if has_real(name)]
-    alone = [REAL, *(name for name in shared if not has_real(name))]
+    numbers = numbered(chain.from_iterable(one.things for one in splits))
+    subjects = np.split(numbers, np.cumsum([len(one.things) for one in splits])[:-1])
+    names = shared_rows(splits)
+    beside = [name for name in names if has_real(name)]
+    alone = [REAL, *(name for name in names if not has_real(name))]
     return [
         {"row": name, "from": other, **_rounded(difference(_paired(splits, subjects, name, other)))}
         for group in (beside, alone)

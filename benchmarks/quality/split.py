@@ -43,15 +43,10 @@ class Split:
 
     def subjects(self) -> NDArray[np.intp]:
         """What each picture of the test shows, ``[N]``, by type and then the good ones."""
-        first, numbers = 0, []
-        for each in (*(self.shown[kind] for kind in self.types), self.parts):
-            place = np.unique(np.asarray(each, dtype=np.intp), return_inverse=True)[1]
-            numbers.append(first + place)
-            first += len(set(each))
-        return np.concatenate(numbers)
+        return numbered(self.things())
 
     def things(self) -> list[str]:
-        """The same as names, one a picture, which are those of the same defect or part in another split too."""
+        """The same as names, which are those of the same defect or part in another split too."""
         names = []
         for kind in self.types:
             names += _named(kind, [photo for photo, _ in self.test[kind]], self.shown[kind])
@@ -149,6 +144,12 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
             raise DatasetError(
                 f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
             )
+
+
+def numbered(names: Iterable[str]) -> NDArray[np.intp]:
+    """The names as numbers, in the order in which they first come."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
 
 
 def _named(kind: str, photos: Sequence[Path], shown: Sequence[int]) -> list[str]:

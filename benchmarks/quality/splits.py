@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .result import DIGITS, Measured, differences
+from .result import DIGITS, Measured, differences, shared_rows
 
 OF_A_SPLIT = ("real_pairs", "test_pairs", "test_defects", "test_good")
 
@@ -29,7 +29,8 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
     first = splits[0].result
     hows = [one.result["how"] for one in splits]
     rows = [{row["row"]: row for row in one.result["rows"]} for one in splits]
-    shared = [name for name in rows[0] if all(name in each for each in rows)]
+    measured = [one.measured for one in splits]
+    shared = shared_rows(measured)
     return {
         "object": first["object"],
         "types": first["types"],
@@ -45,7 +46,7 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
             field: value for field, value in first["how"].items() if all(how[field] == value for how in hows)
         },
         "rows": [_mean([each[name] for each in rows]) for name in shared],
-        "differences": differences([one.measured for one in splits]),
+        "differences": differences(measured),
         "agreement": _mean([one.result["agreement"] for one in splits]),
         "convincing": {
             source: [

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro import write_dataset
+from micro import MICRO, write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.images.layouts import datasets
-from stage_rt.recipe import Recipe
-from stage_rt.spec import ModelSpec
 from stage_rt.training.data import find, is_grey, load
+from stage_rt.training.train import _spec
 
 
 def test_a_surface_without_colour_whose_defects_have_one_is_not_grey(tmp_path: Path) -> None:
@@ -50,15 +49,7 @@ def test_objects_of_the_same_name_are_refused(tmp_path: Path) -> None:
 
 def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -> None:
     root, said = write_dataset(tmp_path / "part"), list[str]()
-    spec = ModelSpec(
-        image_size=32,
-        latent_size=16,
-        latent_scale=1.0,
-        tokens=1,
-        context_dim=1,
-        recipe=Recipe.masked(),
-        prompts={"p": "p"},
-    )
+    spec = _spec(MICRO, "stage", "whole", 1, ["part+dent", "part+spot"])
     load(find(root), spec, seed=0, turn=True, notify=said.append)
     assert not said
     mask = root / "ground_truth" / "dent" / "0_mask.png"
