@@ -1,5 +1,7 @@
 """A run in a process for every GPU, on softcuda: the bytes of one process, and each is told its own device."""
 
+from functools import partial
+
 from fake_engine import contents, labels, photographs
 from gpu_engine import PROMPT, in_worker, loaded
 
@@ -26,8 +28,11 @@ def test_a_process_for_every_gpu_paints_the_bytes_of_one(machine, tmp_path):
     engine, _ = loaded(machine, print)
     fill(engine, job, tmp_path / "one")
     notices = []
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    load = partial(in_worker, meeting=meeting, count=2)
     with Crew(
-        engine.spec, Processes(in_worker, [Seat(device="0"), Seat(device="GPU-1")]), 2, notices.append
+        engine.spec, Processes(load, [Seat(device="0"), Seat(device="GPU-1")]), 2, notices.append
     ) as crew:
         plan = make_plan(engine.spec, job, notices.append)
         place = Place.of(tmp_path / "two")

@@ -42,9 +42,18 @@ def loaded(machine, notify, *, recipe=SHORT, batch=(1, 2, 4), **options):
     return Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts()), backend
 
 
-def in_worker(notify):
-    """The engine of a worker process, which tells the device that it was given."""
-    notify(f"on {os.environ['CUDA_VISIBLE_DEVICES']}")
+def in_worker(notify, *, meeting, count):
+    """The engine of a worker process, which tells the device that it was given.
+
+    It is loaded when ``count`` workers have told theirs, so that none paints everything before another is heard.
+    """
+    device = os.environ["CUDA_VISIBLE_DEVICES"]
+    notify(f"on {device}")
+    (meeting / device).touch()
+    deadline = time.monotonic() + 60
+    while len(list(meeting.iterdir())) < count:
+        assert time.monotonic() < deadline, "the other workers did not start"
+        time.sleep(0.01)
     return loaded(SoftGpu(), notify)[0]
 
 
