@@ -7,22 +7,17 @@ off or asked for more.
 import hashlib
 import io
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
-from stage_rt.errors import StageError
 from stage_rt.files import write_atomic
 from stage_rt.machine import cores
 from stage_rt.training.loop import Device
@@ -32,6 +27,7 @@ from .learning import Lesson, find, learn
 from .metrics import Counts, Scores
 from .pictures import Pictures
 from .segmenters.calibrated import Calibrated
+from .side_by_side import side_by_side
 
 FORMAT = 3
 """Of what is kept; another one is computed anew."""
@@ -103,7 +99,7 @@ class Trials:
         before, workers = len(jobs) - len(missing), min(len(missing), self._at_once)
         if workers > 1:
             for done, job in enumerate(
-                _side_by_side(partial(_learn, self), missing, workers), start=before + 1
+                side_by_side(partial(_learn, self), missing, workers), start=before + 1
             ):
                 progress(done / len(jobs), job.name)
         else:
@@ -132,7 +128,7 @@ class Trials:
         ]
         asked = partial(self.ask, sources=sources)
         if (workers := min(len(missing), self._at_once)) > 1:
-            for _ in _side_by_side(asked, missing, workers):
+            for _ in side_by_side(asked, missing, workers):
                 pass
         else:
             for job in missing:
@@ -227,26 +223,6 @@ class Trials:
             painted = seen.features[source.showing(number)]
             distance[kind] = realism.compare(painted, real[shown], self.subjects[shown])
         return {"iou": self._by_type(self._iou(seen.classes, source)), "distance": distance}
-
-
-def _side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Every job when it is done; small networks on one core each are faster than one on all."""
-    threads = max(cores() // workers, 1)
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
-    try:
-        pending = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(pending):
-            future.result()
-            yield pending[future]
-    except BrokenProcessPool:
-        raise StageError(
-            "a process that trained a segmenter was killed, as happens when memory is short",
-            "give the same command again; what was computed is kept",
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _learn(trials: Trials, job: Job) -> None:

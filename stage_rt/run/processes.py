@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from stage_rt import signals
 from stage_rt.errors import BackendError
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share, fault
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
-from stage_rt.signals import ENDING
 
 SHARES_PER_SECOND = 2.0
 LINGER = 5.0
@@ -57,7 +55,7 @@ class Processes:
             daemon=True,
         )
         try:
-            with _signals_held():
+            with signals.held():
                 process.start()
         except OSError as failure:
             raise BackendError(
@@ -120,18 +118,6 @@ def seats(workers: int) -> list[Seat]:
     return [
         Seat(tuple(cores[start:stop]) or (cores[start % len(cores)],)) for start, stop in pairwise(bounds)
     ]
-
-
-class _signals_held:  # noqa: N801  # a context
-    """Meanwhile the terminal's signals wait; a process that is started never gets them."""
-
-    def __enter__(self) -> None:
-        # It lets the signals through when it is started, which the first process would do.
-        resource_tracker.ensure_running()
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
 
 class _Dismissed(BaseException):
