@@ -66,8 +66,8 @@ def datasets(root: Path) -> list[Dataset]:
     """The object that ``root`` is, or the objects in it.
 
     Raises:
-        DatasetError: the folder is missing or in no known layout, a defective photograph has no mask or that of
-            another, or two kinds of them would be one type.
+        DatasetError: the folder is missing or in no known layout, a defective photograph has no mask, two or that
+            of another, or two kinds of them would be one type.
     """
     if not root.is_dir():
         raise DatasetError(f"`{root}` is not a folder: give the folder of a data set")
@@ -119,13 +119,21 @@ def _defects(images: Path, labels: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def _with_masks(photographs: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    by_stem = {path.stem: path for path in (_images(folder) if folder.is_dir() else [])}
+    by_stem: dict[str, list[Path]] = {}
+    for path in _images(folder) if folder.is_dir() else []:
+        by_stem.setdefault(path.stem, []).append(path)
     pairs: dict[Path, Path] = {}
     for photograph in photographs:
-        mask = by_stem.get(f"{photograph.stem}_mask") or by_stem.get(photograph.stem)
-        if mask is None:
+        found = by_stem.get(f"{photograph.stem}_mask") or by_stem.get(photograph.stem)
+        if found is None:
             raise DatasetError(
                 f"`{photograph}` has no mask: add `{folder / photograph.stem}_mask.png` or remove it"
+            )
+        mask, *others = found
+        if others:
+            raise DatasetError(
+                f"`{mask}` and `{others[0]}` would both be the mask of `{photograph}`",
+                "remove the one that does not belong to it",
             )
         if mask in pairs:
             raise DatasetError(

@@ -115,6 +115,10 @@ def test_digits_of_other_scripts_are_letters(tmp_path):
             "`{root}/test/crack/7.jpg` and `{root}/test/crack/7.png` would have the same mask, ",
         ),
         (
+            ["train/good/0.png", "test/crack/7.jpg", "ground_truth/crack/7.bmp", "ground_truth/crack/7.png"],
+            "`{root}/ground_truth/crack/7.bmp` and `{root}/ground_truth/crack/7.png` would both be the mask of ",
+        ),
+        (
             ["good/0.png", "images/7.png", "masks/7.png", "images/damaged/8.png", "masks/damaged/8.png"],
             "`{root}/images` holds photographs beside the folder `damaged`, which is their type: move ",
         ),
