@@ -10,6 +10,10 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 PRO_LIMIT = 0.3
 """False positive rate up to which the per-region overlap is integrated (Bergmann et al., CVPR 2020)."""
 
+FOUND, FALSE_ALARMS = 0.3, 0.1
+"""Share of a defect's pixels above a threshold from which it is found, and the share of good parts that a threshold
+may call defective."""
+
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -83,3 +87,35 @@ def pro(anomaly: NDArray[np.floating], labels: NDArray[np.bool_], limit: float =
     end = np.searchsorted(false, limit, side="right")
     last = np.interp(limit, false, overlap)
     return float(auc([*false[:end], limit], [*overlap[:end], last]) / limit)
+
+
+def defects_found(
+    anomaly: NDArray[np.floating], shown: NDArray[np.integer], subjects: NDArray[np.integer], classes: int
+) -> Floats:
+    """Share of every class's defects that are found where no more than `FALSE_ALARMS` of the good pictures alarm.
+
+    A picture alarms where as many pixels as the smallest label has lie above the threshold; a defect is found where
+    `FOUND` of its own do. One that several pictures show, whose ``subjects`` are one number, counts once, by the
+    share of them in which it is found.
+
+    Args:
+        anomaly: ``[N, H, W]``, larger where a defect is, of whatever class.
+        shown: ``[N, H, W]``, at most one class of defects a picture.
+        subjects: ``[N]``.
+        classes: how many there are, good surface among them.
+
+    Returns:
+        ``[classes]``; nan for good surface, for a class that is not shown, and where no picture is without a defect.
+    """
+    sizes, held = (shown > 0).sum(axis=(1, 2)), shown.max(axis=(1, 2))
+    shares, good = np.full(classes, np.nan), sizes == 0
+    if good.all() or not good.any():
+        return shares
+    levels = np.sort(anomaly[good].reshape(good.sum(), -1), axis=1)[:, -sizes[~good].min()]
+    threshold = np.sort(levels)[-1 - int(FALSE_ALARMS * len(levels))]
+    for number in np.unique(held[~good]):
+        pictures = np.flatnonzero(held == number)
+        found = np.array([(anomaly[n][shown[n] > 0] > threshold).mean() >= FOUND for n in pictures])
+        defects = subjects[pictures]
+        shares[number] = np.mean([found[defects == one].mean() for one in np.unique(defects)])
+    return shares

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
 
@@ -50,12 +51,13 @@ class Plan:
 class Row:
     """One row of the result: the figures of its segmenters, one a seed.
 
-    ``fit`` is their IoU by type on the real pairs that they learned, in the mean over seeds, or None of rows that
-    learned none.
+    ``defects_found`` float64 ``[seeds, C]`` are those of `stage_rt.quality.metrics.defects_found`. ``fit`` is their
+    IoU by type on the real pairs that they learned, in the mean over seeds, or None of rows that learned none.
     """
 
     name: str
     figures: list[Figures]
+    defects_found: NDArray[np.float64]
     fit: dict[str, float] | None
 
 
@@ -132,7 +134,12 @@ def _train(
 
 def _rows(trials: Trials, lists: Mapping[str, Sequence[Job]], real: Pictures) -> list[Row]:
     return [
-        Row(name, [trials.figures(job) for job in jobs], _fit(trials, jobs, real))
+        Row(
+            name,
+            [trials.figures(job) for job in jobs],
+            np.stack([trials.defects_found(job) for job in jobs]),
+            _fit(trials, jobs, real),
+        )
         for name, jobs in lists.items()
     ]
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stage_rt.files import write_atomic
 from stage_rt.run.report import template
 
+from .metrics import FALSE_ALARMS, FOUND
 from .pictures import Pictures
 from .protocol import REAL, has_real
 
@@ -34,6 +35,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
         "alone": best_alone(result),
         "unknown": unknown(result),
         "splits": result.get("splits", []),
+        "found": FOUND,
+        "false_alarms": FALSE_ALARMS,
         "page": PAGE,
         "plot": PLOT,
         "examples": EXAMPLES,

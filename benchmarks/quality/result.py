@@ -98,6 +98,7 @@ def _entry(row: Row, split: Split) -> dict[str, Any]:
         "acc": round(float(100 * np.nanmean(found[:, 1:])), DIGITS),
         "iou": _by_type(each, split),
         "acc_by_type": _by_type(found, split),
+        "defects_found": _known(row.defects_found, split),
         "anomaly": {
             field: round(float(100 * np.mean([getattr(one.scores, field) for one in row.figures])), DIGITS)
             for field in Scores._fields
@@ -108,6 +109,11 @@ def _entry(row: Row, split: Split) -> dict[str, Any]:
 def _by_type(each: np.ndarray[Any, Any], split: Split) -> dict[str, float]:
     mean = 100 * each.mean(axis=0)
     return {kind: round(float(mean[n]), DIGITS) for n, kind in enumerate(split.types, start=1)}
+
+
+def _known(each: NDArray[np.float64], split: Split) -> dict[str, float] | None:
+    """Of segmenters ``[seeds, C]``; None where the test has no good photographs."""
+    return None if np.isnan(each[:, 1:]).all() else _by_type(each, split)
 
 
 def _rounded(one: Difference) -> dict[str, float | bool]:

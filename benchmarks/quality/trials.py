@@ -23,7 +23,7 @@ from stage_rt.machine import cores
 from stage_rt.training.loop import Device
 
 from . import metrics, realism
-from .learning import Lesson, find, learn
+from .learning import Found, Lesson, find, learn
 from .metrics import Counts, Scores
 from .pictures import Pictures
 from .segmenters.calibrated import Calibrated
@@ -31,7 +31,7 @@ from .side_by_side import side_by_side
 
 FORMAT = 3
 """Of what is kept; another one is computed anew."""
-OPINION, LEARNED = "-by-defect", "-learned"
+OPINION, LEARNED, WHOLE = "-by-defect", "-learned", "-defects-found"
 """What else a segmenter was asked, at the end of the files' names."""
 
 
@@ -152,6 +152,24 @@ class Trials:
         fits: dict[str, float] = json.loads(path.read_text())
         return fits
 
+    def defects_found(self, job: Job) -> metrics.Floats:
+        """Of a segmenter that was trained; kept too. See `stage_rt.quality.metrics.defects_found`."""
+        path = self._whole(job)
+        if not path.exists():
+            self._keep_whole(path, find(self._network(job), self.test, self.device))
+        return np.array(json.loads(path.read_text()), dtype=np.float64)
+
+    def _keep_whole(self, path: Path, found: Found) -> None:
+        shares = metrics.defects_found(
+            found.anomaly.astype(np.float32), self.test.classes, self.subjects, self._classes
+        )
+        write_atomic(path, json.dumps(shares.tolist()).encode())
+
+    def _whole(self, job: Job) -> Path:
+        """The file of the defects that a segmenter found; which photographs show one is not in its name."""
+        numbers = hashlib.sha256(np.asarray(self.subjects, dtype=np.int64).tobytes()).hexdigest()
+        return (trained := self._path(job)).with_name(f"{trained.name}-{numbers[:16]}{WHOLE}.json")
+
     def _network(self, job: Job) -> nn.Module:
         network = Calibrated(self.lesson.segmenter, self._classes)
         network.load_state_dict(load(self._path(job).with_suffix(".safetensors").read_bytes()))
@@ -205,6 +223,7 @@ class Trials:
         weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
         write_atomic(path.with_suffix(".safetensors"), save(weights))
         write_atomic(path.with_suffix(".npz"), shown.getvalue())
+        self._keep_whole(self._whole(job), found)
         kept = {"counts": counts.tolist(), "scores": scores}
         write_atomic(path.with_suffix(".json"), json.dumps(kept).encode())
 

@@ -207,8 +207,11 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
         return real(*arguments)
 
     monkeypatch.setattr(trials, "learn", counted)
+    for kept in (tmp_path / "r" / "cache").glob(f"*{trials.WHOLE}.json"):
+        kept.unlink()
     assert evaluated(data, tmp_path / "r", sources=["ours"]) == result
     assert not learned
+    assert all(0 <= share <= 100 for row in result["rows"] for share in row["defects_found"].values())
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
     # Two seeds beside real pairs and two alone.
     assert len(learned) == 4

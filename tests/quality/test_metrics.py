@@ -57,3 +57,27 @@ def test_pro_at_random_is_half_the_limit() -> None:
     truth = np.zeros((1, 64, 64), dtype=bool)
     truth[0, :32] = True
     assert metrics.pro(np.random.default_rng(0).random((1, 64, 64)), truth) == pytest.approx(0.15, abs=0.01)
+
+
+def test_a_defect_is_found_above_the_threshold_at_which_one_good_picture_in_ten_alarms() -> None:
+    shown, anomaly = np.zeros((14, 1, 10), int), np.zeros((14, 1, 10))
+    shown[0, 0, :10] = shown[1, 0, :10] = shown[2, 0, :2] = 1
+    shown[3, 0, :3] = 2
+    # Of ten good pictures one alarms above 0.8: two of its pixels, as many as the smallest label has, are larger. A
+    # single one of another is no alarm.
+    for n in range(10):
+        anomaly[4 + n, 0, :2] = 0.9 - n / 10
+    anomaly[8, 0, 5] = 5
+    anomaly[0, 0, :3] = 0.85
+    anomaly[1, 0, :2] = 7
+    anomaly[2, 0, :1] = 0.81
+    anomaly[3, 0, :3] = 0.8
+    shares = metrics.defects_found(anomaly, shown, np.array([4, 4, 6, 7, *range(20, 30)]), 4)
+    # The first two pictures show one defect, which is found in one of them.
+    assert shares.tolist() == pytest.approx([np.nan, (0.5 + 1) / 2, 0, np.nan], nan_ok=True)
+
+
+def test_without_good_pictures_no_threshold_is_known() -> None:
+    shown = np.ones((2, 2, 2), int)
+    for pictures in (shown, 0 * shown):
+        assert np.isnan(metrics.defects_found(np.zeros((2, 2, 2)), pictures, np.arange(2), 2)).all()
