@@ -148,6 +148,8 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Let one process at a time into the block, by a hidden file beside ``path`` that is gone afterwards.
 
+    What processes that were killed had staged for ``path`` is removed: an engine has gigabytes.
+
     Args:
         path: what the block writes; its folder is made.
         waiting: called every fifth of a second while another process is in the block; it may raise.
@@ -157,10 +159,22 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     name = path.with_name(f".{path.name}.lock")
     handle = _lock(name, waiting)
     try:
+        _sweep(path)
         yield
     finally:
         name.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what was staged for ``path``, whom no other process is writing."""
+    for left in path.parent.iterdir():
+        if staged_for(left) != path.name:
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _lock(name: Path, waiting: Callable[[], None]) -> int:

@@ -321,6 +321,23 @@ def test_a_build_that_is_interrupted_leaves_nothing(source, engine, tmp_path, mo
     assert {path.name for path in tmp_path.iterdir()} == {"graphs", "engine"}
 
 
+def test_what_a_killed_build_left_is_removed_by_the_next(source, engine, tmp_path):
+    left, others = (
+        tmp_path / ".engine.0123abcd.tmp",
+        [".other.0123abcd.tmp", ".engine.mine.tmp", "engine.tmp"],
+    )
+    for name in (left.name, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    (tmp_path / ".engine.0123abce.tmp").touch()
+    elsewhere = tmp_path / ".engine.0123abcf.tmp"
+    elsewhere.symlink_to(tmp_path / "engine.tmp")
+    run(source, engine)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"graphs", "engine", *others}
+    assert (tmp_path / "engine.tmp" / "half").exists()
+
+
 def test_large_weights_lie_in_a_file_of_their_own(source, engine, tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime_builder, "EXTERNAL_DATA_BYTES", 1000)
     run(source, tmp_path / "new")
