@@ -24,6 +24,9 @@ LONGER = 3.0
 grows says nothing of its kind, how broad it is does."""
 SLENDER = 10.0
 """Length of a label, in its mean breadth, from which it may be drawn out."""
+ASPECT = 1.6
+"""Largest factor that the length of another label, in its breadth, grows or shrinks by, its area as it was: ten masks
+of pits are ten shapes, and those of other pits are others."""
 TURN = 20.0
 """Degrees to either side that a mask is turned by: how defects lie on the part is left as it is."""
 NEAR = 0.03
@@ -115,7 +118,11 @@ def placed(label: Label, inside: Label, dice: Dice, across: tuple[bool, bool] = 
     for place in range(PLACES):
         largest = SCALES[1] - (SCALES[1] - SCALES[0] / 2) * place / PLACES
         scale = dice.between(min(SCALES[0], largest), largest)
-        longer = LONGER ** (dice() * (1 - place / PLACES)) if cut.slender else 1.0
+        if cut.slender:
+            longer = LONGER ** (dice() * (1 - place / PLACES))
+        else:
+            longer = ASPECT ** dice.between(-1.0, 1.0)
+            scale /= longer**0.5
         degrees = dice.between(-TURN, TURN)
         mirrored = [dice() < 0.5 and (free or far) for free, far in zip(cut.free, across, strict=True)]
         shape = cut.posed(degrees, scale, mirrored, longer, inside.shape)
