@@ -124,7 +124,9 @@ class Trials:
             StageError: as `train`.
         """
         missing = [
-            job for job in jobs if not all(self._about(job, source, OPINION).exists() for source in sources)
+            job
+            for job in jobs
+            if not all(self._about(job, source.digest, OPINION).exists() for source in sources)
         ]
         asked = partial(self.ask, sources=sources)
         if (workers := min(len(missing), self._at_once)) > 1:
@@ -140,12 +142,12 @@ class Trials:
         network = self._network(job)
         real = realism.look(network, self.test, self.device).features
         for source in sources:
-            if not (path := self._about(job, source, OPINION)).exists():
+            if not (path := self._about(job, source.digest, OPINION)).exists():
                 write_atomic(path, json.dumps(self._look(network, source, real)).encode())
 
     def fit(self, job: Job, learned: Pictures) -> dict[str, float]:
         """IoU by type of a segmenter that was trained on pictures that it learned; kept too."""
-        path = self._about(job, learned, LEARNED)
+        path = self._about(job, learned.digest, LEARNED)
         if not path.exists():
             each = self._iou(find(self._network(job), learned, self.device).classes, learned)
             write_atomic(path, json.dumps(self._by_type(each)).encode())
@@ -168,20 +170,20 @@ class Trials:
     def _whole(self, job: Job) -> Path:
         """The file of the defects that a segmenter found; which photographs show one is not in its name."""
         numbers = hashlib.sha256(np.asarray(self.subjects, dtype=np.int64).tobytes()).hexdigest()
-        return (trained := self._path(job)).with_name(f"{trained.name}-{numbers[:16]}{WHOLE}.json")
+        return self._about(job, numbers, WHOLE)
 
     def _network(self, job: Job) -> nn.Module:
         network = Calibrated(self.lesson.segmenter, self._classes)
         network.load_state_dict(load(self._path(job).with_suffix(".safetensors").read_bytes()))
         return self.device.place(network).eval()
 
-    def _about(self, job: Job, pictures: Pictures, about: str) -> Path:
-        """The file of what a segmenter says of pictures, asked ``about`` them."""
+    def _about(self, job: Job, digest: str, about: str) -> Path:
+        """The file of what a segmenter says of what has that digest, asked ``about`` it."""
         trained = self._path(job)
-        return trained.with_name(f"{trained.name}-{pictures.digest[:16]}{about}.json")
+        return trained.with_name(f"{trained.name}-{digest[:16]}{about}.json")
 
     def _opinion(self, job: Job, source: Pictures) -> Opinion:
-        kept = json.loads(self._about(job, source, OPINION).read_text())
+        kept = json.loads(self._about(job, source.digest, OPINION).read_text())
         distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
         return Opinion(kept["iou"], distances)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_engine import PROMPT, FakeEngine, command, contents, labels, photographs
+from process_ids import gone
 
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
@@ -88,13 +89,6 @@ def started(process):
 
 def pairs_in(run):
     return len(list(run.glob("test/*/*.png")))
-
-
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_worker_that_is_killed_is_replaced(start, whole, tmp_path):

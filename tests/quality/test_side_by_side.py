@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from process_ids import gone
 
 from stage_rt.quality.side_by_side import side_by_side
 
 FOREVER = 600.0
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def work(job: tuple[Path, float]) -> None:
@@ -30,13 +32,6 @@ def workers(place: Path, count: int) -> list[int]:
     return found
 
 
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def test_what_is_in_hand_is_dropped_when_no_more_is_wanted(tmp_path: Path) -> None:
     started = time.monotonic()
     each = side_by_side(work, [(tmp_path, 0.0), (tmp_path, FOREVER), (tmp_path, FOREVER)], 2)
@@ -51,7 +46,11 @@ def test_what_is_in_hand_is_dropped_when_no_more_is_wanted(tmp_path: Path) -> No
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_driver(tmp_path: Path, signum: int) -> None:
     driver = subprocess.Popen(
-        [sys.executable, __file__, str(tmp_path)], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [sys.executable, __file__, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(SUPPORT)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     found = workers(tmp_path, 2)
     if signum == signal.SIGKILL:
