@@ -47,7 +47,7 @@ def hold_out(
                 for (image, _), is_out in zip(pairs, sides, strict=True)
                 if is_out
             ]
-        good = _showing_a_defect(dataset, portion(part, 0.5, 1.0))
+        good = showing_a_defect(dataset.normals, dataset, portion(part, 0.5, 1.0))
         names += [provenance_name(dataset.name, GOOD, path) for path in good]
         normals = [path for path in dataset.normals if path not in good]
         kept.append(replace(dataset, defects=rest, normals=normals))
@@ -64,13 +64,26 @@ def as_text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _showing_a_defect(dataset: Dataset, progress: Progress) -> list[Path]:
+def learned(found: Iterable[Dataset]) -> list[str]:
+    """The names of all labelled photographs of the data sets."""
+    return [
+        provenance_name(dataset.name, kind, image)
+        for dataset in found
+        for kind, pairs in dataset.defects.items()
+        for image, _ in pairs
+    ]
+
+
+def showing_a_defect(photographs: Collection[Path], dataset: Dataset, progress: Progress) -> list[Path]:
+    """Those of the good ``photographs`` that show a part of which the data set has a photograph with a label.
+
+    None of them where that is all: then these are photographs that show no single part.
+    """
     pairs = [pair for defects in dataset.defects.values() for pair in defects]
-    normals = (read_image(path) for path in counted(dataset.normals, portion(progress, 0.2, 0.6)))
-    shown = twins.showing(normals, _read(pairs, portion(progress, 0.0, 0.2)), portion(progress, 0.6, 1.0))
-    found = [path for path, parts in zip(dataset.normals, shown, strict=True) if parts.any()]
-    # Of what is good nothing would be left: then these are photographs that show no single part.
-    return found if len(found) < len(dataset.normals) else []
+    read = (read_image(path) for path in counted(photographs, portion(progress, 0.2, 0.6)))
+    shown = twins.showing(read, _read(pairs, portion(progress, 0.0, 0.2)), portion(progress, 0.6, 1.0))
+    found = [path for path, parts in zip(photographs, shown, strict=True) if parts.any()]
+    return found if len(found) < len(photographs) else []
 
 
 def _chosen(

@@ -121,7 +121,7 @@ def train(
         parts, measured = _guided(
             unet, vae, contexts, latents, spec, sizes, seed, work, device, report, reach=rim
         )
-        provenance = _provenance(root, examples, held_out, preset, seed)
+        provenance = _provenance(root, examples, holdout.learned(found), held_out, preset, seed)
         model = Model(
             unet=unet.cpu().eval(),
             vae=vae.cpu().eval(),
@@ -209,11 +209,12 @@ def _adapter_names(prompts: Sequence[str]) -> list[str]:
 
 
 def _provenance(
-    root: Path, examples: data.Examples, held_out: list[str], preset: str, seed: int
+    root: Path, examples: data.Examples, learned: list[str], held_out: list[str], preset: str, seed: int
 ) -> dict[str, JsonValue]:
     return {
         "trained_on": holdout.as_text(root.resolve().name),
         "held_out": list(held_out),
+        "learned": list(learned),
         "images": len(examples.images),
         "preset": preset,
         "seed": seed,

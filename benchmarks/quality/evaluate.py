@@ -20,6 +20,9 @@ from .sources import Order
 from .split import Split, split
 from .splits import Evaluated, pooled
 
+COMPARING = 0.02
+"""Share of an evaluation's time that comparing photographs is taken to be."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -74,16 +77,20 @@ def run(
         StageError: the request cannot be done, or a file is unusable; what was computed stays.
     """
     say("comparing photographs")
-    ready = {name: _ready(engine, request) for name, engine in engines.items()}
+    compared, rest = portion(progress, 0.0, COMPARING), portion(progress, COMPARING, 1.0)
+    ready = {
+        name: _ready(engine, request, portion(compared, number / len(engines), (number + 1) / len(engines)))
+        for number, (name, engine) in enumerate(engines.items())
+    }
     if len(ready) == 1:
         (only,) = ready.values()
-        done, _ = _evaluated(only, request, folder, say, progress)
+        done, _ = _evaluated(only, request, folder, say, rest)
         return done
     _refuse_unlike(ready)
     splits = []
     for number, (name, one) in enumerate(ready.items()):
         say(f"split of `{name}`")
-        part = portion(progress, number / len(ready), (number + 1) / len(ready))
+        part = portion(rest, number / len(ready), (number + 1) / len(ready))
         done, measured = _evaluated(one, request, folder / name, say, part)
         splits.append(Evaluated(name, done.result, measured))
     summary = pooled(splits)
@@ -91,13 +98,13 @@ def run(
     return Done(summary, _text(summary, folder))
 
 
-def _ready(engine: Engine, request: Request) -> _Ready:
+def _ready(engine: Engine, request: Request, progress: Progress) -> _Ready:
     size = SIZES[request.size]
     names, outside = _named(request.sources)
     segmenter = request.segmenter or size.lesson.segmenter
     if request.encoder is not None:
         load_encoder(SEGMENTERS[segmenter](1), request.encoder)
-    parts = split(request.root, engine.spec.model, request.types)
+    parts = split(request.root, engine.spec.model, request.types, progress)
     lesson = replace(lesson_of(size, len(parts.types)), segmenter=segmenter, encoder=request.encoder)
     order = Order(request.pairs or size.pairs, size.steps, seed=0)
     side = size.side or side_of(parts.good)
@@ -114,6 +121,14 @@ def _refuse_unlike(ready: Mapping[str, _Ready]) -> None:
                 f"`{first}` was trained on {', '.join(one.parts.types)} and `{name}` on "
                 f"{', '.join(other.parts.types)}",
                 "name types that both know with `--types`",
+            )
+    known: dict[frozenset[Path], str] = {}
+    for name, other in ready.items():
+        held_out = frozenset(photo for pairs in other.parts.test.values() for photo, _ in pairs)
+        if (twin := known.setdefault(held_out, name)) != name:
+            raise InputError(
+                f"`{twin}` and `{name}` hold out the same photographs, which are one split and not two",
+                "give one of them, or a model of `stage-rt train` with another `--seed`",
             )
 
 
@@ -144,7 +159,7 @@ def _how(ready: _Ready, request: Request, lesson: Lesson) -> dict[str, Any]:
     plan, spec = ready.plan, ready.engine.spec
     crops = f"{lesson.batch} crops of {lesson.crop} px from {plan.side}"
     turned = ", turned by quarters" if lesson.turn else ""
-    return {
+    how = {
         "command": request.command,
         "engine": spec.graphs_fingerprint,
         "backend": f"{spec.backend} {spec.library_version}, {spec.dtype}",
@@ -153,6 +168,10 @@ def _how(ready: _Ready, request: Request, lesson: Lesson) -> dict[str, Any]:
         "steps": plan.order.steps,
         "seeds": request.seeds,
     }
+    if plan.outside:
+        names = ", ".join(sorted(plan.outside))
+        how["published"] = f"{names}; whether their generators saw photographs of the test is not known"
+    return how
 
 
 def _named(asked: Sequence[str]) -> tuple[list[str], dict[str, Path]]:

@@ -37,7 +37,7 @@ def confusion(found: NDArray[np.integer], shown: NDArray[np.integer], classes: i
     return np.stack(rows).reshape(len(code), classes, classes)
 
 
-def iou(counts: Counts) -> Floats:
+def iou(counts: NDArray[np.number]) -> Floats:
     """Intersection over union of every class of matrices ``[..., classes, classes]``; nan where there is none."""
     hit = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
     union = counts.sum(-1) + counts.sum(-2) - hit

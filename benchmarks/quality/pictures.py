@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,31 @@ NDUint8 = NDArray[np.uint8]
 class Pictures:
     """``images`` uint8 ``[N, S, S, 3]`` and what each pixel shows, ``classes`` uint8 ``[N, S, S]``, 0 for no defect.
 
-    ``names`` says where they come from.
+    ``names`` says where they come from. A process that is sent those that are ``shared`` maps the files that are
+    there, so that all have one copy in memory.
     """
 
     images: NDUint8
     classes: NDUint8
     names: list[str]
+    _files: tuple[Path, Path] | None = None
+
+    def shared(self, folder: Path) -> "Pictures":
+        """The same from files in ``folder``, which stay as long as they are used."""
+        files = (folder / f"{self.digest}-images.npy", folder / f"{self.digest}-classes.npy")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, array in zip(files, (self.images, self.classes), strict=True):
+            np.save(path, array)
+        return _mapped(files, self.names)
+
+    def in_memory(self) -> "Pictures":
+        """The same without files."""
+        return Pictures(np.array(self.images), np.array(self.classes), self.names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._files is None:
+            return Pictures, (self.images, self.classes, self.names)
+        return _mapped, (self._files, self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,6 +68,11 @@ class Pictures:
         content = hashlib.sha256(self.images.tobytes())
         content.update(self.classes.tobytes())
         return content.hexdigest()
+
+
+def _mapped(files: tuple[Path, Path], names: list[str]) -> Pictures:
+    images, classes = (np.load(path, mmap_mode="r") for path in files)
+    return Pictures(images, classes, names, files)
 
 
 def load(pairs: Iterable[tuple[Path, Path | None, int]], side: int) -> Pictures:

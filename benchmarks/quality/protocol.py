@@ -1,6 +1,8 @@
 """The paper's protocol (section IV): segmenters learn real pairs, alone and with painted ones, and are tested."""
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +94,29 @@ def evaluate(
     """
     for name in plan.names:
         sources.check(name, plan.outside, split)
-    real, good, test = _real(split, plan.side)
+    with _place(folder / "pictures") as place:
+        return _evaluate(split, engine, folder, plan, lambda pictures: pictures.shared(place), progress)
+
+
+@contextmanager
+def _place(folder: Path) -> Iterator[Path]:
+    """A folder for as long as an evaluation lasts, without what one that was killed left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _evaluate(
+    split: Split,
+    engine: Engine,
+    folder: Path,
+    plan: Plan,
+    shared: Callable[[Pictures], Pictures],
+    progress: Callable[[float, str], None],
+) -> Outcome:
+    real, good, test = map(shared, _real(split, plan.side))
     lesson = replace(plan.lesson, turn=turnable(real))
     made = sources.Sources(split, plan.order, engine, folder / "pairs", plan.recipe)
     painted, part = {}, PAINTING / max(len(plan.names), 1)
@@ -101,7 +125,7 @@ def evaluate(
         def painting(share: float, start: float = number * part, name: str = name) -> None:
             progress(start + part * share, name)
 
-        painted[name] = _pictures_of(name, made, plan, painting)
+        painted[name] = shared(_pictures_of(name, made, plan, painting))
     trials = Trials(
         folder / "cache",
         split.types,
@@ -123,7 +147,8 @@ def evaluate(
     _train(trials, chosen, lambda share, name: progress(last + CHOSEN * share, name))
     rows += _rows(trials, chosen, real)
     progress(1.0, "report")
-    return Outcome(sorted(rows, key=lambda row: not has_real(row.name)), opinions, known, lesson, test)
+    ordered = sorted(rows, key=lambda row: not has_real(row.name))
+    return Outcome(ordered, opinions, known, lesson, test.in_memory())
 
 
 def _train(

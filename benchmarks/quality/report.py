@@ -83,7 +83,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for n, row in enumerate(reversed(rows)):
         axis.barh(n, row["miou"], color="#4a7bb5" if has_real(row["row"]) else "#b9cbe2")
         axis.plot(row["miou_by_seed"], [n] * row["seeds"], "k.", markersize=4)
-    axis.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)])
+    axis.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)], parse_math=False)
     axis.set_xlabel("mean IoU of the types on held-out photographs; dots are seeds")
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .metrics import Counts, Scores, accuracy, iou
 from .protocol import REAL, Outcome, Row, has_real
 from .split import Split, numbered
-from .statistics import Difference, Paired, difference, mean_iou
+from .statistics import Difference, Drawn, mean_iou
 from .trials import Opinion
 
 DIGITS = 2
@@ -57,22 +57,15 @@ def differences(splits: Sequence[Measured]) -> list[dict[str, Any]]:
     numbers = numbered(chain.from_iterable(one.things for one in splits))
     subjects = np.split(numbers, np.cumsum([len(one.things) for one in splits])[:-1])
     names = shared_rows(splits)
+    drawn = Drawn({name: [one.rows[name] for one in splits] for name in names}, subjects)
     beside = [name for name in names if has_real(name)]
     alone = [REAL, *(name for name in names if not has_real(name))]
     return [
-        {"row": name, "from": other, **_rounded(difference(_paired(splits, subjects, name, other)))}
+        {"row": name, "from": other, **_rounded(drawn.difference(name, other))}
         for group in (beside, alone)
         for name in group
         for other in group
         if name != other
-    ]
-
-
-def _paired(
-    splits: Sequence[Measured], subjects: Sequence[NDArray[np.integer]], name: str, other: str
-) -> list[Paired]:
-    return [
-        Paired(one.rows[name], one.rows[other], shown) for one, shown in zip(splits, subjects, strict=True)
     ]
 
 

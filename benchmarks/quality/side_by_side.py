@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 from stage_rt import signals
 from stage_rt.errors import StageError
-from stage_rt.machine import cores
 
 Job = TypeVar("Job")
 
@@ -20,16 +20,14 @@ Job = TypeVar("Job")
 def side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[Job]:
     """Do every job in one of so many processes; each job when it is done.
 
-    Small networks on one core each are faster than one on all. When the caller wants no more, the jobs in hand are
-    dropped at once.
+    Small networks on one core each are faster than one on all, and their weights are the same however many there are.
+    When the caller wants no more, the jobs in hand are dropped at once.
 
     Raises:
         StageError: a process was killed.
     """
-    threads, others = max(cores() // workers, 1), multiprocessing.active_children()
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(threads,)
-    )
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
         with signals.held():
             pending = {pool.submit(work, job): job for job in jobs}
@@ -50,8 +48,19 @@ def side_by_side(work: Callable[[Job], None], jobs: Sequence[Job], workers: int)
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare(threads: int) -> None:
-    torch.set_num_threads(threads)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's sums on a CPU are other ones on another number of threads; so they are here what they are there."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prepare() -> None:
+    torch.set_num_threads(1)
     threading.Thread(target=_end_with_driver, daemon=True).start()
 
 

@@ -32,6 +32,7 @@ from stage_rt.run.plan import make_plan
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
+from stage_rt.training.data import labelled
 
 from . import baselines, procedural, published
 from .baselines import BASELINES
@@ -84,6 +85,7 @@ def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> 
         composite=True,
         batch=max(engine.spec.batch),
         steps=order.steps,
+        sampler=engine.spec.model.system,
         augment=True,
     )
     return replace(asked, **other)
@@ -259,8 +261,10 @@ def check(name: str, outside: Mapping[str, Path], split: Split) -> None:
         InputError, DatasetError: it cannot.
     """
     if name in outside:
-        pairs = of_others(name, outside[name], split)
-        refuse_tested(split, (image for found in pairs.values() for image, _ in found))
+        pairs = [pair for found in of_others(name, outside[name], split).values() for pair in found]
+        for image, mask in pairs:
+            labelled(image, mask)
+        refuse_tested(split, (image for image, _ in pairs))
     elif name not in OURS:
         _painter(name, split.types[0])
 

@@ -1,6 +1,6 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, datasets
+from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import GOOD, labelled
-from stage_rt.training.holdout import provenance_name
+from stage_rt.training.holdout import provenance_name, showing_a_defect
 
 FEWEST = 6
 """Labelled photographs a type must have: a third of fewer is one, and says nothing."""
@@ -26,9 +27,9 @@ class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
     ``good`` are those the generator may paint on, without those that its training found to show a labelled defect's
-    part, ``test_good`` those that only test. ``shown`` are numbers of the defects that the photographs of ``test``
-    show, and ``parts`` of the parts that those of ``test_good`` show: one may be photographed several times.
-    ``defects`` says how many defects those of ``real`` show.
+    part, ``test_good`` those that only test, without such ones. ``shown`` are numbers of the defects that the
+    photographs of ``test`` show, and ``parts`` of the parts that those of ``test_good`` show: one may be photographed
+    several times. ``defects`` says how many defects those of ``real`` show.
     """
 
     name: str
@@ -57,17 +58,20 @@ class Split:
         return f"{self.name}+{kind}"
 
 
-def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> Split:
+def split(
+    root: Path, model: ModelSpec, types: Sequence[str] | None = None, progress: Progress = silent
+) -> Split:
     """The split that a model's training made with ``--hold-out``.
 
     Args:
         root: the object's folder, in a layout that `stage_rt.images.layouts` knows.
         model: what the engine was built from; its provenance lists the photographs held out.
         types: only these, or all that the model knows.
+        progress: told the share of the photographs that are compared.
 
     Raises:
         DatasetError: the folder is not that of the training, has too few labelled photographs of a type or no good
-            ones, or shows the generator or the segmenter a photograph of the test.
+            ones, has a photograph under two types, or shows the generator or the segmenter one of the test.
         InputError: the model was trained on every photograph, or does not know a type.
     """
     found = datasets(root)
@@ -82,9 +86,31 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
             f"train it with `stage-rt train {root} --hold-out 0.67`"
         )
     chosen = _types(dataset, model, types)
-    real: dict[str, list[Pair]] = {}
-    test: dict[str, list[Pair]] = {}
-    for kind in chosen:
+    real, test = _sides(dataset, chosen, model, held_out)
+    if not dataset.normals:
+        raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
+    _refuse_two_types({kind: [*real[kind], *test[kind]] for kind in chosen})
+    shown, defects = _defects(real, test, portion(progress, 0.0, 0.4))
+    good = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) not in held_out]
+    bad = set(showing_a_defect(dataset.tested, dataset, portion(progress, 0.4, 0.8)))
+    tested = [path for path in dataset.tested if path not in bad]
+    parts = twins.parts((read_image(path) for path in tested), portion(progress, 0.8, 1.0)).tolist()
+    result = Split(dataset.name, chosen, good, tested, real, test, shown, defects, parts)
+    refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
+    return result
+
+
+Sides = dict[str, list[Pair]]
+"""Photographs and masks by type."""
+
+
+def _sides(
+    dataset: Dataset, kinds: Sequence[str], model: ModelSpec, held_out: Sequence[object]
+) -> tuple[Sides, Sides]:
+    """What is learned from and what is tested on."""
+    real: Sides = {}
+    test: Sides = {}
+    for kind in kinds:
         pairs = dataset.defects[kind]
         if len(pairs) < FEWEST:
             raise DatasetError(
@@ -95,19 +121,36 @@ def split(root: Path, model: ModelSpec, types: Sequence[str] | None = None) -> S
         real[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) not in held_out]
         if not test[kind] or not real[kind]:
             raise DatasetError(
-                f"`{root}` is not what the model was trained on: of type {kind!r} "
+                f"{dataset.name} is not what the model was trained on: of type {kind!r} "
                 f"{len(test[kind])} photographs were held out and {len(real[kind])} not"
             )
-    if not dataset.normals:
-        raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
-    numbers = {kind: _numbers(real[kind], test[kind]) for kind in chosen}
-    shown = {kind: tested for kind, (_, tested) in numbers.items()}
-    defects = {kind: len(set(learned)) for kind, (learned, _) in numbers.items()}
-    good = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) not in held_out]
-    parts = twins.parts(read_image(path) for path in dataset.tested).tolist()
-    result = Split(dataset.name, chosen, good, dataset.tested, real, test, shown, defects, parts)
-    refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
-    return result
+        _refuse_later(dataset.name, kind, real[kind], model.provenance.get("learned"))
+    return real, test
+
+
+def _refuse_later(name: str, kind: str, pairs: Iterable[Pair], learned: object) -> None:
+    """What came into the folder after the training is neither learned by the generator nor held out; models of
+    before do not list what they learned."""
+    if not isinstance(learned, list):
+        return
+    for photo, _ in pairs:
+        if provenance_name(name, kind, photo) not in learned:
+            raise DatasetError(
+                f"`{photo}` was not there when the model was trained: train again with `--hold-out`, or take it away"
+            )
+
+
+def _refuse_two_types(pairs: Mapping[str, Iterable[Pair]]) -> None:
+    """Under each of its types a photograph calls the defects of the other good surface."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for kind, each in pairs.items():
+        for photo, _ in each:
+            other, twin = seen.setdefault(pixels_digest(read_image(photo)), (kind, photo))
+            if other != kind:
+                raise DatasetError(
+                    f"`{twin}` and `{photo}` are one photograph with two types of defects",
+                    "evaluate one of the types with `--types`, or take the photograph out of both",
+                )
 
 
 def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> list[str]:
@@ -160,9 +203,22 @@ def _named(kind: str, photos: Sequence[Path], shown: Sequence[int]) -> list[str]
     return [f"{kind}/{first[number]}" for number in shown]
 
 
-def _numbers(learned: Sequence[Pair], tested: Sequence[Pair]) -> tuple[list[int], list[int]]:
+def _defects(real: Sides, test: Sides, progress: Progress) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Which defect each photograph of the test shows, and how many those that are learned from do."""
+    shown, count = {}, {}
+    for number, kind in enumerate(real):
+        part = portion(progress, number / len(real), (number + 1) / len(real))
+        learned, shown[kind] = _numbers(real[kind], test[kind], part)
+        count[kind] = len(set(learned))
+    return shown, count
+
+
+def _numbers(
+    learned: Sequence[Pair], tested: Sequence[Pair], progress: Progress
+) -> tuple[list[int], list[int]]:
     """Which defect each photograph shows; none of the test's may have been learned from another photograph."""
-    numbers: list[int] = twins.defects(labelled(photo, mask) for photo, mask in (*learned, *tested)).tolist()
+    pairs = (labelled(photo, mask) for photo, mask in (*learned, *tested))
+    numbers: list[int] = twins.defects(pairs, progress).tolist()
     known = dict(zip(numbers[: len(learned)], learned, strict=True))
     shown = numbers[len(learned) :]
     for (photo, _), defect in zip(tested, shown, strict=True):

@@ -1,7 +1,7 @@
 """Segmenters that were trained, and what they say, kept by their content.
 
-A segmenter whose pictures, lesson and seed are the same is never trained again, however often the evaluation is cut
-off or asked for more.
+A segmenter whose pictures, lesson, seed and arithmetic are the same is never trained again, however often the
+evaluation is cut off or asked for more; on another test it is only tested again.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
@@ -27,12 +28,12 @@ from .learning import Found, Lesson, find, learn
 from .metrics import Counts, Scores
 from .pictures import Pictures
 from .segmenters.calibrated import Calibrated
-from .side_by_side import side_by_side
+from .side_by_side import one_thread, side_by_side
 
-FORMAT = 3
+FORMAT = 4
 """Of what is kept; another one is computed anew."""
-OPINION, LEARNED, WHOLE = "-by-defect", "-learned", "-defects-found"
-"""What else a segmenter was asked, at the end of the files' names."""
+FIGURES, OPINION, LEARNED, WHOLE = "-figures", "-by-defect", "-learned", "-defects-found"
+"""What a segmenter was asked, at the end of the files' names."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,7 @@ class Trials:
         Raises:
             StageError: a file cannot be written, or a process was killed.
         """
-        missing = list(
-            {
-                path: job for job in jobs if not (path := self._path(job)).with_suffix(".json").exists()
-            }.values()
-        )
+        missing = list({path: job for job in jobs if not (path := self._tested(job)).exists()}.values())
         before, workers = len(jobs) - len(missing), min(len(missing), self._at_once)
         if workers > 1:
             for done, job in enumerate(
@@ -112,8 +109,8 @@ class Trials:
 
     def figures(self, job: Job) -> Figures:
         """Of a segmenter that was trained."""
-        path = self._path(job)
-        kept = json.loads(path.with_suffix(".json").read_text())
+        path = self._tested(job)
+        kept = json.loads(path.read_text())
         with np.load(path.with_suffix(".npz")) as file:
             return Figures(np.array(kept["counts"], dtype=np.int64), Scores(*kept["scores"]), file["found"])
 
@@ -124,9 +121,7 @@ class Trials:
             StageError: as `train`.
         """
         missing = [
-            job
-            for job in jobs
-            if not all(self._about(job, source.digest, OPINION).exists() for source in sources)
+            job for job in jobs if not all(self._opinion_file(job, source).exists() for source in sources)
         ]
         asked = partial(self.ask, sources=sources)
         if (workers := min(len(missing), self._at_once)) > 1:
@@ -142,7 +137,7 @@ class Trials:
         network = self._network(job)
         real = realism.look(network, self.test, self.device).features
         for source in sources:
-            if not (path := self._about(job, source.digest, OPINION)).exists():
+            if not (path := self._opinion_file(job, source)).exists():
                 write_atomic(path, json.dumps(self._look(network, source, real)).encode())
 
     def fit(self, job: Job, learned: Pictures) -> dict[str, float]:
@@ -170,20 +165,27 @@ class Trials:
     def _whole(self, job: Job) -> Path:
         """The file of the defects that a segmenter found; which photographs show one is not in its name."""
         numbers = hashlib.sha256(np.asarray(self.subjects, dtype=np.int64).tobytes()).hexdigest()
-        return self._about(job, numbers, WHOLE)
+        return self._about(job, self.test.digest + numbers, WHOLE)
+
+    def _tested(self, job: Job) -> Path:
+        """The file of a segmenter's figures on the test, written last."""
+        return self._about(job, self.test.digest, FIGURES)
+
+    def _opinion_file(self, job: Job, source: Pictures) -> Path:
+        return self._about(job, self.test.digest + source.digest, OPINION)
 
     def _network(self, job: Job) -> nn.Module:
         network = Calibrated(self.lesson.segmenter, self._classes)
-        network.load_state_dict(load(self._path(job).with_suffix(".safetensors").read_bytes()))
+        network.load_state_dict(load(self._weights(job).read_bytes()))
         return self.device.place(network).eval()
 
-    def _about(self, job: Job, digest: str, about: str) -> Path:
-        """The file of what a segmenter says of what has that digest, asked ``about`` it."""
-        trained = self._path(job)
-        return trained.with_name(f"{trained.name}-{digest[:16]}{about}.json")
+    def _about(self, job: Job, content: str, about: str) -> Path:
+        """The file of what a segmenter says, asked ``about`` what has that content."""
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return self.folder / f"{self._name(job)}-{digest[:16]}{about}.json"
 
     def _opinion(self, job: Job, source: Pictures) -> Opinion:
-        kept = json.loads(self._about(job, source.digest, OPINION).read_text())
+        kept = json.loads(self._opinion_file(job, source).read_text())
         distances = {kind: realism.Distance(*one) for kind, one in kept["distance"].items()}
         return Opinion(kept["iou"], distances)
 
@@ -195,8 +197,8 @@ class Trials:
     def _classes(self) -> int:
         return len(self.shares)
 
-    def _path(self, job: Job) -> Path:
-        """The stem of a segmenter's files; the JSON is written last."""
+    def _name(self, job: Job) -> str:
+        """What a segmenter's files are called: all that its weights follow from."""
         key = {
             "format": FORMAT,
             "lesson": self.lesson.digest,
@@ -205,29 +207,35 @@ class Trials:
             "shares": self.shares,
             "painted": self.painted,
             "learned": [part.digest for part in (*job.parts, self.good)],
-            "tested": self.test.digest,
+            "arithmetic": [torch.__version__, self.device.device.type, self.device.autocast],
         }
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.folder / digest[:32]
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _weights(self, job: Job) -> Path:
+        return self.folder / f"{self._name(job)}.safetensors"
 
     def learn(self, job: Job, progress: Callable[[float], None]) -> None:
-        """Train one segmenter, test it and keep both."""
-        path = self._path(job)
-        network = learn(
-            job.parts, self.good, self.shares, self.painted, self.lesson, job.seed, self.device, progress
-        )
-        found = find(network, self.test, self.device)
+        """Train one segmenter unless it was, test it and keep both."""
+        with one_thread():
+            trained = self._weights(job).exists()
+            network = self._network(job) if trained else self._learned(job, progress)
+            found = find(network, self.test, self.device)
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
         scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)
         shown = io.BytesIO()
         np.savez_compressed(shown, found=found.classes)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        write_atomic(path.with_suffix(".safetensors"), save(weights))
+        path = self._tested(job)
         write_atomic(path.with_suffix(".npz"), shown.getvalue())
         self._keep_whole(self._whole(job), found)
-        kept = {"counts": counts.tolist(), "scores": scores}
-        write_atomic(path.with_suffix(".json"), json.dumps(kept).encode())
+        write_atomic(path, json.dumps({"counts": counts.tolist(), "scores": scores}).encode())
+
+    def _learned(self, job: Job, progress: Callable[[float], None]) -> nn.Module:
+        network = learn(
+            job.parts, self.good, self.shares, self.painted, self.lesson, job.seed, self.device, progress
+        )
+        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        write_atomic(self._weights(job), save(weights))
+        return network
 
     def _iou(self, found: NDArray[np.uint8], pictures: Pictures) -> NDArray[np.float64]:
         return metrics.iou(metrics.confusion(found, pictures.classes, self._classes).sum(axis=0))

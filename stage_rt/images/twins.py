@@ -105,13 +105,17 @@ def showing(
     return np.asarray(found >= _unusual(found))
 
 
-def parts(photographs: Iterable[NDArray[np.uint8]]) -> NDArray[np.intp]:
-    """Which part each photograph uint8 ``[H, W, 3]`` shows, as numbers ``[n]``, as far as `showing` tells."""
+def parts(photographs: Iterable[NDArray[np.uint8]], progress: Progress = silent) -> NDArray[np.intp]:
+    """Which part each photograph uint8 ``[H, W, 3]`` shows, as numbers ``[n]``, as far as `showing` tells.
+
+    ``progress`` is told the share that is compared, once all are read.
+    """
     looks = [_look(photo) for photo in photographs]
     scaled = _scaled(looks, max((look.longest for look in looks), default=1))
     found = np.zeros((len(looks), len(looks)))
-    for a, b in zip(*np.tril_indices(len(looks), -1), strict=True):
-        found[a, b] = _best(scaled[a], scaled[b])[0]
+    for a in counted(range(len(looks)), progress):
+        for b in range(a):
+            found[a, b] = _best(scaled[a], scaled[b])[0]
     others = found[np.tril_indices(len(looks), -1)]
     same = np.tril(found >= _unusual(others), -1) if others.size else found > 0
     return _joined(same)

@@ -2,24 +2,29 @@
 
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluations import SOURCES, engine, evaluated, request, run_with
 from fake_engine import opened
 from PIL import Image, ImageFont
 
-from stage_rt.errors import DatasetError, InputError, StageError
+from stage_rt.errors import DatasetError, InputError, MaskError, StageError
 from stage_rt.images.inputs import Header
 from stage_rt.quality import evaluate, protocol, report, sources, trials
 from stage_rt.quality.learning import Found
+from stage_rt.quality.pictures import Pictures
 from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, lesson_of, side_of
+from stage_rt.quality.split import split
 from stage_rt.quality.trials import Job, Opinion
 from stage_rt.run import plan
 from stage_rt.run.sample import Sample
+from stage_rt.samplers import check_sampler
 
 
 def test_the_best_source_alone_is_held_against_the_others_alone() -> None:
@@ -222,6 +227,71 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
     assert len(learned) == 4
 
 
+def test_on_another_test_what_was_learned_is_only_tested_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated(data, tmp_path / "r", sources=["ours"])
+    monkeypatch.setattr(trials, "learn", refused)
+    surface = np.random.default_rng(10).integers(90, 110, (40, 40)).astype(np.uint8)
+    Image.fromarray(surface).save(data / "test" / "good" / "1.png")
+    second = evaluated(data, tmp_path / "r", sources=["ours"])
+    assert (first["test_good"], second["test_good"]) == (1, 2)
+    assert [row["iou_learned"] for row in second["rows"]] == [row["iou_learned"] for row in first["rows"]]
+    monkeypatch.setattr(trials.torch, "__version__", "another")
+    with pytest.raises(AssertionError, match="learned again"):
+        evaluated(data, tmp_path / "r", sources=["ours"])
+
+
+def refused(*_) -> None:
+    raise AssertionError("learned again")
+
+
+def test_a_segmenter_is_trained_on_one_thread_wherever_that_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    real = trials.learn
+
+    def counted(*arguments):
+        threads.append(torch.get_num_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(trials, "learn", counted)
+    torch.set_num_threads(2)
+    try:
+        evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1, 1, 1]
+
+
+def test_pictures_are_sent_to_processes_as_files_that_are_gone_in_the_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "r" / "pictures" / "of-one-that-was-killed.npy"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    seen: list[Pictures] = []
+    real = trials.learn
+
+    def sent(parts, good, *others):
+        seen.extend([*parts, good])
+        assert not left.exists()
+        for one in (*parts, good):
+            content = pickle.dumps(one)
+            again = pickle.loads(content)
+            assert len(content) < 3000 < one.images.nbytes
+            assert again.digest == one.digest
+            assert again.names == one.names
+        return real(parts, good, *others)
+
+    monkeypatch.setattr(trials, "learn", sent)
+    evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    assert len(seen) == 3 + 2 + 2
+    assert not left.parent.exists()
+
+
 def test_segmenters_trained_side_by_side_are_those_trained_in_turn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,15 +328,13 @@ def test_pictures_are_not_much_smaller_than_photographs(tmp_path: Path, size, si
 
 
 def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
-    for kind in ("dent", "spot"):
-        for name, source in (("image", data / "test"), ("mask", data / "ground_truth")):
-            folder = tmp_path / "theirs" / kind / name
-            folder.mkdir(parents=True)
-            for n in (0, 1):
-                stem = f"{n}_mask.png" if name == "mask" else f"{n}.png"
-                (folder / f"{n}.png").write_bytes((source / kind / stem).read_bytes())
-    result = evaluated(data, tmp_path / "r", sources=[f"dfmgan={tmp_path / 'theirs'}"], seeds=1)
+    theirs = published(data, tmp_path / "theirs")
+    result = evaluated(data, tmp_path / "r", sources=[f"dfmgan={theirs}"], seeds=1)
     assert "with dfmgan" in [row["row"] for row in result["rows"]]
+    assert (
+        "whether their generators saw photographs of the test is not known"
+        in (tmp_path / "r" / report.PAGE).read_text()
+    )
     with pytest.raises(InputError, match="asked for twice"):
         evaluate._named(["ours", "ours"])
 
@@ -274,6 +342,43 @@ def test_a_published_run_is_a_source(data: Path, tmp_path: Path) -> None:
 def test_a_published_run_that_shows_the_test_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"is to be learned from and is the test's .*2\.png"):
         evaluated(data, tmp_path / "r", sources=[f"mine={data}"])
+
+
+def published(data: Path, folder: Path) -> Path:
+    """Two pairs of each type in the layout of AnomalyDiffusion."""
+    for kind in ("dent", "spot"):
+        for name, source in (("image", data / "test"), ("mask", data / "ground_truth")):
+            (folder / kind / name).mkdir(parents=True)
+            for n in (0, 1):
+                stem = f"{n}_mask.png" if name == "mask" else f"{n}.png"
+                (folder / kind / name / f"{n}.png").write_bytes((source / kind / stem).read_bytes())
+    return folder
+
+
+def test_a_published_run_without_a_label_is_told_of_before_anything_is_painted(
+    data: Path, tmp_path: Path
+) -> None:
+    theirs = published(data, tmp_path / "theirs")
+    Image.new("L", (40, 40)).save(theirs / "spot" / "mask" / "1.png")
+    with pytest.raises(MaskError, match=r"1\.png"):
+        evaluated(data, tmp_path / "r", sources=["ours", f"dfmgan={theirs}"], seeds=1)
+    assert not (tmp_path / "r" / "pairs").exists()
+
+
+def test_a_source_may_be_called_anything(data: Path, tmp_path: Path) -> None:
+    theirs = published(data, tmp_path / "theirs")
+    result = evaluated(data, tmp_path / "r", sources=[f"a$b_$c={theirs}"], seeds=1)
+    assert "with a$b_$c" in [row["row"] for row in result["rows"]]
+
+
+def test_pairs_of_a_model_for_another_system_are_painted_by_its_sampler(data: Path) -> None:
+    fast = engine()
+    model = fast.spec.model.model_copy(update={"system": "fast"})
+    fast.spec = fast.spec.model_copy(update={"model": model})
+    order = sources.Order(pairs=1, steps=100, seed=0)
+    asked = sources.job(split(data, model), "dent", order, fast)
+    assert asked.sampler == "fast"
+    check_sampler(asked.sampler, model)
 
 
 def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: Path, tmp_path: Path) -> None:

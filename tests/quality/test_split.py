@@ -94,6 +94,34 @@ def test_too_few_labelled_photographs_are_refused(data: Path) -> None:
     assert split(data, model(HELD_OUT), ["spot"]).types == ["spot"]
 
 
+def test_a_good_photograph_of_the_test_that_shows_a_labelled_part_is_left_out(data: Path) -> None:
+    defect = np.asarray(Image.open(data / "test" / "dent" / "3.png")).astype(np.float64)
+    label = np.asarray(Image.open(data / "ground_truth" / "dent" / "3_mask.png")) > 0
+    defect[label] = 100
+    Image.fromarray((0.8 * defect).astype(np.uint8)).save(data / "test" / "good" / "1.png")
+    assert [path.name for path in split(data, model(HELD_OUT)).test_good] == ["0.png"]
+
+
+def test_a_photograph_with_two_types_is_refused(data: Path) -> None:
+    for folder, name in (("test", "{}.png"), ("ground_truth", "{}_mask.png")):
+        shutil.copy(data / folder / "dent" / name.format(3), data / folder / "spot" / name.format(4))
+    with pytest.raises(
+        DatasetError, match=r"`.*dent/3.png` and `.*spot/4.png` are one photograph with two types"
+    ):
+        split(data, model(HELD_OUT))
+    assert split(data, model(HELD_OUT), ["dent"]).types == ["dent"]
+
+
+def test_a_labelled_photograph_that_came_after_the_training_is_refused(data: Path) -> None:
+    learned = [f"part/{kind}/{n}.png" for kind in ("dent", "spot") for n in (0, 1)]
+    trained = model(HELD_OUT)
+    provenance = trained.provenance | {"learned": learned}
+    assert split(data, trained.model_copy(update={"provenance": provenance})).types == ["dent", "spot"]
+    provenance |= {"learned": learned[:-1]}
+    with pytest.raises(DatasetError, match=r"`.*spot/1.png` was not there when the model was trained"):
+        split(data, trained.model_copy(update={"provenance": provenance}))
+
+
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is not what the model was trained on"):
         split(data, model(["part/dent/99.png"]))
@@ -121,5 +149,5 @@ def test_good_photographs_of_the_test_are_found_under_the_names_layouts_give_the
 
 
 def test_every_picture_of_the_test_has_a_subject(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stage_rt.quality.split.twins.defects", lambda pairs: np.array([0, 1, 2, 2, 4, 4, 4]))
+    monkeypatch.setattr("stage_rt.quality.split.twins.defects", lambda *_: np.array([0, 1, 2, 2, 4, 4, 4]))
     assert split(data, model(HELD_OUT)).subjects().tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 5]

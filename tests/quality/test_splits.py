@@ -111,7 +111,7 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
 
 
 def test_splits_of_other_types_have_no_mean(data: Path, tmp_path: Path) -> None:
-    other = engine()
+    other = engine(range(4))
     model = other.spec.model.model_copy(update={"prompts": {"part+dent": "a"}})
     other.spec = other.spec.model_copy(update={"model": model})
     engines = {"first": engine(), "second": other}
@@ -126,3 +126,9 @@ def test_splits_of_other_types_have_no_mean(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
     asked(types=["dent"], sources=["cutpaste"], seeds=1)
     assert (tmp_path / "r" / "second" / report.PAGE).is_file()
+
+
+def test_one_split_given_twice_is_no_two(data: Path, tmp_path: Path) -> None:
+    engines = {"first": engine(), "second": engine()}
+    with pytest.raises(InputError, match="`first` and `second` hold out the same photographs"):
+        run(engines, request(data), tmp_path / "r", say=lambda line: None, progress=lambda _: None)
