@@ -137,7 +137,7 @@ class ModelSpec(_Spec):
     image_channels: Literal[1, 3] = 3
     latent_channels: int = Field(default=4, ge=1, le=64)
     latent_size: int = Field(ge=2, le=1024)
-    latent_scale: float = Field(gt=0)
+    latent_scale: float = Field(gt=0, allow_inf_nan=False)
     tokens: int = Field(ge=1)
     context_dim: int = Field(ge=1)
     recipe: Recipe

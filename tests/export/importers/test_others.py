@@ -157,6 +157,14 @@ def test_the_folder_s_own_schedule_and_scale_are_kept(pipeline, runs, tmp_path):
     assert spec.recipe.mask_rule == "authors"
 
 
+def test_anomalydiffusion_keeps_the_latent_scale_that_training_measured(ldm, runs, tmp_path):
+    state = torch.load(ldm, weights_only=True)["state_dict"]
+    torch.save({"state_dict": {**state, "scale_factor": torch.tensor(0.25)}}, tmp_path / "model.ckpt")
+    embeddings = runs / "embeddings_gs-10.pt"
+    spec = import_anomalydiffusion(tmp_path / "model.ckpt", embeddings, tmp_path / "model", options=OPTIONS)
+    assert spec.latent_scale == 0.25
+
+
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
@@ -195,6 +203,7 @@ def test_the_folder_s_own_schedule_and_scale_are_kept(pipeline, runs, tmp_path):
             "num_train_timesteps 500, 1000 was wanted",
         ),
         ("scheduler/scheduler_config.json", {"beta_start": 2}, "a noise schedule that cannot be"),
+        ("vqvae/config.json", {"scaling_factor": float("inf")}, "cannot be described, latent_scale: "),
     ],
 )
 def test_other_folders_are_named(pipeline, runs, tmp_path, file, values, message):

@@ -296,6 +296,39 @@ def test_another_noise_schedule_is_refused(state, tmp_path):
         import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
 
 
+@pytest.mark.parametrize("stored", [torch.tensor(0.25), torch.tensor([0.75], dtype=torch.float64)])
+def test_the_latent_scale_that_training_measured_is_kept(state, tmp_path, stored):
+    """Where `scale_by_std` was on, the checkpoint's own is not that of the public weights."""
+    folder, said = write_run(tmp_path / "run"), []
+    path = saved(tmp_path, {**state, "scale_factor": stored})
+    options = replace(OPTIONS, notify=said.append)
+    spec = import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=options)
+    assert spec.latent_scale == stored.item()
+    assert said == []
+    model = load_model(tmp_path / "model")
+    assert (model.spec.latent_scale, model.vae.config.scaling_factor) == (stored.item(), stored.item())
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (torch.tensor(float("nan")), "of nan, which"),
+        (torch.tensor(float("inf")), "of inf, which"),
+        (torch.tensor(0.0), "of 0, which"),
+        (torch.tensor(-0.2), "of -0.2, which"),
+        (torch.tensor(1e-60, dtype=torch.float64), "of 0, which"),
+        (torch.tensor([0.2, 0.3]), r"of shape \[2\], one number"),
+        (torch.zeros(0), r"of shape \[0\], one number"),
+    ],
+)
+def test_a_latent_scale_that_cannot_be_is_refused(state, tmp_path, stored, told):
+    folder = write_run(tmp_path / "run")
+    path = saved(tmp_path, {**state, "scale_factor": stored})
+    with pytest.raises(CheckpointError, match=f"changed.ckpt` has a `scale_factor` {told}"):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
+
+
 def test_wrong_file_in_a_role_is_named(ldm, tmp_path):
     folder = write_run(tmp_path / "run")
     attempt = {"runs": [run(folder, "part+dent")], "folder": tmp_path / "model", "options": OPTIONS}
