@@ -213,6 +213,20 @@ def test_other_folders_are_named(pipeline, runs, tmp_path, file, values, message
     assert not (tmp_path / "model").exists()
 
 
+def test_a_text_encoder_of_a_folder_that_does_not_divide_into_heads_is_refused(pipeline, runs, tmp_path):
+    path = pipeline / "bert" / "model.safetensors"
+    attention = {f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj")}
+    narrow = {name: tensor[:40] if name in attention else tensor for name, tensor in load_file(path).items()}
+    narrow["model.layers.0.self_attn.out_proj.weight"] = torch.zeros(SMALL.bert.dim, 40)
+    save_file({name: tensor.contiguous() for name, tensor in narrow.items()}, path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"model.safetensors` does not hold .*\(its attention is 40 wide, a multiple of 64",
+    ):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_folder_that_is_no_pipeline_is_named(tmp_path, pipeline, runs):
     with pytest.raises(CheckpointError, match=r"model_index.json` cannot be read \(No such file"):
         import_diffusers(tmp_path, tmp_path / "model", texts={"a": "b"})

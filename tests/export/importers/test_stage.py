@@ -296,6 +296,21 @@ def test_another_noise_schedule_is_refused(state, tmp_path):
         import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
 
 
+@pytest.mark.parametrize("width", [96, 0])
+def test_a_text_encoder_that_does_not_divide_into_heads_is_refused(state, tmp_path, width):
+    folder, layer = write_run(tmp_path / "run"), f"{BERT_PREFIX}attn_layers.layers.0.1"
+    narrow = {
+        f"{layer}.{part}.weight": torch.zeros(width, SMALL.bert.dim) for part in ("to_q", "to_k", "to_v")
+    }
+    path = saved(tmp_path, state | narrow | {f"{layer}.to_out.weight": torch.zeros(SMALL.bert.dim, width)})
+    with pytest.raises(
+        CheckpointError,
+        match=rf"changed.ckpt` does not hold the text encoder .*\(its attention is {width} wide, a multiple of 64",
+    ):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("stored", [torch.tensor(0.25), torch.tensor([0.75], dtype=torch.float64)])
 def test_the_latent_scale_that_training_measured_is_kept(state, tmp_path, stored):
     """Where `scale_by_std` was on, the checkpoint's own is not that of the public weights."""
