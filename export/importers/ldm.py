@@ -14,7 +14,7 @@ from stage_rt.errors import CheckpointError
 from stage_rt.recipe import Recipe
 
 from .bert import CAPTIONS, encode
-from .checks import describe, require_finite, sizes_of, tensors
+from .checks import describe, require_finite, require_floats, sizes_of, tensors
 from .keys import (
     BERT_PREFIX,
     UNET_PREFIX,
@@ -158,7 +158,7 @@ def check_ldm(file: TorchFile) -> LatentDiffusion:
 
     def read(name: str) -> Tensor:
         full = f"{BERT_PREFIX}{name}"
-        return require_finite(file.path, full, everything[full].load())
+        return require_finite(file.path, full, require_floats(file.path, full, everything[full].load()))
 
     _check_schedule(file.path, everything)
     encoder, scale = TextEncoder(file.path, words, read), _latent_scale(file.path, everything)

@@ -330,6 +330,10 @@ DAMAGES = {
         _weights(lambda held: {name: tensor * float("nan") for name, tensor in held.items()}),
         "text_encoder` holds values that are not finite in `",
     ),
+    "quantised": (
+        _weights(lambda held: {name: (100 * tensor).to(torch.int8) for name, tensor in held.items()}),
+        r"model.safetensors` holds `\S+` as int8, weights in float32, float16",
+    ),
     "cut": (
         lambda folder: os.truncate(folder / "text_encoder" / "model.safetensors", 3000),
         r"has no usable tokenizer and text encoder \(Error while deserializing header",
@@ -351,6 +355,34 @@ def test_a_text_encoder_that_is_not_whole_is_refused(stable, tmp_path, damage):
     do(stable)
     with pytest.raises(CheckpointError, match=message):
         import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
+    assert not (tmp_path / "model").exists()
+
+
+def test_positions_of_a_text_encoder_may_be_whole_numbers(stable, tmp_path):
+    """As older releases of the library saved them."""
+    path = stable / "text_encoder" / "model.safetensors"
+    positions = {"text_model.embeddings.position_ids": torch.arange(9)[None]}
+    save_file(load_file(path) | positions, path, metadata={"format": "pt"})
+    import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.bias"),
+        ("vqvae/diffusion_pytorch_model.safetensors", "quant_conv.bias"),
+        ("bert/model.safetensors", "model.layer_norm.bias"),
+    ],
+)
+def test_a_folder_that_was_quantised_is_refused(pipeline, runs, tmp_path, file, name, kind):
+    held = load_file(pipeline / file)
+    save_file(held | {name: torch.ones_like(held[name]).to(kind)}, pipeline / file)
+    told = name.removeprefix("model.layer_") if file.startswith("bert") else name
+    with pytest.raises(
+        CheckpointError, match=f"{file}` holds `{told}` as {str(kind)[6:]}, weights in float32"
+    ):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     assert not (tmp_path / "model").exists()
 
 

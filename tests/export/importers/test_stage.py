@@ -276,6 +276,49 @@ def test_values_that_are_not_finite_are_refused(state, tmp_path, name, value):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (f"{UNET_PREFIX}out.2.bias", "conv_out.bias"),
+        (f"{VAE_PREFIX}quant_conv.bias", "quant_conv.bias"),
+        (f"{BERT_PREFIX}norm.bias", f"{BERT_PREFIX}norm.bias"),
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64])
+def test_weights_that_are_whole_numbers_are_refused(state, tmp_path, name, told, kind):
+    folder = write_run(tmp_path / "run")
+    path = saved(tmp_path, {**state, name: torch.ones_like(state[name], dtype=kind)})
+    with pytest.raises(
+        CheckpointError, match=f"changed.ckpt` holds `{told}` as {str(kind)[6:]}, weights in float32, float16"
+    ):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
+
+
+def test_adapters_and_vectors_that_are_whole_numbers_are_refused(ldm, tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "fine_mask-10.pt"
+    with authors_files._their_class():
+        weights = torch.load(path, weights_only=False).state_dict()
+    # Counts are whole numbers, and stay so.
+    torch.save(weights, path)
+    import_stage(ldm, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    kept = load_file(tmp_path / "model/adapters/part+dent/only/diffusion_pytorch_model.safetensors")
+    assert kept["conv.1.num_batches_tracked"].dtype == torch.int64
+    torch.save({**weights, "conv.0.bias": torch.ones(8, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"fine_mask-10.pt` holds `conv.0.bias` as int8"):
+        import_stage(ldm, [run(folder, "part+dent")], tmp_path / "other", options=OPTIONS)
+    write_embeddings(folder / "embeddings_gs-10.pt", {"part+dent": torch.ones(3, 16)})
+    value = {
+        "string_to_token": {"*": 1008},
+        "string_to_param": {"part+dent": torch.ones(3, 16).to(torch.uint8)},
+    }
+    torch.save(value, folder / "embeddings_gs-10.pt")
+    with pytest.raises(CheckpointError, match=r"embeddings_gs-10.pt` holds `part\+dent` as uint8"):
+        import_stage(ldm, [run(folder, "part+dent")], tmp_path / "other", options=OPTIONS)
+    assert not (tmp_path / "other").exists()
+
+
 def test_values_beyond_half_precision_are_refused(state, tmp_path):
     folder = write_run(tmp_path / "run")
     name = f"{UNET_PREFIX}out.2.bias"
