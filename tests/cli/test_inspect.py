@@ -6,10 +6,12 @@ import shutil
 import sys
 
 import pytest
+from descriptions import rewrite
 
 from stage_rt.cli import main
 from stage_rt.files import sha256
 from stage_rt.folders import read_engine
+from stage_rt.spec import ENGINE_FILE
 
 
 @pytest.fixture
@@ -61,6 +63,15 @@ def test_the_text_of_an_engine_for_the_cpu(inspect, engine_folder, monkeypatch):
     assert lines[11] == "prompts      tile+crack, tile+hole"
     assert lines[12].startswith("files        ")
     assert [line.split()[0] for line in lines[13:]] == sorted(spec.files)
+
+
+def test_the_card_that_an_engine_was_tuned_on_is_told(inspect, engine_folder, tmp_path):
+    engine = shutil.copytree(engine_folder, tmp_path / "engine")
+    rewrite(engine / ENGINE_FILE, backend="tensorrt", devices=["sm90"], gpu="NVIDIA H200")
+    _, out, _ = inspect(engine)
+    assert out.splitlines()[2:4] == ["targets      sm90", "tuned on     NVIDIA H200"]
+    _, out, _ = inspect(engine, "--json")
+    assert json.loads(out)["gpu"] == "NVIDIA H200"
 
 
 def test_a_truncated_engine_is_named(inspect, rtx_engine, tmp_path):
