@@ -669,6 +669,109 @@ def test_engines_take_turns_in_memory(tmp_path):
 
 
 @pytest.fixture
+def small(tmp_path):
+    """``small(sizes, room)`` is a shelf whose device has less room than its budget, and the names it loaded."""
+    driver, shelves = Driver(), []
+
+    def made(sizes, room):
+        came = []
+
+        def load(folder):
+            if sum(sizes[name] for name in (*shelf.loaded, folder.name)) > room:
+                raise DeviceMemoryError("the GPU's memory is full")
+            came.append(folder.name)
+            return closed_engine()
+
+        shelf = Shelf([engine_folder(tmp_path / name) for name in sizes], 100, driver, load=load)
+        shelf.books = {name: book._replace(bytes=sizes[name]) for name, book in shelf.books.items()}
+        shelves.append(shelf)
+        return shelf, came
+
+    yield made
+    for shelf in shelves:
+        shelf.close()
+    driver.close()
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_engines_take_turns_where_the_device_has_less_memory_than_they_may_take(small, priority):
+    shelf, came = small(dict.fromkeys("abc", 10), 25)
+    terms = Terms(priority, wish=Wish())
+    shelf.warm()
+    assert came == ["a", "b"]
+    for name, there in (("a", "ab"), ("c", "ac"), ("b", "cb"), ("c", "cb")):
+        with shelf.engine(name, terms):
+            assert shelf.loaded == set(there)
+    assert came == ["a", "b", "c", "b"]
+
+
+def test_no_more_engines_leave_a_full_device_than_have_to(small):
+    shelf, came = small({"a": 5, "b": 5, "c": 5, "d": 12}, 20)
+    shelf.warm()
+    terms = Terms(Priority.INTERACTIVE)
+    with shelf.engine("a", terms), shelf.engine("d", terms):
+        assert shelf.loaded == {"a", "d"}
+    assert came == ["a", "b", "c", "d"]
+
+
+def test_an_engine_without_room_beside_one_in_use_is_had_when_that_is_left(small):
+    shelf, _ = small(dict.fromkeys("ab", 10), 15)
+    terms = Terms(Priority.INTERACTIVE)
+    with shelf.engine("a", terms):
+        with pytest.raises(BusyError, match="no memory for engine `b` while others paint"):
+            shelf.engine("b", terms).__enter__()
+        assert shelf.loaded == {"a"}
+    with shelf.engine("b", terms):
+        assert shelf.loaded == {"b"}
+
+
+def test_the_night_leaves_a_full_device_to_whoever_waits(small):
+    shelf, _ = small(dict.fromkeys("ab", 10), 15)
+    nightly = Terms(Priority.NIGHT, wish=Wish())
+    with shelf.engine("a", nightly):
+        enough, came, thread = held(shelf, "b", Terms(Priority.INTERACTIVE, wish=Wish()))
+        wait_until(lambda: nightly.wish.cancelled)
+    wait_until(lambda: came == ["b"])
+    enough.set()
+    thread.join()
+
+
+def test_an_engine_that_a_device_cannot_hold_alone_is_told_of(small):
+    shelf, came = small({"a": 10, "b": 40}, 20)
+    shelf.warm()
+    terms = Terms(Priority.INTERACTIVE)
+    with pytest.raises(DeviceMemoryError), shelf.engine("b", terms):
+        pass
+    with shelf.engine("a", terms):
+        assert came == ["a", "a"]
+    first, _ = small({"big": 40}, 20)
+    with pytest.raises(DeviceMemoryError):
+        first.warm()
+
+
+def test_an_engine_that_others_have_no_room_for_while_it_warms_up_ends_no_server(narrow):
+    go, failed = threading.Event(), []
+
+    def warm():
+        try:
+            narrow.warm()
+        except StageError as error:
+            failed.append(error)
+
+    threading.Thread(target=narrow._driver.call, args=(go.wait,)).start()
+    enough, came, first = held(narrow, "b", Terms(Priority.INTERACTIVE))
+    wait_until(lambda: narrow._driver._asked.qsize() == 1)
+    warming = threading.Thread(target=warm)
+    warming.start()
+    wait_until(lambda: narrow._driver._asked.qsize() == 2)
+    go.set()
+    warming.join(20)
+    assert (failed, came, narrow.loaded) == ([], ["b"], {"b"})
+    enough.set()
+    first.join()
+
+
+@pytest.fixture
 def narrow(tmp_path):
     """A shelf of engines `a` and `b` with room for one, and its driver."""
     driver = Driver()
