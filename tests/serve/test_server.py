@@ -22,7 +22,7 @@ from fake_engine import contents, manifest, opened
 from PIL import Image
 
 from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
-from stage_rt.files import write_atomic
+from stage_rt.files import remember, write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
@@ -604,6 +604,66 @@ def test_a_manifest_is_counted_as_the_samples_are_while_they_are_painted(here, s
         painted.add(Outcome.of(record))
     (after,) = serve().jobs.jobs.values()
     assert after.counts == painted == Counts(4, done=4, pairs=2, refilled=3, weak=1, left_out=1, failed=1)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Lines of manifests that servers read to count them."""
+    lines = []
+
+    def read(line, prompt):
+        lines.append(line)
+        return read_line(line, prompt)
+
+    monkeypatch.setattr("stage_rt.serve.jobs.read_line", read)
+    return lines
+
+
+def test_no_start_reads_the_manifests_of_jobs_that_are_over(here, serve, parsed):
+    first = serve(0.005)
+    done, cancelled = (first.jobs.add(order(count), masks(here)) for count in (4, 40))
+    wait_until(lambda: cancelled.counts.done)
+    first.jobs.cancel(cancelled.order.id)
+    first.drain(20)
+    assert done.counts.done == 4
+    assert cancelled.counts.done == len(manifest(cancelled.run))
+    parsed.clear()
+    second = serve().jobs.jobs
+    assert [(one.order, one.counts) for one in second.values()] == [
+        (one.order, one.counts) for one in (done, cancelled)
+    ]
+    assert parsed == []
+
+
+def test_jobs_whose_counts_were_not_kept_are_counted_once(here, serve, parsed):
+    first = serve()
+    night = first.jobs.add(order(4), masks(here))
+    over(first, night)
+    first.drain(20)
+    parsed.clear()
+    for kept, lines in ((None, 4), (b"", 4), (b"[]", 4), (b'[[1, 2, 3], {"new": 1}]', 4)):
+        if kept is None:
+            (night.folder / ".counts").unlink()
+        else:
+            remember(night.folder / ".counts", kept)
+        for read in (lines, 0):
+            server = serve()
+            assert server.jobs.jobs[night.order.id].counts == night.counts
+            assert len(parsed) == read
+            server.drain(20)
+            parsed.clear()
+
+
+def test_a_job_that_goes_on_is_counted_anew(here, serve, parsed):
+    first = serve(0.01)
+    night = first.jobs.add(order(12), masks(here))
+    wait_until(lambda: night.counts.done)
+    first.drain(20)
+    second = serve()
+    assert second.jobs.jobs[night.order.id].order.state in ("waiting", "painting")
+    assert over(second, night).state == "done"
+    second.drain(20)
+    assert serve().jobs.jobs[night.order.id].counts == Counts(12, done=12, pairs=12)
 
 
 @pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
