@@ -20,7 +20,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stage_rt.errors import DatasetError, InputError, MaskError, StageError, first_line, unforeseen
+from stage_rt.errors import (
+    DatasetError,
+    InputError,
+    MaskError,
+    StageError,
+    first_line,
+    printable,
+    unforeseen,
+)
 from stage_rt.files import identity, recall, remember, write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
@@ -198,7 +206,7 @@ class Jobs:
     def _failed(self, night: Night, error: Exception) -> None:
         """Say why a job is not painted; on disk it waits, if the next start may find that mended."""
         if isinstance(error, StageError):
-            self._set(night, "failed", str(error), kept=isinstance(error, FOR_GOOD))
+            self._set(night, "failed", printable(str(error)), kept=isinstance(error, FOR_GOOD))
             return
         self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
         if isinstance(error, OSError):

@@ -17,6 +17,7 @@ from stage_rt.folders import read_engine
 from stage_rt.loading import load
 from stage_rt.machine import cores
 from stage_rt.noise import PhiloxNoise
+from stage_rt.run.sample import readable
 from stage_rt.samplers import check_sampler
 from stage_rt.serve.driver import Driver, shared, slot_count
 from stage_rt.serve.executor import SharedExecutor, Terms
@@ -320,4 +321,4 @@ def _book(folder: Path) -> Book:
     on_cpu = spec.devices == ["cpu"]
     files = sum((folder / name).stat().st_size for name in spec.files)
     size = slot_count(spec.batch, cores(), on_cpu=on_cpu)
-    return Book(folder.resolve().name, folder, spec, size, round(RESIDENT * files) + spec.workspace)
+    return Book(readable(folder.resolve()), folder, spec, size, round(RESIDENT * files) + spec.workspace)
