@@ -99,6 +99,7 @@ class Shelf:
                     "give a larger `--memory`",
                 )
             self.books[book.name] = book
+        driver.relieve = self._relieve
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -268,6 +269,14 @@ class Shelf:
             self._beside[book.name] = self._taken() - 1
             return None
         return held
+
+    def _relieve(self) -> bool:
+        """Close the engine that nobody uses and that was not used for longest; whether there was one."""
+        with self._lock:
+            idle = [(one.used, name) for name, one in self._loaded.items() if not one.users]
+            if idle:
+                self._drop(min(idle)[1])
+        return bool(idle)
 
     def _drop(self, name: str) -> None:
         with ExitStack() as closing:

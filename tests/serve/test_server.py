@@ -785,6 +785,30 @@ def test_an_engine_without_room_beside_one_in_use_is_had_when_that_is_left(small
         assert shelf.loaded == {"b"}
 
 
+@pytest.mark.parametrize("beside", ["tiles", "bricks"])
+def test_slots_that_do_not_fit_beside_an_engine_that_nobody_uses_take_its_place(here, beside):
+    class Full(Counted):
+        def slots(self, adapter, size):
+            if beside in server.shelf.loaded:
+                raise DeviceMemoryError("the GPU's memory is full")
+            return super().slots(adapter, size)
+
+    def load(folder):
+        made = closed_engine()
+        return made if folder.name == "tiles" else made.over(Full(made.executor, room=True))
+
+    settings = Settings([here / "tiles", engine_folder(here / "bricks")], here / "data", 2**30)
+    server = Server(settings, tell=print, load=load)
+    server.start()
+    assert server.shelf.loaded == {"tiles", "bricks"}
+    pair = server.order(replace(request(here, steps=10), engine="bricks"))
+    assert pair.ended.wait(30)
+    # What it needs itself is in use.
+    assert pair.state == ("done" if beside == "tiles" else "failed")
+    assert server.shelf.loaded == {"bricks"}
+    server.drain(20)
+
+
 def test_the_night_leaves_a_full_device_to_whoever_waits(small):
     shelf, _ = small(dict.fromkeys("ab", 10), 15)
     nightly = Terms(Priority.NIGHT, wish=Wish())
