@@ -185,6 +185,52 @@ def test_what_needs_a_check_that_failed_is_not_begun(begin):
     assert bench.failed() == {"check": "its bus", "b": "check failed"}
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            "@pytest.mark.gpu\ndef test_b():\n    pytest.skip('PyCUDA is not installed')",
+            "1 skipped: PyCUDA is not installed",
+        ),
+        (
+            "@pytest.mark.gpu\n@pytest.mark.skipif(True, reason='no GPU')\ndef test_b(): pass",
+            "1 skipped: no GPU",
+        ),
+        ("pytest.skip('no torch', allow_module_level=True)", "1 skipped: no torch"),
+        ("def test_b(): pass", None),
+    ],
+)
+def test_a_check_that_skipped_a_test_has_not_passed(begin, tmp_path, code, reason):
+    from parts import Part, Place, plan
+
+    passes = "import pytest\n\n@pytest.mark.gpu\ndef test_a(): pass\n\n"
+    checked = [tmp_path / "test_a.py", tmp_path / "test_b.py"]
+    checked[0].write_text(passes)
+    checked[1].write_text(f"import pytest\n\n{code}\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    planned = next(
+        part for part in plan("full", Place(tmp_path, tmp_path, None)) if part.name == "loop_checks"
+    )
+    check = Part("loop_checks", 60, [*planned.command[:-1], *map(str, checked)])
+    bench = begin()
+    assert bench.do(check) == (reason is None)
+    assert bench.failed() == ({"loop_checks": reason} if reason else {})
+    assert begin().finished() == ({} if reason else {"loop_checks": "pass"})
+    checked[1].write_text(passes)
+    again = begin()
+    assert again.do(check)
+    assert again.failed() == {}
+
+
+def test_a_check_of_no_test_has_not_passed(begin, tmp_path):
+    (tmp_path / "test_a.py").write_text("def test_a(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    bench = begin()
+    command = [sys.executable, "-P", str(GPU / "unskipped.py"), "-m", "gpu", str(tmp_path)]
+    assert not bench.do(part("loop_checks", "")._replace(command=command, seconds=60))
+    assert bench.failed() == {"loop_checks": "no test was run"}
+
+
 def test_no_part_is_begun_without_time(begin):
     bench = begin(budget=5)
     assert not bench.do(part("a", gives(1)))
