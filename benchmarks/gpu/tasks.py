@@ -1,6 +1,6 @@
 """The parts of the benchmark that need Python: ``python tasks.py CALL``, which prints a row; `parts.py` makes CALL.
 
-CALL is JSON: the task, the mode, the folder that is worked in, and what the task takes. In the mode ``dry`` the same
+CALL is JSON: the task, the mode, the folder of engines, and what the task takes. In the mode ``dry`` the same
 code runs tiny networks on softcuda and on the CPU; its rows are no measurements.
 """
 
@@ -41,11 +41,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def main() -> None:
     call = json.loads(sys.argv[1])
-    task, mode, work = call.pop("task"), call.pop("mode"), Path(call.pop("work"))
-    print(json.dumps(TASKS[task](mode, work, **call)))
+    task, mode, engines = call.pop("task"), call.pop("mode"), Path(call.pop("engines"))
+    print(json.dumps(TASKS[task](mode, engines, **call)))
 
 
-def machine(mode: Mode, work: Path) -> Row:
+def machine(mode: Mode, engines: Path) -> Row:
     """What is measured on, and the ceilings it sets: a large matrix product and a large copy."""
     row: Row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu_cores": os.cpu_count()}
     if mode == "dry":
@@ -78,7 +78,7 @@ def _event_seconds(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
 
 
-def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
+def compile_engine(mode: Mode, engines: Path, dtype: str, batch: int, way: Way) -> Row:
     """The loop's networks compiled ahead of time, or traced; a folder a dtype, batch and way."""
     from stage_rt.backends.packages import package
     from stage_rt.export.hoist import hoisted_model
@@ -92,7 +92,7 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> 
     backend: BackendName = "torch" if way == "traced" else "inductor"
     wanted = describe(model.spec, backend, dtype, [batch], "cpu" if mode == "dry" else None, "0" * 64)
     graphs = [UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)]
-    folder = engine(work, dtype, batch, way)
+    folder = engine(engines, dtype, batch, way)
     with staged_folder(folder, replace=folder.exists()) as staged:
         write(
             model,
@@ -116,13 +116,13 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> 
     }
 
 
-def loop(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
+def loop(mode: Mode, engines: Path, dtype: str, batch: int, way: Way) -> Row:
     """The loop, and its networks alone, in the same process and in turn."""
     from stage_rt.cuda import device
     from stage_rt.cuda.loop import Loop
     from stage_rt.folders import read_engine
 
-    folder = engine(work, dtype, batch, way)
+    folder = engine(engines, dtype, batch, way)
     spec = _shortened(read_engine(folder), mode)
     notices: list[str] = []
     with device.active() as cuda, ExitStack() as opened:
@@ -224,7 +224,7 @@ def _parity(running: Any, backend: Any, spec: EngineSpec, context: Any) -> Row:
     return {"max_abs_host_loop": float(np.abs(found - expected).max())}
 
 
-def peer(mode: Mode, work: Path, peer: str, dtype: str, batch: int) -> Row:
+def peer(mode: Mode, engines: Path, peer: str, dtype: str, batch: int) -> Row:
     """A peer's steps, timed by the host's clock around a whole stretch; both branches in the recipe's shares."""
     on_gpu = mode != "dry"
     # Fewer steps with the recipe's own share of only steps; a step costs the same wherever it is.

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
-DEVICE, SOURCE = "Some GPU", "0123456789abcdef"
+KEY = {
+    "source": "0123456789abcdef",
+    "device": "Some GPU",
+    "mode": "full",
+    "driver": "580.159.04",
+    "torch": "2.13.0+cu130",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +33,8 @@ def begin(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "out").mkdir()
 
-    def begun(*, budget=60, source=SOURCE, device=DEVICE):
-        return bench.Bench(tmp_path / "work", tmp_path / "out", "full", device, source, budget)
+    def begun(*, budget=60, **other):
+        return bench.Bench(tmp_path / "work", tmp_path / "out", KEY | other, budget)
 
     return begun
 
@@ -125,8 +131,7 @@ def test_it_goes_on_after_a_kill_in_the_middle_of_a_part(begin, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(GPU)!r})\n"
         "from pathlib import Path\nimport bench, parts\n"
-        f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), 'full',"
-        f" {DEVICE!r}, {SOURCE!r}, 60)\n"
+        f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), {KEY!r}, 60)\n"
         f"at.do(parts.Part('a', 20, [sys.executable, '-c', {gives(1)!r}]))\n"
         "at.do(parts.Part('b', 20, [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']))\n"
     )
@@ -139,8 +144,16 @@ def test_it_goes_on_after_a_kill_in_the_middle_of_a_part(begin, tmp_path):
     assert begin().finished() == {"a": {"value": 1}}
 
 
-@pytest.mark.parametrize("other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}])
-def test_rows_of_another_source_or_gpu_do_not_count(begin, other):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"source": "fedcba9876543210"},
+        {"device": "Another GPU"},
+        {"driver": "590.44.01"},
+        {"torch": "2.14.0+cu130"},
+    ],
+)
+def test_rows_of_another_source_gpu_driver_or_torch_do_not_count(begin, other):
     begin().do(part("a", gives(1)))
     bench = begin(**other)
     assert bench.finished() == {}
@@ -159,6 +172,35 @@ def test_an_engine_that_is_not_on_this_machine_is_compiled_again(begin, tmp_path
     assert not made.exists()
     assert begin().do(part("other", **reads))
     assert made.exists()
+
+
+@pytest.mark.parametrize(
+    "other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}, {"torch": "2.14.0+cu130"}]
+)
+def test_engines_of_another_source_gpu_or_torch_are_not_measured(begin, tmp_path, other):
+    import bench
+    from parts import Place, plan
+
+    def loop(key):
+        engines = bench.own_engines(tmp_path / "work", key)
+        place = Place(tmp_path / "work", engines, tmp_path / "driver", None)
+        planned = next(part for part in plan("full", place) if part.name == "loop_fp16_32_compiled")
+        read, compiled = (json.loads(each.command[-1]) for each in (planned, planned.before))
+        assert read["engines"] == compiled["engines"] == str(engines)
+        code = f"from pathlib import Path; at = Path({str(planned.made)!r}); "
+        written = f"at.parent.mkdir(parents=True); at.write_text({json.dumps(key)!r}); "
+        before = part("compile", code + written + gives(1))
+        return part("loop", f"{code}print(at.read_text())", before=before, made=planned.made)
+
+    assert begin().do(loop(KEY))
+    other = KEY | other
+    assert begin(**other).do(loop(other))
+    assert begin(**other).finished()["loop"] == other
+    # That of before is gone; what is measured with another driver or in another mode is the same engine.
+    assert len(list((tmp_path / "work" / "engines").iterdir())) == 1
+    again = begin(driver="590.44.01", **{name: other[name] for name in ("source", "device", "torch")})
+    assert again.do(loop(other | {"driver": "590.44.01", "mode": "quick"}))
+    assert "compile" not in again.finished()
 
 
 def test_a_part_that_crashes_is_told_of_with_its_signal_and_its_place(begin, tmp_path):
@@ -209,7 +251,7 @@ def test_a_check_that_skipped_a_test_has_not_passed(begin, tmp_path, code, reaso
     checked[1].write_text(f"import pytest\n\n{code}\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     planned = next(
-        part for part in plan("full", Place(tmp_path, tmp_path, None)) if part.name == "loop_checks"
+        part for part in plan("full", Place(tmp_path, tmp_path, tmp_path, None)) if part.name == "loop_checks"
     )
     check = Part("loop_checks", 60, [*planned.command[:-1], *map(str, checked)])
     bench = begin()
@@ -240,7 +282,7 @@ def test_no_part_is_begun_without_time(begin):
 def test_checks_come_first_then_the_batches_with_targets(tmp_path):
     from parts import CHECKS, COMPILER, Place, plan
 
-    place = Place(tmp_path, tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
+    place = Place(tmp_path, tmp_path / "engines", tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
     names = [part.name for part in plan("full", place)]
     assert names[: len(CHECKS)] == [*(check for check in CHECKS if check != COMPILER), "machine"]
     assert names[len(CHECKS) : names.index("loop_fp16_1_compiled") + 1] == [
