@@ -3,7 +3,8 @@
 After every part the results lie in ``--out``: ``rows.jsonl`` (a line a part), ``gpu-<device>.json`` (all of them as
 one file) and ``log.txt`` (what the processes said). Parts that are in ``WORK/rows.jsonl``, of the same source on the
 same kind of GPU with the same driver and PyTorch, are not done again, so the same command goes on where it was cut;
-on another machine once that file has been put there. A part that fails or takes too long is told of and costs no other.
+on another machine once that file has been put there. A part that fails or takes too long is told of and costs no
+other.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,9 @@ LEAST_SECONDS = 10
 """No part is begun with less time than this."""
 LOG_BYTES = 2**22
 """What is kept of the log, its end."""
+
+GUARD = "trap '' HUP INT TERM; read -r _; kill -s KILL 0"
+"""Ends its own process group once the other end of its pipe is closed, which a killed process does too."""
 
 Record = dict[str, Any]
 
@@ -193,13 +197,13 @@ def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     printed = log.with_suffix(".out")
-    with log.open("w") as said, printed.open("w") as out:
-        # A compiler leaves helpers, which would share the GPU with the next part.
+    with log.open("w") as said, printed.open("w") as out, guarded() as group:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=said,
-            start_new_session=True,
+            process_group=group,
             # Where a library crashes, the log shall tell in which call.
             env=os.environ | {"PYTHONFAULTHANDLER": "1"},
         )
@@ -207,18 +211,26 @@ def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]
             code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = None
-        finally:
-            end(process)
+    process.wait()
     with log.open("a") as said:
         said.write(printed.read_text())
     return code, printed.read_text()
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started in its session."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@contextmanager
+def guarded() -> Iterator[int]:
+    """The number of a process group of which nothing is left after the block, nor after this process.
+
+    A compiler leaves helpers, which would share the GPU with the next part; and a part that outlives this process, as
+    when its terminal is gone, would share it with the parts of the next one.
+    """
+    guard = subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE, process_group=0)
+    try:
+        yield guard.pid
+    finally:
+        # Nobody has waited for the guard yet, so the number is still the group's.
+        os.killpg(guard.pid, signal.SIGKILL)
+        guard.communicate()
 
 
 def read(path: Path) -> list[Record]:

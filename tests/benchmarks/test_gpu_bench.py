@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from process_ids import gone
 
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
 KEY = {
@@ -76,31 +78,42 @@ def test_a_part_that_fails_costs_no_other(begin, tmp_path):
     assert "the GPU fell off" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_a_part_that_takes_too_long_is_ended_with_all_it_started(begin, tmp_path):
-    pids = tmp_path / "pids"
-    code = (
-        "import subprocess, sys, time, os\n"
+def sleeps(pids):
+    """A process that starts another and, once it has told their numbers in a file, sleeps with it."""
+    return (
+        "import os, subprocess, sys, time\n"
         "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{helper.pid}}')\n"
+        f"open('{pids}.part', 'w').write(f'{{os.getpid()}} {{helper.pid}}')\n"
+        f"os.rename('{pids}.part', {str(pids)!r})\n"
         "time.sleep(600)"
     )
-    bench, start = begin(), time.monotonic()
-    assert not bench.do(part("slow", code, seconds=3))
-    assert time.monotonic() - start < 30
-    assert bench.failed() == {"slow": "it took longer than 3 s"}
-    assert pids.is_file()
-    started, end = pids.read_text().split(), time.monotonic() + 10
-    while any(alive(pid) for pid in started):
+
+
+def told(pids):
+    """The numbers that are in the file once it is there."""
+    until(pids.is_file)
+    return [int(pid) for pid in pids.read_text().split()]
+
+
+def ended(pids):
+    until(lambda: all(map(gone, pids)))
+
+
+def until(holds):
+    end = time.monotonic() + 20
+    while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def alive(pid):
-    """Whether a process runs; one that nobody waits for stays in the table, dead."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def test_a_part_that_takes_too_long_is_ended_with_all_it_started(begin, tmp_path):
+    pids = tmp_path / "pids"
+    bench, start = begin(), time.monotonic()
+    assert not bench.do(part("slow", sleeps(pids), seconds=3))
+    assert time.monotonic() - start < 30
+    assert bench.failed() == {"slow": "it took longer than 3 s"}
+    assert pids.is_file()
+    ended(told(pids))
 
 
 def test_helpers_that_live_on_neither_hold_a_part_up_nor_share_the_gpu_with_the_next(begin):
@@ -126,21 +139,25 @@ def test_the_same_command_goes_on_where_it_was_cut(begin, tmp_path):
     assert again.failed() == {}
 
 
-def test_it_goes_on_after_a_kill_in_the_middle_of_a_part(begin, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_it_goes_on_after_a_kill_in_the_middle_of_a_part_of_which_nothing_is_left(begin, tmp_path, signum):
     begin()
+    pids = tmp_path / "pids"
     code = (
         f"import sys; sys.path.insert(0, {str(GPU)!r})\n"
         "from pathlib import Path\nimport bench, parts\n"
         f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), {KEY!r}, 60)\n"
         f"at.do(parts.Part('a', 20, [sys.executable, '-c', {gives(1)!r}]))\n"
-        "at.do(parts.Part('b', 20, [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']))\n"
+        f"at.do(parts.Part('b', 20, [sys.executable, '-c', {sleeps(pids)!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while "b ..." not in process.stderr.readline():
         pass
-    process.kill()
+    started = told(pids)
+    process.send_signal(signum)
     process.wait()
     process.stderr.close()
+    ended(started)
     assert begin().finished() == {"a": {"value": 1}}
 
 
