@@ -356,6 +356,56 @@ def test_what_is_there_is_not_carried(tmp_path):
     assert set(tmp_path.glob("*.whl")) - set(left) == set(kept)
 
 
+@pytest.fixture
+def first_day(tmp_path):
+    """``first_day(python)`` is what run.sh says at last, which ends where it finds the wheels to be old ones."""
+    (tmp_path / "work/wheels").mkdir(parents=True)
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho '#$ TOP={tmp_path}' >&2\n")
+    nvcc.chmod(0o755)
+
+    def run(python, **environment):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        kept["PATH"] = f"{nvcc.parent}:{kept['PATH']}"
+        places = {"PYTHON": str(python), "WORK": str(tmp_path / "work")}
+        command = ["bash", str(GPU / "run.sh")]
+        done = subprocess.run(command, env=kept | places | environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        return done.stderr.splitlines()[-1]
+
+    return run
+
+
+def torch_in(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "torch.py").write_text(
+        "from types import SimpleNamespace\nversion = SimpleNamespace(cuda='13.0')\n"
+    )
+    return folder
+
+
+def test_a_pytorch_that_the_user_installed_for_himself_is_seen(first_day, tmp_path):
+    python, user = sys._base_executable, {"PYTHONUSERBASE": str(tmp_path / "user")}
+    asked = subprocess.run([python, "-m", "site", "--user-site"], env=user, capture_output=True, text=True)
+    if asked.returncode:
+        pytest.skip("this Python has no packages of the user")
+    torch_in(Path(asked.stdout.strip()))
+    assert "the wheels in" in first_day(python, **user)
+    seen = [tmp_path / "work/venv/bin/python", "-c", "import torch; print(torch.version.cuda)"]
+    assert subprocess.run(seen, env=user, capture_output=True, text=True).stdout == "13.0\n"
+
+
+def test_a_pytorch_that_no_venv_sees_is_told_of_before_anything_is_built(first_day, tmp_path):
+    python = tmp_path / "bin/python"
+    elsewhere = torch_in(tmp_path / "elsewhere")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={elsewhere} exec {sys._base_executable} "$@"\n')
+    python.chmod(0o755)
+    assert first_day(python) == (
+        "run.sh: PyTorch is where a venv cannot see it: install it into the site-packages of PYTHON=..."
+    )
+
+
 @pytest.mark.parametrize("script", ["run.sh", "carry.sh", "source.sh"])
 def test_the_scripts_parse_and_are_programs(script):
     subprocess.run(["bash", "-n", str(GPU / script)], check=True)
