@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,35 @@ def test_what_is_there_is_not_carried(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) == {str(path) for path in left}
     assert set(tmp_path.glob("*.whl")) - set(left) == set(kept)
+
+
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
+def test_wheels_are_for_the_processor_that_is_here(tmp_path, processor):
+    python, asked, wheels = tmp_path / "python", tmp_path / "asked", tmp_path / "wheels"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nprintf "%s\\n" "$*" >> {asked}\n'
+    )
+    python.chmod(0o755)
+    wheels.mkdir()
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    compiled = {
+        each: wheels / f"pycuda-2026.1-{tag}-{tag}-linux_{each}.whl" for each in ("x86_64", "aarch64")
+    }
+    for path in compiled.values():
+        path.touch()
+    places = {"PYTHON": str(python), "WHEELS": str(wheels), "_PYTHON_HOST_PLATFORM": f"linux-{processor}"}
+    done = subprocess.run(
+        ["bash", str(GPU / "carry.sh")], env=os.environ | places, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # PyCUDA for this processor is there already, so nothing is compiled but stage-rt.
+    assert [each for each, path in compiled.items() if path.exists()] == [processor]
+    built, fetched = asked.read_text().splitlines()
+    assert built.startswith("-m pip wheel ")
+    words = fetched.split()
+    platforms = [after for word, after in pairwise(words) if word == "--platform"]
+    assert f"manylinux_2_28_{processor}" in platforms
+    assert all(each.endswith(f"_{processor}") for each in platforms)
 
 
 @pytest.fixture
