@@ -250,7 +250,7 @@ def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: Model
         return Stroke(None, None)
     levels = pixels(image)
     region = piece.region
-    figures = measure(piece.photo, levels, region.label, model.latent_size)
+    figures = measure(piece.photo, levels, region.label, model.latent_size, model.image_channels)
     figures = figures._replace(label_pixels=int(region.own.sum()))
     return Stroke(levels, figures, round_trip(pixels(piece.image), levels, piece.mask[0] > 0))
 
@@ -267,7 +267,7 @@ def finish(
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
         label = batch.labels[place] if composited else decoded_label(batch.labels[place], model)
-        draw = partial(_composited, batch.photos[place], method) if composited else _decoded
+        draw = partial(_composited, batch.photos[place], model, method) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
@@ -291,11 +291,17 @@ def finish(
 
 
 def _composited(
-    photo: NDArray[np.uint8], method: Method, pieces: Sequence[Piece], strokes: Sequence[Stroke]
+    photo: NDArray[np.uint8],
+    model: ModelSpec,
+    method: Method,
+    pieces: Sequence[Piece],
+    strokes: Sequence[Stroke],
 ) -> Image.Image:
     levels = [stroke.levels for stroke in strokes if stroke.levels is not None]
-    own = [piece.region for piece in pieces]
-    return Image.fromarray(pasted(photo, own, levels, exact=method.region is not None, rim=method.rim))
+    own, exact = [piece.region for piece in pieces], method.region is not None
+    return Image.fromarray(
+        pasted(photo, own, levels, exact=exact, rim=method.rim, channels=model.image_channels)
+    )
 
 
 def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:

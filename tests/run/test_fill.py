@@ -111,6 +111,40 @@ def test_grey_photographs_stay_grey_to_the_byte(job, run, tmp_path, channels):
     np.testing.assert_array_equal(image[beyond], photo[beyond])
 
 
+def test_photographs_keep_their_colour_under_networks_of_one_channel(job, run, tmp_path):
+    folder, rng = tmp_path / "brown", np.random.default_rng(0)
+    folder.mkdir()
+    for n in range(5):
+        shades = rng.integers(100, 140, (30, 40, 1)) + np.array([30, 0, -30])
+        Image.fromarray(shades.astype(np.uint8)).save(folder / f"{n}.png")
+    fill(FakeEngine(channels=1), replace(job, normals=sorted(folder.iterdir())), run)
+    for line in manifest(run):
+        image, mask = pair(run, line)
+        photo, label = np.asarray(opened(folder / line["normal"])).astype(int), mask > 0
+        difference = image[label].astype(int) - photo[label]
+        # The paint is dark, so that blue often ends at black.
+        free = image[label].min(axis=1) > 0
+        assert free.any()
+        assert (difference[free] == difference[free][:, :1]).all()
+        assert difference[:, 0].mean() < -60
+        assert line["contrast"] == pytest.approx(difference.mean(), abs=1)
+
+
+def test_a_grey_photograph_has_the_same_pixels_however_it_was_saved(job, tmp_path):
+    grey, colour = photographs(tmp_path / "grey", 5, mode="L"), tmp_path / "colour"
+    colour.mkdir()
+    for path in grey:
+        opened(path).convert("RGB").save(colour / path.name)
+    fill(FakeEngine(channels=1), replace(job, normals=grey), tmp_path / "a")
+    fill(FakeEngine(channels=1), replace(job, normals=sorted(colour.iterdir())), tmp_path / "b")
+    for one, other in zip(manifest(tmp_path / "a"), manifest(tmp_path / "b"), strict=True):
+        (shades, _), (painted, _) = pair(tmp_path / "a", one), pair(tmp_path / "b", other)
+        np.testing.assert_array_equal(np.repeat(shades[..., None], 3, axis=2), painted)
+        assert [one[name] for name in ("fill", "leak", "contrast")] == [
+            other[name] for name in ("fill", "leak", "contrast")
+        ]
+
+
 def test_the_same_job_makes_the_same_bytes_and_another_seed_others(job, tmp_path):
     fill(FakeEngine(), job, tmp_path / "a")
     fill(FakeEngine(), job, tmp_path / "b")
