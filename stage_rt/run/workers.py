@@ -278,7 +278,7 @@ def finish(
         yield Result(
             sample.index,
             png(image) if image else None,
-            combined(figures) if complete else None,
+            combined(figures)._replace(label_pixels=int(label.sum())) if complete else None,
             png_of(label),
             latent_mask_cells=int(sum(piece.cells.sum() for piece in pieces)),
             regions=len(pieces),

@@ -87,6 +87,16 @@ def test_without_compositing_the_decoded_image_and_its_mask_are_written(job, run
     assert set(np.unique(mask)) == {0, 255}
 
 
+@pytest.mark.parametrize("composite", [True, False])
+def test_the_manifest_counts_the_pixels_of_the_mask_that_is_written(job, run, composite):
+    fill(FakeEngine(), replace(job, composite=composite), run)
+    lines = manifest(run)
+    assert len(lines) == 10
+    for line in lines:
+        _, mask = pair(run, line)
+        assert line["label_pixels"] == np.count_nonzero(mask)
+
+
 def test_a_label_too_thin_for_the_decoded_image_is_in_its_mask(job, run, tmp_path):
     side = 320
     dot = np.zeros((side, side), np.uint8)
