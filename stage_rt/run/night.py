@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 
 from stage_rt.errors import RunError, StageError
+from stage_rt.images.inputs import network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
@@ -172,7 +173,7 @@ def _seconds_a_step(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> flo
 
     with suppress(_Measured):
         engine.paint(
-            np.stack([piece.image for piece in pieces]),
+            np.stack([network_image(piece.photo, engine.spec.model) for piece in pieces]),
             np.stack([piece.mask for piece in pieces]),
             prompt=plan.method.prompt,
             noise=PhiloxNoise([plan.spec.seed] * len(pieces), range(len(pieces))),
