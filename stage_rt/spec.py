@@ -357,10 +357,10 @@ class PairRecord(_Spec):
     of the files the pair was made from, ``normal_sha256`` and ``label_sha256`` their contents; ``recipe`` is the name
     of the run's, ``steps`` its own. ``regions`` is how many squares it was painted in and ``attempts`` how often the
     one of them that took most, where more than once; ``weak`` is set where the best attempt filled less than was
-    asked for. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of `stage_rt.images.labels.Figures`,
-    ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its regions; ``box`` is the square (left,
-    top, right, bottom) that shows the largest defect. Pairs of older releases lack them. ``rejected`` are the sha256
-    of images that a person rejected, each of which was painted again.
+    asked for. ``fill``, ``leak`` and ``contrast`` are those of `stage_rt.images.labels.Figures`, ``label_pixels`` is
+    the size of the mask that is written, ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its
+    regions; ``box`` is the square (left, top, right, bottom) that shows the largest defect. Pairs of older releases
+    lack them. ``rejected`` are the sha256 of images that a person rejected, each of which was painted again.
     """
 
     index: int = Field(ge=0)

@@ -165,7 +165,7 @@ def synth(
             metavar="N",
             min=1,
             max=65535,
-            help="Label the pixels of a mask that have this value.",
+            help="Label the pixels of a mask that have this value, or this number in its palette.",
             show_default="any defect",
         ),
     ] = None,

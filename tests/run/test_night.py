@@ -9,9 +9,11 @@ from fake_engine import FakeEngine, contents, labels, manifest
 
 from stage_rt.errors import MaskError, RunError
 from stage_rt.progress import silent
+from stage_rt.run import night
 from stage_rt.run.fill import fill
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.painters import Alone
+from stage_rt.samplers import repaint
 
 
 @pytest.fixture
@@ -230,3 +232,14 @@ def test_the_outlook_counts_pairs_and_measures_a_few_steps(jobs, run):
     assert 50 * 5 * 0.01 < found.seconds < 50 * 5 * 0.03
     assert 15 * 40 * 30 < found.bytes < 15 * 40 * 30 * 3
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("stage", 50), ("sdas", 20), ("repaint", repaint.calls(50))])
+def test_the_outlook_counts_calls_and_not_levels(jobs, monkeypatch, sampler, calls):
+    """RePaint goes down every stretch of levels ten times."""
+    monkeypatch.setattr(night, "_seconds_a_step", lambda *_: 2.0)
+    engine = FakeEngine(steps=50)
+    made = plans(engine.spec, [replace(job, sampler=sampler) for job in jobs], notify=ignore)
+    # Ten pairs and five, four at a time.
+    assert outlook(engine, made).seconds == (3 + 2) * calls * 2.0
+    assert repaint.calls(50) > 5 * 50

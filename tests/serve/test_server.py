@@ -565,8 +565,8 @@ def test_a_job_outlives_starts_without_what_it_needs(here, serve):
 def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here, serve, monkeypatch):
     stroke = workers._stroke
 
-    def failing(piece, image, usable, model):
-        return stroke(piece, image, usable and piece.place != 1, model)
+    def failing(piece, levels, model):
+        return stroke(piece, levels if piece.place != 1 else None, model)
 
     monkeypatch.setattr("stage_rt.run.workers._stroke", failing)
     server = serve()
