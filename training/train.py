@@ -37,6 +37,10 @@ FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
 """Defects more than so many times as long as wide are learned and painted in pieces."""
+UNJUDGED = (
+    "this model will have seen every labelled photograph, so that `stage-rt evaluate` has none to test its pairs on: "
+    "to measure whether they help, train another with `--hold-out 0.67`"
+)
 _JOB = "job.json"
 _DATA = "data"
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -90,6 +94,8 @@ def train(
     _require(folder, system, hold_out, rim=rim)
     whole = data.find(root)
     with _alone(folder):
+        if not hold_out:
+            notify(UNJUDGED)
         sizes, device = PRESETS[preset], Device.best()
         found, held_out = holdout.hold_out(
             whole,
