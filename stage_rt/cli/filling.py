@@ -22,6 +22,8 @@ from stage_rt.run.workers import Painter
 Part = tuple[int, int] | None
 """Number and count of shards, if it is one that is painted."""
 Listed = Mapping[str, Rejected]
+FEWER = 100
+"""Steps to take where nothing was measured (docs/performance.md)."""
 
 
 def telling(watch: Recorder) -> Notify:
@@ -156,10 +158,20 @@ def tell_outlook(
     counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
     console.result(
         f"{counts}\nabout {_duration(found.seconds)} in one process and {found.bytes / 2**20:.0f} MiB, "
-        "without what is painted again\nnothing was painted",
+        f"without what is painted again\n{_sooner(made, found.seconds)}nothing was painted",
         {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
         as_json=as_json,
     )
+
+
+def _sooner(made: Sequence[Plan], seconds: float) -> str:
+    """How long fewer steps would take, where all plans are STAGE's loop in as many as the model was trained with."""
+    methods = [plan.method for plan in made]
+    steps = max(method.steps for method in methods)
+    if steps <= FEWER or not all(method.own_steps and method.sampler == "stage" for method in methods):
+        return ""
+    told = _duration(seconds * FEWER / steps)
+    return f"that is at {steps} steps; at `--steps {FEWER}` about {told} (docs/performance.md)\n"
 
 
 def _duration(seconds: float) -> str:

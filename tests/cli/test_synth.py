@@ -11,6 +11,7 @@ from PIL import Image
 
 from stage_rt.cli import main
 from stage_rt.errors import EngineError
+from stage_rt.run.night import Outlook
 
 
 @pytest.fixture
@@ -370,6 +371,26 @@ def test_a_dry_run_says_what_it_will_come_to_and_paints_nothing(night, here):
     assert out.startswith("tile+hole: 6 pairs\ntile+crack: 2 pairs\nabout ")
     assert out.endswith("without what is painted again\nnothing was painted\n")
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "flags", "told"),
+    [
+        (1000, [], "that is at 1000 steps; at `--steps 100` about 2 h 0 min (docs/performance.md)\n"),
+        (1000, ["--steps", "200"], ""),
+        (1000, ["--sampler", "repaint"], ""),
+        (50, [], ""),
+    ],
+)
+def test_a_dry_run_at_all_steps_says_what_a_hundred_take(synth, monkeypatch, steps, flags, told):
+    found = Outlook({PROMPT: 4}, seconds=72_000, bytes=3 * 2**20)
+    monkeypatch.setattr("stage_rt.cli.filling.outlook", lambda engine, made: found)
+    assert synth(FakeEngine(steps=steps), ["--dry-run", *flags]) == (
+        0,
+        "tile+hole: 4 pairs\nabout 20 h 0 min in one process and 3 MiB, without what is painted again\n"
+        f"{told}nothing was painted\n",
+        "",
+    )
 
 
 def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
