@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stage_rt.cli import console
+from stage_rt.errors import amount
 
 if TYPE_CHECKING:
     from stage_rt.spec import EngineSpec
@@ -95,7 +96,10 @@ def _origin(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     count = len(held_out) if isinstance(held_out, list) else 0
     return [
         ("trained on", ", ".join([f"{provenance['trained_on']}", *details])),
-        ("held out", f"{count} photographs" if count else "none, so that `stage-rt evaluate` refuses it"),
+        (
+            "held out",
+            amount(count, "photograph") if count else "none, so that `stage-rt evaluate` refuses it",
+        ),
     ]
 
 

@@ -88,6 +88,10 @@ HELD_OUT = ["tile/crack/7.png", "tile/hole/3.png"]
                 "held out     none, so that `stage-rt evaluate` refuses it",
             ],
         ),
+        (
+            {"trained_on": "tile", "held_out": HELD_OUT[:1]},
+            ["trained on   tile", "held out     1 photograph"],
+        ),
         ({"imported": "anogen"}, ["imported     by `stage-rt import anogen`"]),
     ],
 )

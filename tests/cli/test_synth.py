@@ -86,6 +86,11 @@ def test_one_pair_a_mask_and_the_largest_batch_are_the_defaults(synth):
     assert engine.batches == [[0, 1, 2], [3]]
 
 
+def test_one_pair_is_no_pairs(synth, here):
+    assert synth(count=1)[1].startswith("1 pair in `run` (1 new)\n")
+    assert synth(output="other", count=1, flags=["--dry-run"])[1].startswith("tile+hole: 1 pair\n")
+
+
 def test_options_reach_the_run(synth, here):
     engine = FakeEngine()
     synth(engine, ["--no-composite", "-o", "elsewhere"], count=3, batch=2, seed=2**64 - 1)
@@ -452,7 +457,7 @@ def test_a_list_of_rejected_pairs_is_painted_again(synth, here):
     text = json.dumps({"format": 1, "rejected": [{"type": "hole", "index": 2, "image": image}]})
     (here / "list.json").write_text(text)
     code, out, err = synth(reject="list.json")
-    assert (code, err) == (0, "notice: 1 rejected pairs are painted again, 0 were before\n")
+    assert (code, err) == (0, "notice: 1 rejected pair to be painted again, 0 painted before\n")
     assert out.startswith("4 pairs in `run` (1 new)\n")
     after = contents(here / "run")
     changed = {name for name in before if name.startswith("test/") and before[name] != after[name]}
