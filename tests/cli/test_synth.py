@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
+import typer
 from fake_engine import PROMPT, FakeEngine, contents, labels, photographs, stand_in
 from PIL import Image
 
-from stage_rt.cli import main
+from stage_rt.cli import app, main
 from stage_rt.errors import EngineError
 from stage_rt.run.night import Outlook
 
@@ -89,6 +91,25 @@ def test_one_pair_a_mask_and_the_largest_batch_are_the_defaults(synth):
 def test_one_pair_is_no_pairs(synth, here):
     assert synth(count=1)[1].startswith("1 pair in `run` (1 new)\n")
     assert synth(output="other", count=1, flags=["--dry-run"])[1].startswith("tile+hole: 1 pair\n")
+
+
+def test_the_options_stand_in_panels(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = typer.main.get_command(app).commands["synth"]
+    panels = {option.name: option.rich_help_panel for option in command.params if option.opts[0][:1] == "-"}
+    assert {name for name, panel in panels.items() if panel is None} == {"on_finish", "as_json"}
+    with pytest.raises(SystemExit):
+        main(["synth", "--help"])
+    told = capsys.readouterr().out
+    assert re.findall(r"^\S─ (.+?) ─", told, re.MULTILINE) == [
+        "Arguments",
+        "Options",
+        "What, and where to",
+        "How much, and how long",
+        "How it looks",
+        "Labels",
+        "Machines",
+    ]
 
 
 def test_options_reach_the_run(synth, here):
