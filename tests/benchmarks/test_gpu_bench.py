@@ -192,6 +192,15 @@ def test_an_engine_that_is_not_on_this_machine_is_compiled_again(begin, tmp_path
     assert made.exists()
 
 
+def test_what_a_check_of_other_sources_found_is_not_published(begin, tmp_path):
+    found, result = [{"shape": [1], "passed": True}], tmp_path / "out" / "gpu-some-gpu.json"
+    written = f"open({str(tmp_path / 'work/kernels.json')!r}, 'w').write({json.dumps(found)!r}); "
+    begin().do(part("kernels", written + "print('1 FAIL'); raise SystemExit(1)"))
+    for source, expected in ((KEY["source"], found), ("fedcba9876543210", [])):
+        begin(source=source)
+        assert json.loads(result.read_text())["kernels"] == expected
+
+
 @pytest.mark.parametrize(
     "other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}, {"torch": "2.14.0+cu130"}]
 )
