@@ -197,7 +197,10 @@ class _Read:
                 f"masks in shades of grey, labelled from half of their brightest on: {listed(self._shaded)}"
             )
         if self._covering:
-            notify(f"masks that label more than {COVERING:.0%} of the photograph: {listed(self._covering)}")
+            notify(
+                f"masks that label more than {COVERING:.0%} of the photograph: {listed(self._covering)}; "
+                "if they are inverted, make the defect white"
+            )
 
 
 class _Whole:

@@ -7,7 +7,8 @@
    black, count as that, as JPEG leaves them. Class numbers beside one bright value, which often says "ignore", are
    not: they are flat, or lie where no block of a JPEG has anything of the label.
 4. Up to eight other values, or such numbers, are classes that nobody has chosen one of: refused.
-5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of.
+5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of. If that
+   is more than a fifth of it, it is taken for a photograph in the place of a mask: refused.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MOST_CLASSES = 8
 """Values other than black of a mask that is taken for one of classes."""
 BLOCK = 8
 """Side of JPEG's blocks in pixels: beyond those that an edge lies in it leaves no noise."""
+LARGE = 0.2
+"""Share of a mask in shades from which on it is no label with soft edges but a photograph, or a picture of both."""
 STRAY = 0.01
 """Share of the label that pixels of class numbers may have and pass for a slip of the pen."""
 
@@ -56,7 +59,7 @@ def read_mask(path: Path, reading: Reading = AS_IT_IS, digest: str | None = None
 
     Raises:
         MaskError: the file cannot be read as an image or has not the sha256 ``digest`` that is asked for, no pixel is
-            labelled, or it shows classes of which none was chosen.
+            labelled, it shows classes of which none was chosen, or it looks like a photograph.
     """
     return _label(read_grey(path, digest), path, reading)
 
@@ -94,7 +97,14 @@ def _label(values: Values, path: Path, reading: Reading) -> Mask:
             f"`{path}` shows several classes ({', '.join(map(str, np.unique(classes[grey > 0])))})",
             "save one alone, or choose with `--mask-class N` or `--mask-threshold 0.5` of `stage-rt synth`",
         )
-    return Mask(2 * grey >= brightest, shaded=not two_valued)
+    label = 2 * grey >= brightest
+    if not two_valued and label.mean() > LARGE:
+        raise MaskError(
+            f"`{path}` is in shades of grey and would label {label.mean():.0%} of the picture, as a photograph does",
+            "give a mask that is white on the defect and black elsewhere, or say from where on with "
+            "`--mask-threshold 0.5` of `stage-rt synth`",
+        )
+    return Mask(label, shaded=not two_valued)
 
 
 def _numbers_beside(grey: NDArray[np.int32], shown: NDArray[np.int32]) -> bool:

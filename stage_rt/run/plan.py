@@ -113,7 +113,7 @@ def make_plan(
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
-    _check_masks(used, job.reading, checks, notify, portion(progress, 0.85, 1.0))
+    _check_masks(masks, used, job.reading, checks, notify, portion(progress, 0.85, 1.0))
     contents = {path: digest for path, (_, digest, _) in photographs.items()}
     digests = {path: contents[path] for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
@@ -301,10 +301,18 @@ def _pair(
     return Samples(made, range(job.count))
 
 
-def _check_masks(used: _Used, reading: Reading, checks: Checks, notify: Notify, progress: Progress) -> None:
-    """Decode every mask the run will use: a bad one must not be found in the middle of the night."""
+def _check_masks(
+    masks: Iterable[Path],
+    used: _Used,
+    reading: Reading,
+    checks: Checks,
+    notify: Notify,
+    progress: Progress,
+) -> None:
+    """Decode every mask: a bad one must not be found in the middle of the night, nor when the run is to grow."""
     shaded, covering = [], []
-    for mask, sizes in counted(used.masks.items(), progress):
+    unused: dict[Path, set[tuple[int, int]]] = {mask: set() for mask in masks}
+    for mask, sizes in counted((unused | used.masks).items(), progress):
         asked = repr(("mask", reading, sorted(sizes)))
         in_shades, share = checks.of(mask, asked, partial(_mask_at, reading=reading, sizes=sizes))
         shaded += [mask] * in_shades
@@ -315,7 +323,10 @@ def _check_masks(used: _Used, reading: Reading, checks: Checks, notify: Notify, 
             "`--mask-threshold` sets another"
         )
     if covering:
-        notify(f"masks that label more than {COVERING:.0%} of the photograph: {listed(covering)}")
+        notify(
+            f"masks that label more than {COVERING:.0%} of the photograph: {listed(covering)}; "
+            "if they are inverted, make the defect white"
+        )
 
 
 def _mask_at(mask: Path, reading: Reading, sizes: Collection[tuple[int, int]]) -> tuple[bool, float]:

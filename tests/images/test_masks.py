@@ -37,6 +37,25 @@ def test_what_jpeg_leaves_of_two_values_is_the_same_label(tmp_path: Path, grey: 
     assert (mask.label == (drawn > 0)).all()
 
 
+def test_a_photograph_is_no_mask(tmp_path: Path) -> None:
+    photo = np.random.default_rng(0).normal(120, 20, (40, 40)).clip(0, 255)
+    path = saved(tmp_path / "part.png", photo)
+    with pytest.raises(
+        MaskError, match=r"part.png` is in shades of grey and would label 9\d% of the picture, as a"
+    ):
+        read_mask(path)
+    assert read_mask(path, Reading(threshold=0.5)).label.any()
+
+
+def test_a_label_with_soft_edges_is_a_mask(tmp_path: Path) -> None:
+    drawn = Image.new("L", (40, 40))
+    drawn.paste(255, (10, 10, 26, 26))
+    drawn.filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "soft.png")
+    mask = read_mask(tmp_path / "soft.png")
+    assert mask.shaded
+    assert 0.1 < mask.label.mean() < 0.2
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("values", [[0, 1, 3], [0, 1, 20], [0, 31, 2]])
 def test_class_numbers_are_labels(tmp_path: Path, values: list[int], dtype: type) -> None:

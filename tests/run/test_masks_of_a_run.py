@@ -11,6 +11,7 @@ from stage_rt.errors import MaskError, RunError
 from stage_rt.images.masks import Reading
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.run.plan import make_plan
 
 
 @pytest.fixture
@@ -61,5 +62,18 @@ def test_shades_and_masks_of_everything_are_told_of(job, tmp_path):
     )
     assert notices == [
         "masks in shades of grey, labelled from half of their brightest on: `0.png`; `--mask-threshold` sets another",
-        "masks that label more than 90% of the photograph: `1.png`",
+        "masks that label more than 90% of the photograph: `1.png`; if they are inverted, make the defect white",
     ]
+
+
+def test_a_bad_mask_that_no_pair_uses_yet_is_refused_before_the_run_begins(job, tmp_path):
+    masks = [tmp_path / "masks" / f"{n}.png" for n in range(6)]
+    for n, mask in enumerate(masks):
+        label = np.zeros((30, 40), np.uint8)
+        label[5:15, 5:15] = 255 * (n > 0)
+        Image.fromarray(label).save(mask)
+    made = make_plan(FakeEngine().spec, replace(job, masks=masks[1:], count=1), lambda notice: None)
+    assert made.samples[0].mask != masks[0]
+    with pytest.raises(MaskError, match=r"0.png` is all black: paint the defect white or remove the mask"):
+        fill(FakeEngine(), replace(job, masks=masks, count=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

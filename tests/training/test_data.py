@@ -66,4 +66,6 @@ def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -
         "the photographs are nearly black, as none has a value above 14 of 255: multiply what a "
     )
     assert shades == "masks in shades of grey, labelled from half of their brightest on: `0_mask.png`"
-    assert covering == "masks that label more than 90% of the photograph: `1_mask.png`"
+    assert covering == (
+        "masks that label more than 90% of the photograph: `1_mask.png`; if they are inverted, make the defect white"
+    )
