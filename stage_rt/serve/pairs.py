@@ -17,6 +17,7 @@ from stage_rt.engine import Engine
 from stage_rt.errors import FailedSamplesError, ImageError, InputError, MaskError, StageError
 from stage_rt.images.compose import pixels
 from stage_rt.images.inputs import fit_mask, header_of, image_of
+from stage_rt.images.luminance import tinted
 from stage_rt.images.masks import mask_of
 from stage_rt.images.regions import Region
 from stage_rt.noise import region_of
@@ -183,7 +184,7 @@ class Preview:
     def __init__(self, request: Request, regions: list[Region], show: Callable[[bytes], None]) -> None:
         self._label, self._regions, self._show = request.label, regions, show
         self._factor = max(math.ceil(max(request.label.shape) / PREVIEW_SIDE), 1)
-        self._picture = request.photo.copy()
+        self._photo, self._picture = request.photo, request.photo.copy()
 
     def __call__(self, stream: int, image: NDArray[np.float32]) -> None:
         """An estimate ``[c, S, S]`` of the region whose number is in that of its stream."""
@@ -191,6 +192,8 @@ class Preview:
         rows, columns = region.window
         size = (columns.stop - columns.start, rows.stop - rows.start)
         seen = np.asarray(Image.fromarray(pixels(image)).resize(size, Image.Resampling.BILINEAR))
+        if len(image) == 1:
+            seen = tinted(self._photo[region.window], seen)
         window = self._picture[region.window]
         window[region.own] = seen[region.own]
         buffer = io.BytesIO()

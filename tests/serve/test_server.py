@@ -24,6 +24,8 @@ from PIL import Image
 from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
 from stage_rt.files import remember, write_atomic
 from stage_rt.images.masks import read_mask
+from stage_rt.images.regions import regions
+from stage_rt.noise import stream
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
@@ -37,7 +39,7 @@ from stage_rt.serve.executor import CancelledError, Terms, Wish
 from stage_rt.serve.http import application
 from stage_rt.serve.jobs import Order
 from stage_rt.serve.metrics import Figures
-from stage_rt.serve.pairs import Request, asked, opened_image, opened_label
+from stage_rt.serve.pairs import Preview, Request, asked, opened_image, opened_label
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.server import HANDS, QUEUE, Server, Settings
 from stage_rt.serve.shelf import BusyError, Shelf
@@ -120,6 +122,23 @@ def test_a_pair_has_the_bytes_of_the_first_one_of_a_run_of_its_seed(here, serve)
     preview = Image.open(io.BytesIO(pair.preview))
     assert preview.size == (160, 120)
     assert server.pair(pair.id) is pair
+
+
+@pytest.mark.parametrize(("channels", "colour"), [(1, (175, 75, 35)), (3, (100, 100, 100))])
+def test_a_preview_of_a_grey_model_keeps_the_photographs_colour(here, channels, colour):
+    photo = np.empty((32, 32, 3), np.uint8)
+    photo[:] = 200, 100, 60
+    label = np.zeros((32, 32), bool)
+    label[8:24, 8:24] = True
+    shown = []
+    preview = Preview(
+        replace(request(here), photo=photo, label=label), regions(label, view=None), shown.append
+    )
+    preview(stream(0), np.full((channels, 32, 32), 100 / 127.5 - 1, np.float32))
+    picture = np.asarray(opened(io.BytesIO(shown[0])), dtype=int)
+    # JPEG moves colours near an outline.
+    assert np.abs(np.median(picture[12:20, 12:20], axis=(0, 1)) - colour).max() <= 4
+    assert np.abs(np.median(picture[:4, :4], axis=(0, 1)) - photo[0, 0]).max() <= 4
 
 
 def test_the_queue_ends_and_says_when_to_come_again(here, serve):
