@@ -28,6 +28,8 @@ GRAPHS_FILE = "model.json"
 ENGINE_FILE = "engine.json"
 RUN_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
+CLIENT_FILE = "client.json"
+"""What marks a folder of pairs that ``stage-rt client`` had painted."""
 PROMPTS_FILE = "prompts.safetensors"
 
 UNET = "unet"

@@ -17,7 +17,8 @@ def client(
     mask: Annotated[Path, typer.Option(metavar="FILE", help="Mask, white where the defect shall be.")],
     prompt: Annotated[str, typer.Option(metavar="NAME", help="What to paint.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Data set that the pair is put into.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Data set of such pairs that it is put into."),
     ],
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which engine, where there are several.")

@@ -15,11 +15,13 @@ import httpx
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import write_atomic
 from stage_rt.run.writer import defect_type
+from stage_rt.spec import CLIENT_FILE
 
 TRIES = 20
 """Times that a busy server is asked again."""
 PAUSE, BUSY = 1.0, 10.0
 """Seconds between two streams of one job, and until a busy server is asked again that does not say when."""
+_MARK = b'{"painted_by": "stage-rt client"}\n'
 
 
 class ServerError(StageError):
@@ -139,10 +141,12 @@ def paint_file(
     """Paint a pair of files and write it in the MVTec layout under ``output``, by the name of its image; its state.
 
     Another pair of that name, as of another seed, is left as it is: this one's name ends in ``_2``, ``_3``, ...
+    ``output`` is marked by a `CLIENT_FILE`, as a run is by its description.
 
     Raises:
-        InputError, ServerError: as `Client.pair`, or a file cannot be read.
+        InputError, ServerError: as `Client.pair`, a file cannot be read, or ``output`` holds other files.
     """
+    _check_own(output)
     try:
         contents = image.read_bytes(), mask.read_bytes()
     except OSError as error:
@@ -155,9 +159,21 @@ def paint_file(
         )
         if all(_free(*file) for file in zip(paths, (painted, label), strict=True)):
             break
+    write_atomic(output / CLIENT_FILE, _MARK)
     write_atomic(paths[1], label)
     write_atomic(paths[0], painted)
     return state | {"image": str(paths[0]), "mask": str(paths[1])}
+
+
+def _check_own(folder: Path) -> None:
+    """A painted pair among real ones, or in a run, would pass for one of them."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"`{folder}` is a file", "give a folder as `-o`")
+    others = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if others and not (folder / CLIENT_FILE).is_file():
+        raise InputError(
+            f"`{folder}` holds files that `stage-rt client` did not put there", "give an empty folder as `-o`"
+        )
 
 
 def _free(path: Path, content: bytes) -> bool:
