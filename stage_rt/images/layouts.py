@@ -33,12 +33,13 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One object: its good photographs and, for every defect type, its (photograph, mask) files.
+    """One object in its folder: its good photographs and, for every defect type, its (photograph, mask) files.
 
     ``tested`` are good photographs beside the defective ones, which a layout keeps for tests.
     """
 
     name: str
+    folder: Path
     normals: list[Path]
     defects: dict[str, list[tuple[Path, Path]]]
     tested: list[Path]
@@ -89,6 +90,7 @@ def _dataset(root: Path) -> Dataset | None:
         if folders or ((root / images).is_dir() and (root / labels).is_dir()):
             return Dataset(
                 name=root.resolve().name,
+                folder=root,
                 normals=[path for folder in folders for path in _images(folder)],
                 defects=_defects(root / images, root / labels),
                 tested=[
