@@ -104,6 +104,16 @@ def test_failed_samples_are_exit_code_4_after_the_others_are_done(synth, here):
     assert (here / "run/report/index.html").is_file()
 
 
+def test_pairs_that_are_all_left_out_are_counted(synth, night):
+    engine, options = FakeEngine(idle=lambda stream: True), {"min-fill": 0.5, "retries": 1}
+    code, out, err = synth(engine, ["--strict"], **options)
+    assert (code, err) == (0, "")
+    assert out.startswith("0 pairs in `run` (0 new)\n4 painted again; 4 left out\ncontact sheet")
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    code, out, _ = night("-o", "night", "--strict", *arguments, *TYPES, engine=engine)
+    assert (code, out.splitlines()[1]) == (0, f"{PROMPT}: 0 pairs (0 new), 6 painted again; 6 left out")
+
+
 def test_notices_go_to_stderr(synth, here):
     labels(here / "masks", 4, size=(80, 60))
     code, out, err = synth()
@@ -317,8 +327,8 @@ def night(here, monkeypatch, capsys):
     """Run the command on several types of ``masks``."""
     labels(here / "cracks", 2)
 
-    def run(*arguments):
-        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(FakeEngine()))
+    def run(*arguments, engine=None):
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine or FakeEngine()))
         with pytest.raises(SystemExit) as exited:
             main(["synth", "engine", "-o", "run", *arguments])
         captured = capsys.readouterr()
