@@ -274,6 +274,8 @@ def synth(
         who = Hands() if dry_run else Hands(workers, devices, ray)
         with painters(engine, who, notify) as hands:
             asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
+            for entry in entries:
+                entry.tell_of_another_type(hands.spec.model.prompts, notify)
             if isinstance(hands, Alone) and dry_run:
                 tell_outlook(hands.engine, asked, part, output, notify, several=several, as_json=as_json)
             elif several:

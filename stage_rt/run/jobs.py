@@ -1,7 +1,8 @@
 """A list of jobs as a user writes it: YAML or JSON lines, checked whole before anything is painted."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,7 +58,7 @@ class Entry(BaseModel):
             raise InputError(
                 "`--mask-class` and `--mask-threshold` both say what is labelled", "give one of them"
             )
-        masks = layouts.masks(self.masks)
+        masks = layouts.masks(self.masks, defect_type(self.prompt))
         return Job(
             normals=layouts.normals(self.normals),
             masks=masks,
@@ -81,6 +82,13 @@ class Entry(BaseModel):
             objects=layouts.masks(self.object) if self.object else (),
             reading=Reading(self.mask_class, self.mask_threshold),
         )
+
+    def tell_of_another_type(self, prompts: Iterable[str], notify: Callable[[str], None]) -> None:
+        """Say so if the folder of the masks is called after another type of the ``prompts`` of a model."""
+        name = Path(os.path.abspath(self.masks)).name
+        other = next((one for one in prompts if one.rpartition("+")[2] == name), None)
+        if other is not None and name != defect_type(self.prompt):
+            notify(f"masks of {self.prompt!r} are taken from `{self.masks}`, which is called after {other!r}")
 
 
 class _Written(NamedTuple):

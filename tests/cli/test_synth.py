@@ -125,6 +125,18 @@ def test_notices_go_to_stderr(synth, here):
     assert "notice" not in out
 
 
+def test_masks_from_the_folder_of_another_type_are_told_of(synth, here, monkeypatch):
+    labels(here / "set/crack", 2)
+    labels(here / "set/hole", 2)
+    labels(here / "set/dent", 2)
+    told = "notice: masks of 'tile+hole' are taken from `{}`, which is called after 'tile+crack'\n"
+    assert synth(masks="set/crack")[::2] == (0, told.format("set/crack"))
+    for folder in ("set/hole", "set/dent"):
+        assert synth(masks=folder, output=folder.replace("/", "-"))[::2] == (0, "")
+    monkeypatch.chdir(here / "set/crack")
+    assert synth(masks=".", normals="../../normals")[::2] == (0, told.format("."))
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -154,6 +166,11 @@ BAD_INPUT = {
         lambda here: write(here / "set/crack/0.png", b""),
         {"masks": "set"},
         "`set` holds no PNG, JPEG, BMP or TIFF files: did you mean `set/crack`",
+    ),
+    "masks of three types": (
+        lambda here: [write(here / f"set/{kind}/0.png", b"") for kind in ("crack", "hole", "stain")],
+        {"masks": "set"},
+        "`set` holds no PNG, JPEG, BMP or TIFF files: did you mean `set/hole`",
     ),
     "truncated photograph": (
         lambda here: truncated(here / "normals/001.png"),
