@@ -311,7 +311,8 @@ class RunSpec(_Spec):
 
     ``count``, ``batch`` and ``backend`` are those of the last command.
 
-    ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
+    ``engine`` is the fingerprint of the engine's graphs, ``dtype`` what they compute in, of which older releases said
+    nothing. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole; ``rim`` is
     empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``normals``, ``masks`` and
@@ -320,6 +321,7 @@ class RunSpec(_Spec):
     """
 
     format: Literal[1] = 1
+    dtype: DType | None = Field(default=None, exclude_if=lambda dtype: dtype is None)
     engine: Sha256
     backend: BackendName
     recipe: Recipe

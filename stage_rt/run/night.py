@@ -122,7 +122,7 @@ def check_runs(made: Sequence[Plan], folder: Path, *, several: bool) -> None:
     if folder.is_dir():
         check_claim(folder, TYPES if several else RUN_FILE)
     for plan in made:
-        same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec)
+        same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec, plan.given)
 
 
 def _check_night(folder: Path) -> None:

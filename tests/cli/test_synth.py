@@ -241,8 +241,7 @@ def test_the_output_folder_of_another_run_is_refused(synth, here):
     assert synth(seed=1) == (
         1,
         "",
-        "error: `run` holds another run, whose seed is 0 and not 1: "
-        "give the job it was started with or another `-o`\n",
+        "error: `run` holds another run, whose seed is 0 and not 1: add `--seed 0` or give another `-o`\n",
     )
     assert contents(here) == before
 
