@@ -82,6 +82,17 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     return printable(".".join(map(str, first["loc"])) or "the file"), printable(first["msg"])
 
 
+def is_newer(error: ValidationError) -> bool:
+    """Whether what is not valid is of a format that only a later release knows."""
+    return any(
+        fault["type"] == "literal_error"
+        and fault["loc"][-1:] == ("format",)
+        and isinstance(fault["input"], int)
+        and fault["input"] > int(fault["ctx"]["expected"])
+        for fault in error.errors()
+    )
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

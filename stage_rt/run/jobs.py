@@ -19,6 +19,8 @@ from stage_rt.spec import PromptName
 
 _READINGS = {"mask_class", "mask_threshold"}
 """Fields that say how masks are read: one excludes the other."""
+_LONGEST = 60
+"""Characters of a wrong value that are shown."""
 
 
 class Entry(BaseModel):
@@ -146,7 +148,7 @@ def entry(fields: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate(fields)
     except ValidationError as error:
-        raise InputError(_first(error)) from None
+        raise InputError(_first(error, lambda field, value: f"--{field.replace('_', '-')} {value}")) from None
 
 
 def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
@@ -164,17 +166,19 @@ def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate({**defaults, **own})
     except ValidationError as error:
-        raise InputError(f"{where}: {_first(error)}") from None
+        raise InputError(f"{where}: {_first(error, lambda field, value: f'{field}: {value}')}") from None
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError, written: Callable[[str, str], str]) -> str:
+    """The first fault of a job, with what is at fault as it was, or is to be, ``written``."""
     fault = error.errors()[0]
-    field = printable(".".join(map(str, fault["loc"])))
+    field = printable(str(fault["loc"][0]))
     if fault["type"] == "missing":
-        return f"`{field}` is missing: add it"
+        return f"`{field}` is missing: add `{written(field, 'DIR' if field != 'prompt' else 'NAME')}`"
     if fault["type"] == "extra_forbidden":
         return f"`{field}` is no field of a job: use some of {', '.join(Entry.model_fields)}"
-    return f"`{field}` is not valid ({printable(fault['msg'])})"
+    value = printable(str(fault["input"]))[:_LONGEST]
+    return f"`{written(field, value)}` is not valid ({printable(fault['msg'])})"
 
 
 def _json_lines(path: Path, text: str) -> Iterator[_Written]:

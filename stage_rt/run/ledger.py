@@ -23,7 +23,7 @@ from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.differences import Given, difference, fields_of
 from stage_rt.run.index import INDEX_FILE, Index
 from stage_rt.run.writer import pair_paths
-from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
+from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec, is_newer
 
 LOCK_FILE = ".lock"
 INDEXED = 50_000
@@ -346,6 +346,8 @@ def same_job(path: Path, spec: RunSpec, given: Callable[[], Given] = dict) -> by
         there = RunSpec.model_validate_json(old)
         fields_of(there)
     except (ValidationError, InputError) as damage:
+        if isinstance(damage, ValidationError) and is_newer(damage):
+            raise RunError(f"`{path}` was made by a newer stage-rt", "update this one") from damage
         raise RunError(f"`{path}` is damaged: start again in an empty folder") from damage
     found = difference(there, spec, given, lambda: _readable(path.with_name(MANIFEST_FILE), there.prompt))
     if found is not None:

@@ -8,7 +8,7 @@ from time import monotonic
 
 import numpy as np
 
-from stage_rt.errors import RunError, StageError
+from stage_rt.errors import PromptError, RunError, StageError
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
@@ -60,6 +60,9 @@ def plans(
         share = portion(progress, number / len(jobs), (number + 1) / len(jobs))
         try:
             made.append(make_plan(engine, job, _of(job.prompt, notify), share, checks))
+        except PromptError:
+            # It names the type.
+            raise
         except StageError as error:
             raise type(error)(f"{job.prompt}: {error.problem}", error.remedy) from error
     return made

@@ -312,7 +312,7 @@ def test_a_recipe_for_other_steps_is_refused(synth, here):
 def test_steps_out_of_range_are_one_sentence(synth, here, steps):
     code, out, err = synth(FakeEngine(steps=1000), steps=steps)
     assert (code, out) == (1, "")
-    assert err == f"error: {steps} steps are not to be had: give sampler `stage` between 10 and 1000\n"
+    assert err == f"error: `steps` must be from 10 to 1000 for sampler `stage`, not {steps}\n"
     assert not (here / "run").exists()
 
 
@@ -429,12 +429,22 @@ def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
     [
         ((), "give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`"),
         (("--prompt", PROMPT, *TYPES), "give `--prompt` and `--masks`, or `--type`"),
-        (("--prompt", PROMPT), "`--prompt`, `--masks` and `--normals` go together"),
+        (("--prompt", PROMPT), "`--normals` go together: add `--masks DIR` and `--normals DIR`"),
+        (("--prompt", PROMPT, "--masks", "masks"), "`--normals` go together: add `--normals DIR`"),
+        (("--masks", "masks", "--normals", "normals"), "`--normals` go together: add `--prompt NAME`"),
+        (
+            ("--normals", "normals", "--type", f"{PROMPT}=masks:2", "--count", "5"),
+            "every `--type` has its own count, so that `--count` says nothing: leave it out",
+        ),
+        (
+            ("--normals", "normals", "--type", "hole=masks"),
+            "error: unknown prompt 'hole': did you mean `tile+hole`",
+        ),
         (
             ("--normals", "normals", "--masks", "masks", "--prompt", PROMPT, "--prompt", "tile+crack"),
             "two prompts are given: use `--type` for each of several types",
         ),
-        (("--type", f"{PROMPT}=masks"), "`normals` is missing: add it"),
+        (("--type", f"{PROMPT}=masks"), "`normals` is missing: add `--normals DIR`"),
         ((*TYPES, "--type", f"{PROMPT}=cracks"), "both write `test/hole`"),
     ],
 )
@@ -443,6 +453,19 @@ def test_options_that_do_not_go_together_are_one_sentence(night, arguments, mess
     assert (code, out) == (1, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_count_is_for_the_types_that_have_none(night):
+    code, out, _ = night("--count", "3", "--normals", "normals", *TYPES[2:])
+    assert (code, out.splitlines()[0]) == (0, "9 pairs in `run` (9 new)")
+
+
+@pytest.mark.parametrize("option", ["--guidance", "--prompt-guidance"])
+@pytest.mark.parametrize("value", ["20.5", "-1"])
+def test_weights_out_of_range_are_wrong_usage(night, option, value):
+    code, _, err = night(*TYPES, option, value)
+    assert code == 2
+    assert f"Invalid value for '{option}'" in err
 
 
 @pytest.mark.parametrize("text", ["masks", "=masks", "hole=", "hole=:5"])

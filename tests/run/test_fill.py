@@ -242,7 +242,7 @@ def test_masks_of_another_shape_are_left_out_with_a_notice(job, run, tmp_path):
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(job, run):
-    with pytest.raises(PromptError, match=r"unknown prompt 'hole': use one of tile\+crack, tile\+hole"):
+    with pytest.raises(PromptError, match=r"unknown prompt 'hole': did you mean `tile\+hole`"):
         fill(FakeEngine(), replace(job, prompt="hole"), run)
     assert not run.exists()
 
@@ -526,7 +526,7 @@ def test_a_run_of_fewer_steps_is_not_resumed_with_all(job, run):
 
 @pytest.mark.parametrize("steps", [0, 1, 41, -3])
 def test_steps_out_of_range_are_refused_before_anything_is_written(job, run, steps):
-    with pytest.raises(InputError, match=rf"^{steps} steps are not to be had: .* between 10 and 40$"):
+    with pytest.raises(InputError, match=rf"^`steps` must be from 10 to 40 for sampler `.*`, not {steps}$"):
         fill(FakeEngine(steps=40), replace(job, steps=steps), run)
     assert not run.exists()
 

@@ -301,7 +301,13 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
             open_run(Place.of(folder), run_spec()).__enter__()
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 2}'])
+def test_a_run_of_a_later_release_is_told_apart(tmp_path):
+    (tmp_path / "run.json").write_text('{"format": 2}')
+    with pytest.raises(RunError, match=r"run.json` was made by a newer stage-rt: update this one$"):
+        open_run(Place.of(tmp_path), run_spec()).__enter__()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 0}'])
 def test_a_damaged_run_file_is_named(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json` is damaged: start again in an empty folder"):
