@@ -31,6 +31,8 @@ def client(
 
     A token that the server asks for is taken from the environment's STAGE_RT_TOKEN.
     """
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} does not begin with `http://`", param_hint="URL")
     with console.extra("serve"):
         from stage_rt.serve.client import Client, paint_file
 

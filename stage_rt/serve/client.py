@@ -29,10 +29,12 @@ class ServerError(StageError):
 
 
 class Client:
-    """A server at ``url``; ``token`` is what it asks for, if it does. Close it, or use it in a ``with`` block.
+    """A server at ``url``, with or without its ``/v1``; ``token`` is what it asks for, if it does.
+
+    Close it, or use it in a ``with`` block.
 
     Raises:
-        InputError: the token has characters that no token has.
+        InputError: the address is none, or the token has characters that no token has.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -41,7 +43,13 @@ class Client:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         # A pair may take minutes; a server that is gone is told by the connection.
         timeout = httpx.Timeout(30.0, read=900.0)
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        try:
+            address = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        except httpx.InvalidURL:
+            raise _no_address(url) from None
+        if address.scheme not in ("http", "https") or not address.host:
+            raise _no_address(url)
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> "Client":
         return self
@@ -163,6 +171,12 @@ def paint_file(
     write_atomic(paths[1], label)
     write_atomic(paths[0], painted)
     return state | {"image": str(paths[0]), "mask": str(paths[1])}
+
+
+def _no_address(url: str) -> InputError:
+    return InputError(
+        f"`{url}` is no address of a server", "begin with `http://`, as `http://127.0.0.1:8080`"
+    )
 
 
 def _check_own(folder: Path) -> None:

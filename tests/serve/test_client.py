@@ -180,6 +180,24 @@ def test_streams_that_end_at_once_are_not_asked_for_at_once(answering):
     assert slept == [1, 1]
 
 
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "/"])
+def test_the_address_of_the_api_is_that_of_the_server(site, end):
+    with Client(site.url + end) as client:
+        assert [one["name"] for one in client.engines()] == ["tiles"]
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8765", "127.0.0.1:8765", "ftp://server", "http://", "http://x:port", "x y"]
+)
+def test_an_address_that_is_none_is_told_and_wrong_usage_where_it_lacks_its_beginning(tmp_path, capsys, url):
+    with pytest.raises(InputError, match="is no address of a server: begin with `http://`"):
+        Client(url)
+    files = ["--image", "a", "--mask", "b", "--prompt", "c", "-o", str(tmp_path / "set")]
+    code, _, err = run(["client", url, *files], capsys)
+    assert code == (1 if url.startswith("http://") else 2)
+    assert "`http://`" in err
+
+
 @pytest.mark.parametrize("token", ["schlüssel", "a\nb"])
 def test_a_token_that_no_header_holds_is_refused(token):
     with pytest.raises(InputError, match="the token has characters that no token has: copy it again"):
