@@ -15,7 +15,7 @@ from stage_rt.networks import tensors
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, EngineSpec, GraphsSpec, ModelSpec
 
-from .builders import Builder, Compiled, Notify, choose
+from .builders import Builder, Compiled, Notify, choose, sources
 from .graphs import REMEDY, read_graphs
 
 _COMPILE_BYTES = 2**26
@@ -140,6 +140,8 @@ def _described(
         dtype=dtype,
         batch=sorted(set(batch)),
         graphs_fingerprint=fingerprint,
+        gpu=builder.gpu,
+        builder=sources(),
         files={},
     )
 

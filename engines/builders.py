@@ -1,6 +1,7 @@
 """What compiles graphs, one module a backend; the backend's name chooses here and nowhere else."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from stage_rt.errors import MissingExtraError
+from stage_rt.files import sha256
 from stage_rt.names import BackendName, DType
 from stage_rt.progress import Progress
 
@@ -37,6 +39,8 @@ class Builder(Protocol):
     """Its version."""
     devices: list[str]
     """What the engine will run on, as in `EngineSpec`."""
+    gpu: str | None
+    """Name of the GPU that it is tuned on, None if on none."""
 
     def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
         """Look at all graphs of a set before the first is compiled.
@@ -75,6 +79,12 @@ def check_room(graph: Path, destination: Path) -> None:
     """
     if shutil.disk_usage(destination.parent).free < graph.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
+
+
+def sources() -> str:
+    """sha256 of all that is written here: another release may build otherwise with the same library."""
+    own = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256("\n".join(f"{path.name} {sha256(path)}" for path in own).encode()).hexdigest()
 
 
 _EXTRAS: dict[BackendName, str] = {

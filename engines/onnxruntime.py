@@ -33,6 +33,7 @@ class OnnxRuntimeBuilder:
         self.library = LIBRARY
         self.version: str = library().__version__
         self.devices = ["cpu"]
+        self.gpu: str | None = None
 
     def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
         """Nothing: its graphs serve any batch."""

@@ -33,6 +33,7 @@ class OpenVinoBuilder:
         self.library = LIBRARY
         self.version = version()
         self.devices = ["cpu"]
+        self.gpu: str | None = None
 
     def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
         """Nothing: its graphs serve any batch."""

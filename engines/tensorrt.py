@@ -30,6 +30,7 @@ class TensorRTBuilder:
         gpus: memory in bytes of the largest GPU of each target.
         configure: sets what only that flavour has.
         keep: called after every build.
+        gpu: name of the one that is tuned on, if one is.
 
     Raises:
         MissingExtraError: the flavour is not installed.
@@ -41,6 +42,7 @@ class TensorRTBuilder:
         gpus: Mapping[str, int],
         configure: Configure,
         keep: Configure = lambda trt, config: None,
+        gpu: str | None = None,
     ) -> None:
         self._trt = library(backend)
         self._journal, self._logger = journal(backend)
@@ -49,6 +51,7 @@ class TensorRTBuilder:
         self.library = FLAVOURS[backend].name
         self.version: str = self._trt.__version__
         self.devices = list(gpus)
+        self.gpu = gpu
 
     def prepare(self, graphs: Mapping[str, Path], batch: Sequence[int], notify: Notify) -> None:
         """Tell the GPU memory that the largest batch needs, and refuse one that no GPU can serve."""

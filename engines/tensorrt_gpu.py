@@ -29,7 +29,7 @@ def builder(dtype: DType, targets: Sequence[str] | None) -> TensorRTBuilder:
             f"TensorRT builds on the GPU it builds for and {error}: run this on that machine or use "
             "`--backend tensorrt-rtx`, which needs none"
         ) from error
-    return TensorRTBuilder("tensorrt", {gpu.sm: gpu.memory}, _configure, _keep)
+    return TensorRTBuilder("tensorrt", {gpu.sm: gpu.memory}, _configure, _keep, gpu.name)
 
 
 def _configure(trt: Any, config: Any) -> None:

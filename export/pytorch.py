@@ -106,6 +106,7 @@ def describe(
         dtype=dtype,
         batch=sorted(set(batch)),
         graphs_fingerprint=fingerprint,
+        gpu=torch.cuda.get_device_name() if backend == "inductor" and device != CPU else None,
         files={},
     )
 

@@ -5,6 +5,7 @@ Nothing here raises: a package that is broken, or crashes on import, is a line l
 
 import ctypes
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -36,6 +37,18 @@ ONNX_RUNTIMES = (
 """Distributions that all install the module ``onnxruntime``, each over the other's files."""
 
 EXPORT_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "matplotlib")
+
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "pack": ("`pack --format coco|parquet`", ("pyarrow", "pycocotools")),
+    "quality": ("`evaluate`", ("torch", "cv2", "skimage", "sklearn", "transformers")),
+    "serve": ("`serve` and `client`", ("fastapi", "httpx", "prometheus_client", "uvicorn")),
+    "ray": ("`synth --ray`", ("ray",)),
+    "text": ("`import diffusers --prompt NAME=TEXT`", ("transformers",)),
+    "gpu": ("an engine on a GPU", ("pycuda", "cuda.bindings", "pynvml")),
+}
+"""What needs an extra, and its modules; the libraries of the other extras have lines of their own."""
+
+COMPILERS = ("c++", "g++", "clang++")
 
 CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
@@ -112,7 +125,7 @@ def _onnxruntime() -> Iterator[Line]:
     installed = [name for name in ONNX_RUNTIMES if _version(name)]
     own = (installed or ONNX_RUNTIMES)[0]
     line = _module(
-        "ONNX Runtime", "onnxruntime", "pip install 'stage-rt[cpu]'", f"--no-deps {own}", needed=True
+        "ONNX Runtime", "onnxruntime", "`pip install 'stage-rt[cpu]'`", f"--no-deps {own}", needed=True
     )
     if line.status is Status.OK and "CPUExecutionProvider" not in line.found:
         fix = "`pip install --force-reinstall --no-deps onnxruntime`"
@@ -130,22 +143,46 @@ def _onnxruntime() -> Iterator[Line]:
 
 
 def _openvino() -> Iterator[Line]:
-    yield _module("OpenVINO", "openvino", "pip install 'stage-rt[openvino]'", "--no-deps openvino")
+    fix = "`--backend openvino` needs `pip install 'stage-rt[openvino]'`"
+    yield _module("OpenVINO", "openvino", fix, "--no-deps openvino")
 
 
 def _tensorrt() -> Iterator[Line]:
     # Their libraries are distributions of their own, which these ask for.
-    yield _module("TensorRT", "tensorrt", "pip install 'stage-rt[tensorrt]'", "tensorrt")
-    yield _module("TensorRT-RTX", "tensorrt_rtx", "pip install 'stage-rt[rtx]'", "tensorrt-rtx-cu13")
+    fix = "`--backend tensorrt` needs `pip install 'stage-rt[tensorrt]'`"
+    yield _module("TensorRT", "tensorrt", fix, "tensorrt")
+    fix = "`--backend tensorrt-rtx` needs `pip install 'stage-rt[rtx]'`"
+    yield _module("TensorRT-RTX", "tensorrt_rtx", fix, "tensorrt-rtx-cu13")
 
 
 def _export() -> Iterator[Line]:
     versions = {name: _version(name) if _is_there(name) else None for name in EXPORT_PACKAGES}
-    fix = "to train, export and verify: `pip install 'stage-rt[export]'`"
+    fix = "`train`, `import`, `export`, `verify` and `build MODEL` need `pip install 'stage-rt[export]'`"
     for name, version in versions.items():
         yield (
             Line(name, Status.OK, version) if version else Line(name, Status.MISSING, "not installed", fix)
         )
+
+
+def _extras() -> Iterator[Line]:
+    for name, (needing, modules) in EXTRAS.items():
+        subject, absent = f"extra {name}", [module for module in modules if not _is_there(module)]
+        if absent:
+            verb = "need" if " and " in needing else "needs"
+            fix = f"{needing} {verb} `pip install 'stage-rt[{name}]'`"
+            yield Line(subject, Status.MISSING, f"not installed: {', '.join(absent)}", fix)
+        else:
+            yield Line(subject, Status.OK, ", ".join(modules))
+
+
+def _compiler() -> Iterator[Line]:
+    found = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CXX"), *COMPILERS)))), None)
+    fix = "to install stage-rt from a checkout, and for `--backend inductor`: `apt install g++`, or name one in `CXX`"
+    yield (
+        Line("C++ compiler", Status.OK, found)
+        if found
+        else Line("C++ compiler", Status.MISSING, f"none of {', '.join(COMPILERS)} is there", fix)
+    )
 
 
 def _nvidia() -> Iterator[Line]:
@@ -231,6 +268,8 @@ _PROBES: dict[str, Callable[[], Iterator[Line]]] = {
     "libcudart": _libcudart,
     "TensorRT": _tensorrt,
     "export": _export,
+    "extras": _extras,
+    "C++ compiler": _compiler,
     "disk": _disk,
 }
 
@@ -238,13 +277,14 @@ _NEEDED = {"Python", "stage-rt kernels", "ONNX Runtime"}
 """Subjects whose lines are needed."""
 
 
-def _module(subject: str, module: str, install: str, again: str, *, needed: bool = False) -> Line:
+def _module(subject: str, module: str, fix: str, again: str, *, needed: bool = False) -> Line:
     """Version and providers of a module, imported in a process of its own: a broken one may well crash.
 
-    ``again`` is what pip is to install once more where it is broken: not stage-rt, which is on no index.
+    ``fix`` is for one that is not installed; ``again`` is what pip is to install once more where it is broken: not
+    stage-rt, which is on no index.
     """
     if not _is_there(module):
-        return Line(subject, Status.MISSING, "not installed", f"`{install}`", needed)
+        return Line(subject, Status.MISSING, "not installed", fix, needed)
     try:
         child = subprocess.run(
             [sys.executable, "-c", _IMPORT, module],

@@ -127,7 +127,8 @@ class Engine:
         for n, photo in enumerate(images):
             mine = [k for k, (sample, *_) in enumerate(cut) if sample == n]
             own = [cut[k][2] for k in mine]
-            result.append(pasted(photo, own, [decoded[k] for k in mine], exact=seen is not None))
+            levels = [decoded[k] for k in mine]
+            result.append(pasted(photo, own, levels, exact=seen is not None, channels=model.image_channels))
         return np.stack(result)
 
     def paint(

@@ -132,6 +132,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def amount(number: int, noun: str) -> str:
+    """``1 pair``, ``2 pairs``: a number of what takes an s where it is not one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def first_line(error: BaseException) -> str:
     """What a library's own error says in its first line, or its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

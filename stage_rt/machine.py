@@ -2,7 +2,11 @@
 
 import os
 import platform
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -11,8 +15,26 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Bytes of memory this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory this process may use; a container or a service may be given less than the machine has."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Limits in bytes of the control groups, of either version, that this process is in (cgroups(7))."""
+    for line in _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.is_file() else ():
+        _, controllers, name = line.split(":", 2)
+        if not controllers:
+            top, file = _GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = _GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        own = PurePosixPath(name)
+        # A group within another has the limit of that too. In a container the names may be those outside of it.
+        for group in (own, *own.parents):
+            # Where there is no limit it says `max`.
+            with suppress(OSError, ValueError):
+                yield int((top / group.relative_to("/") / file).read_text())
 
 
 def cpu_name() -> str:

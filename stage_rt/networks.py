@@ -157,8 +157,12 @@ class DeviceBackend(Backend, Protocol):
         """
 
     def recording(self) -> AbstractContextManager[Any]:
-        """A block in which steps are rehearsed and recorded: what the library allocates in it stays until `close`.
+        """A block in which steps are rehearsed and recorded: what the library allocates in it stays until
+        `forget_recorded` or `close`.
 
         It is entered before a capture begins and left after it has ended. What was recorded in such blocks runs in
         one stream, so it may share that memory.
         """
+
+    def forget_recorded(self) -> None:
+        """Give back what was allocated in `recording`, of which nothing may run any more; again it may be used."""

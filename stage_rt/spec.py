@@ -150,7 +150,7 @@ class ModelSpec(_Spec):
     image_channels: Literal[1, 3] = 3
     latent_channels: int = Field(default=4, ge=1, le=64)
     latent_size: int = Field(ge=2, le=1024)
-    latent_scale: float = Field(gt=0)
+    latent_scale: float = Field(gt=0, allow_inf_nan=False)
     tokens: int = Field(ge=1)
     context_dim: int = Field(ge=1)
     recipe: Recipe
@@ -269,10 +269,11 @@ class GraphsSpec(_Sealed):
 class EngineSpec(_Sealed):
     """``engine.json``: for what an engine was compiled, and the sha256 of every other file.
 
-    ``devices`` are ``cpu`` or compute capabilities (``sm86``). ``workspace`` is the GPU memory in bytes that the
-    engines of the set take turns in, at the largest batch, as the library planned it when it built them; 0 on a CPU.
-    ``origin`` is a digest of the model and of the exporter, where the engine was built from a model. ``operations``
-    is twice the multiply-adds of a graph for one sample, where they were counted.
+    ``devices`` are ``cpu`` or compute capabilities (``sm86``), ``gpu`` is the name of the GPU that the engine was
+    tuned on, where it was. ``workspace`` is the GPU memory in bytes that the engines of the set take turns in, at the
+    largest batch, as the library planned it when it built them; 0 on a CPU. ``builder`` is a digest of the code that
+    compiled graphs, ``origin`` one of the model and of the exporter, where the engine was built from a model.
+    ``operations`` is twice the multiply-adds of a graph for one sample, where they were counted.
     """
 
     format: CompiledFormat = 2
@@ -284,6 +285,9 @@ class EngineSpec(_Sealed):
     dtype: DType
     batch: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
     graphs_fingerprint: Sha256
+    # Left out of the JSON where they are not known, so that engines of earlier releases go on being served.
+    gpu: str | None = Field(default=None, exclude_if=lambda gpu: gpu is None)
+    builder: Sha256 | None = Field(default=None, exclude_if=lambda builder: builder is None)
     workspace: int = Field(default=0, ge=0)
     origin: Sha256 | None = Field(default=None, exclude_if=lambda origin: origin is None)
     operations: dict[str, Annotated[int, Field(ge=0)]] = Field(
@@ -293,7 +297,8 @@ class EngineSpec(_Sealed):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of all that decides the engine: graphs, backend, library version, devices, dtype, batches."""
+        """sha256 of all that decides the engine: graphs, backend, library version, devices, the GPU it was tuned on,
+        the code that built it, dtype, batches."""
         decides = self.model_dump(
             mode="json", exclude={"model", "workspace", "origin", "operations", "files"}
         )
@@ -367,10 +372,10 @@ class PairRecord(_Spec):
     of the files the pair was made from, ``normal_sha256`` and ``label_sha256`` their contents; ``recipe`` is the name
     of the run's, ``steps`` its own. ``regions`` is how many squares it was painted in and ``attempts`` how often the
     one of them that took most, where more than once; ``weak`` is set where the best attempt filled less than was
-    asked for. ``fill``, ``leak``, ``contrast`` and ``label_pixels`` are those of `stage_rt.images.labels.Figures`,
-    ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its regions; ``box`` is the square (left,
-    top, right, bottom) that shows the largest defect. Pairs of older releases lack them. ``rejected`` are the sha256
-    of images that a person rejected, each of which was painted again.
+    asked for. ``fill``, ``leak`` and ``contrast`` are those of `stage_rt.images.labels.Figures`, ``label_pixels`` is
+    the size of the mask that is written, ``round_trip`` is the median of `stage_rt.images.labels.round_trip` over its
+    regions; ``box`` is the square (left, top, right, bottom) that shows the largest defect. Pairs of older releases
+    lack them. ``rejected`` are the sha256 of images that a person rejected, each of which was painted again.
     """
 
     index: int = Field(ge=0)

@@ -1,8 +1,11 @@
 """Every finding of the doctor, on machines made up for it: packages on a path, a driver, a broken file."""
 
 import ctypes
+import re
 import sys
+import tomllib
 import types
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,64 @@ def test_two_runtimes_in_one_module_clash(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_runtime_of_another_name_is_no_clash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", {"onnxruntime-gpu": "1.31"}.get)
     assert [line.subject for line in doctor._onnxruntime()] == ["ONNX Runtime"]
+
+
+def extras_of_pyproject() -> dict[str, set[str]]:
+    """The distributions of every extra, without those that are extras of ours themselves."""
+    project = tomllib.loads((Path(doctor.__file__).resolve().parents[1] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    names = {extra: {re.split(r"[\[><=]", one)[0] for one in wanted} for extra, wanted in extras.items()}
+    return {extra: wanted - {"stage-rt"} for extra, wanted in names.items()}
+
+
+def test_every_extra_has_a_line_or_is_a_library_with_one_of_its_own() -> None:
+    lines = {line.subject for line in examine()}
+    own = {"cpu": "ONNX Runtime", "export": "onnxscript", "openvino": "OpenVINO", "rtx": "TensorRT-RTX"}
+    own |= {"tensorrt": "TensorRT"}
+    for extra in set(extras_of_pyproject()) - {"dev"}:
+        assert own.get(extra, f"extra {extra}") in lines
+
+
+def test_an_extra_is_known_by_a_module_of_each_of_its_distributions() -> None:
+    providers, wanted = metadata.packages_distributions(), extras_of_pyproject()
+    for extra, (_, modules) in doctor.EXTRAS.items():
+        brought = [name for module in modules for name in providers.get(module.partition(".")[0], ())]
+        known = {name.replace("_", "-") for name in brought}
+        # PyCUDA is compiled against CUDA's toolkit, and may not be there to be asked.
+        assert wanted[extra] - {"pycuda"} <= known | set(modules)
+
+
+def test_an_extra_that_is_missing_is_told_with_the_command_that_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = {"cv2", "sklearn", "fastapi"}
+    monkeypatch.setattr(doctor, "_is_there", lambda module: module not in missing)
+    lines = {line.subject: line for line in doctor._extras()}
+    absent = {subject: line for subject, line in lines.items() if line.status is not Status.OK}
+    assert {subject: (line.found, line.fix) for subject, line in absent.items()} == {
+        "extra quality": (
+            "not installed: cv2, sklearn",
+            "`evaluate` needs `pip install 'stage-rt[quality]'`",
+        ),
+        "extra serve": (
+            "not installed: fastapi",
+            "`serve` and `client` need `pip install 'stage-rt[serve]'`",
+        ),
+    }
+    assert lines["extra pack"].found == "pyarrow, pycocotools"
+    assert not lacking(list(lines.values()))
+
+
+def test_a_compiler_is_told_or_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (line,) = doctor._compiler()
+    assert (line.status, line.found) == (Status.MISSING, "none of c++, g++, clang++ is there")
+    assert "`apt install g++`" in line.fix
+    (tmp_path / "my-compiler").touch(0o755)
+    monkeypatch.setenv("CXX", "my-compiler")
+    (line,) = doctor._compiler()
+    assert (line.status, line.found, line.fix) == (Status.OK, str(tmp_path / "my-compiler"), None)
 
 
 def test_gpus_are_listed_with_sm_and_free_memory(monkeypatch: pytest.MonkeyPatch, libraries) -> None:

@@ -222,6 +222,18 @@ def test_beyond_the_ramp_the_photograph_is_untouched(plain):
         assert (changed[mask] != image[mask]).mean() > 0.9
 
 
+def test_a_photograph_keeps_its_colour_under_networks_of_one_channel(plain):
+    _, masks = photographs(1)
+    shades = np.random.default_rng(3).integers(110, 130, (*masks.shape, 1))
+    images = (shades + np.array([30, 0, -30])).astype(np.uint8)
+    result = plain.synthesize(images, masks, prompt=PROMPT, seeds=[0]).astype(int)
+    free = masks & (result > 0).all(axis=3) & (result < 255).all(axis=3)
+    change = (result - images)[free]
+    assert len(change) > 20
+    assert (change == change[:, :1]).all()
+    assert np.abs(change).max() > 8
+
+
 def test_without_compositing_the_decoded_images_come_back(plain):
     images, masks = photographs(2)
     result = plain.synthesize(images, masks, prompt=PROMPT, seeds=[1, 2], composite=False)

@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, amount
 from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
@@ -37,6 +37,10 @@ FINEST = 2
 """Pixels of a photograph that a latent cell of a crop is, at the least."""
 SLENDER = 4.0
 """Defects more than so many times as long as wide are learned and painted in pieces."""
+UNJUDGED = (
+    "this model will have seen every labelled photograph, so that `stage-rt evaluate` has none to test its pairs on: "
+    "to measure whether they help, train another with `--hold-out 0.67`"
+)
 _JOB = "job.json"
 _DATA = "data"
 WEIGHT_DTYPES: dict[Literal["fp32", "fp16"], torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -90,6 +94,8 @@ def train(
     _require(folder, system, hold_out, rim=rim)
     whole = data.find(root)
     with _alone(folder):
+        if not hold_out:
+            notify(UNJUDGED)
         sizes, device = PRESETS[preset], Device.best()
         found, held_out = holdout.hold_out(
             whole,
@@ -111,8 +117,9 @@ def train(
         work = _open_work(folder, _job(examples, preset, system, view, seed, turn=turn))
         say(
             f"{len(examples.images)} {'photographs' if view == 'whole' else 'crops'} "
-            f"({int((examples.prompt > 0).sum())} with defects), {len(held_out)} photographs held out, "
-            f"{len(examples.names) - 1} prompts, {channels} channel(s), {sizes.image_size} px, on {device.device}"
+            f"({int((examples.prompt > 0).sum())} with defects), {amount(len(held_out), 'photograph')} held out, "
+            f"{amount(len(examples.names) - 1, 'prompt')}, {amount(channels, 'channel')}, {sizes.image_size} px, "
+            f"on {device.device}"
         )
         torch.manual_seed(seed)
         vae = _train_autoencoder(examples, sizes.autoencoder, seed, work, device, report)

@@ -2,8 +2,9 @@
 
 After every part the results lie in ``--out``: ``rows.jsonl`` (a line a part), ``gpu-<device>.json`` (all of them as
 one file) and ``log.txt`` (what the processes said). Parts that are in ``WORK/rows.jsonl``, of the same source on the
-same kind of GPU, are not done again, so the same command goes on where it was cut; on another machine once that file
-has been put there. A part that fails or takes too long is told of and costs no other.
+same kind of GPU with the same driver and PyTorch, are not done again, so the same command goes on where it was cut;
+on another machine once that file has been put there. A part that fails or takes too long is told of and costs no
+other.
 """
 
 import argparse
@@ -15,19 +16,24 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from collect import collect, slug
-from parts import CHECKS, Mode, Part, Place, plan
+from parts import CHECKS, Part, Place, plan
 
 ROWS, LOG = "rows.jsonl", "log.txt"
 LEAST_SECONDS = 10
 """No part is begun with less time than this."""
 LOG_BYTES = 2**22
 """What is kept of the log, its end."""
+
+GUARD = "trap '' HUP INT TERM; read -r _; kill -s KILL 0"
+"""Ends its own process group once the other end of its pipe is closed, which a killed process does too."""
 
 Record = dict[str, Any]
 
@@ -50,8 +56,15 @@ def main() -> None:
         sys.exit("no NVIDIA GPU answers here: run this where `nvidia-smi` shows one")
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.work, options.out, options.mode, device, options.source, options.budget)
-    place = Place(options.work, options.driver, options.sanitizer)
+    key = {
+        "source": options.source,
+        "device": device,
+        "mode": options.mode,
+        "driver": driver_release(),
+        "torch": metadata.version("torch"),
+    }
+    bench = Bench(options.work, options.out, key, options.budget)
+    place = Place(options.work, own_engines(options.work, key), options.driver, options.sanitizer)
     for part in plan(options.mode, place):
         if part.name in CHECKS or not options.checks:
             bench.do(part)
@@ -77,17 +90,40 @@ def gpu() -> str | None:
     return name.value.decode() if all(ask() == 0 for ask in asked) else None
 
 
+def driver_release() -> str:
+    """The driver's release as NVML tells it, as ``580.159.04``; ``unknown`` where there is no NVML."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return "unknown"
+    release = ctypes.create_string_buffer(80)
+    asked = [nvml.nvmlInit_v2, lambda: nvml.nvmlSystemGetDriverVersion(release, len(release))]
+    return release.value.decode() if all(ask() == 0 for ask in asked) else "unknown"
+
+
+def own_engines(work: Path, key: Mapping[str, str]) -> Path:
+    """The folder of engines that these sources make here; those of other sources, gigabytes each, are removed."""
+    own = work / "engines" / f"{slug(key['device'])}-{key['source']}-torch-{key['torch']}"
+    for other in own.parent.glob("*"):
+        if other != own:
+            shutil.rmtree(other)
+    return own
+
+
 class Bench:
     """The records of a benchmark, and the time that is left to it.
 
-    A record is ``part`` (its name), ``source``, ``device``, ``mode``, ``seconds``, and either ``row`` or ``failed``.
+    A record is ``part`` (its name), ``date``, ``seconds``, either ``row`` or ``failed``, and the key: ``source``,
+    ``device``, ``mode``, ``driver`` and ``torch``. Those of another key do not count.
     """
 
-    def __init__(self, work: Path, out: Path, mode: Mode, device: str, source: str, budget: float) -> None:
-        self._work, self._out = work, out
-        self._key = {"source": source, "device": device, "mode": mode}
+    def __init__(self, work: Path, out: Path, key: Mapping[str, str], budget: float) -> None:
+        self._work, self._out, self._key = work, out, key
         self._end = time.monotonic() + budget
         self._records = [record for record in read(work / ROWS) if self._key.items() <= record.items()]
+        if not any(record["part"] == "kernels" for record in self._records):
+            # What the check of other sources found.
+            (work / "kernels.json").unlink(missing_ok=True)
         self.publish()
 
     def finished(self) -> dict[str, Any]:
@@ -164,13 +200,13 @@ def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     printed = log.with_suffix(".out")
-    with log.open("w") as said, printed.open("w") as out:
-        # A compiler leaves helpers, which would share the GPU with the next part.
+    with log.open("w") as said, printed.open("w") as out, guarded() as group:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=said,
-            start_new_session=True,
+            process_group=group,
             # Where a library crashes, the log shall tell in which call.
             env=os.environ | {"PYTHONFAULTHANDLER": "1"},
         )
@@ -178,18 +214,26 @@ def run(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]
             code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = None
-        finally:
-            end(process)
+    process.wait()
     with log.open("a") as said:
         said.write(printed.read_text())
     return code, printed.read_text()
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started in its session."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+@contextmanager
+def guarded() -> Iterator[int]:
+    """The number of a process group of which nothing is left after the block, nor after this process.
+
+    A compiler leaves helpers, which would share the GPU with the next part; and a part that outlives this process, as
+    when its terminal is gone, would share it with the parts of the next one.
+    """
+    guard = subprocess.Popen(["sh", "-c", GUARD], stdin=subprocess.PIPE, process_group=0)
+    try:
+        yield guard.pid
+    finally:
+        # Nobody has waited for the guard yet, so the number is still the group's.
+        os.killpg(guard.pid, signal.SIGKILL)
+        guard.communicate()
 
 
 def read(path: Path) -> list[Record]:

@@ -26,7 +26,7 @@ def collect(
     """One result of rows by the names of their parts.
 
     Args:
-        key: mode, source and device.
+        key: what they were measured of and on, `bench.Bench`.
         finished: rows.
         failed: why a part has none.
         kernels: what check_step.py found.

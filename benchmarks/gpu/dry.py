@@ -37,5 +37,8 @@ class OnSoftcuda:
     def recording(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def forget_recorded(self) -> None:
+        """See `stage_rt.networks.DeviceBackend`; there is nothing to give back."""
+
     def close(self) -> None:
         self._backend.close()

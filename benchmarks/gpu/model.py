@@ -12,8 +12,9 @@ from stage_rt.training.folder import Model
 
 PROMPT = ADAPTER = "random"
 FULL_PARAMETERS = 872_300_484
-GFLOP = {"full": 187.5}
-"""Of one step of one sample, UNet and adapter: convolutions, linear layers and attention."""
+GFLOP = {"plain": 187.5, "freed": 182.5}
+"""Of one step of one sample at full size, UNet and adapter: convolutions, linear layers and attention; ``freed`` of
+what prompt or timestep alone decides."""
 
 UNETS: dict[str, dict[str, Any]] = {
     "full": {

@@ -40,9 +40,11 @@ class Part(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where things are: the folder that is worked in, the compiled ``step_driver``, and compute-sanitizer or None."""
+    """Where things are: the folder that is worked in, that of the engines, which holds none that another source or
+    another PyTorch made, the compiled ``step_driver``, and compute-sanitizer or None."""
 
     work: Path
+    engines: Path
     driver: Path
     sanitizer: Path | None
 
@@ -114,9 +116,9 @@ def _checks(mode: Mode, place: Place) -> Iterator[Part]:
 
 
 def _pytest(name: str) -> list[str]:
-    """The tests of a file that need a GPU."""
+    """The tests of a file that need a GPU; one that is skipped fails them."""
     options = ("-q", "-p", "no:cacheprovider", "-W", "default", "-m", "gpu")
-    return [sys.executable, "-P", "-m", "pytest", *options, str(ROOT / "tests/cuda" / name)]
+    return [sys.executable, "-P", str(HERE / "unskipped.py"), *options, str(ROOT / "tests/cuda" / name)]
 
 
 def _under(sanitizer: Path, tool: str) -> list[str]:
@@ -130,7 +132,7 @@ def _loop(mode: Mode, place: Place, dtype: str, batch: int, way: Way) -> Part:
     part = _task(mode, place, "loop", LOOP_SECONDS, **what)
     return part._replace(
         before=_task(mode, place, "compile", seconds, **what),
-        made=engine(place.work, **what) / "engine.json",
+        made=engine(place.engines, **what) / "engine.json",
         needs=None if way == "traced" else COMPILER,
     )
 
@@ -142,7 +144,7 @@ def _peer(mode: Mode, place: Place, peer: str, dtype: str, batch: int) -> Part:
 
 
 def _task(mode: Mode, place: Place, task: str, seconds: float, **arguments: Any) -> Part:
-    call = json.dumps({"task": task, "mode": mode, "work": str(place.work), **arguments})
+    call = json.dumps({"task": task, "mode": mode, "engines": str(place.engines), **arguments})
     return Part(
         "_".join([task, *map(str, arguments.values())]),
         seconds,
@@ -150,6 +152,6 @@ def _task(mode: Mode, place: Place, task: str, seconds: float, **arguments: Any)
     )
 
 
-def engine(work: Path, dtype: str, batch: int, way: Way) -> Path:
+def engine(engines: Path, dtype: str, batch: int, way: Way) -> Path:
     """Folder of an engine."""
-    return work / "engines" / f"{dtype}-b{batch}-{way}"
+    return engines / f"{dtype}-b{batch}-{way}"

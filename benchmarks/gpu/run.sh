@@ -41,6 +41,8 @@ limited() {
   [[ $mode = dry ]] && seconds=$(left)
   timeout --kill-after=5 "$((seconds < $(left) ? seconds : $(left)))" "$@"
 }
+# a dry run is content with any
+has_torch() { [[ $mode = dry ]] || "$1" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed: PYTHON=python3.12"
 nvcc=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v nvcc) || fail "nvcc is needed: set CUDA_HOME"
@@ -51,21 +53,12 @@ if [[ $mode = dry ]]; then
   export LD_LIBRARY_PATH=$root/build/softcuda/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   [[ -e $root/build/softcuda/lib/libcuda.so.1 ]] || fail "--dry runs on softcuda: \`make softcuda\`"
 else
-  "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' ||
-    fail "a CUDA build of PyTorch is needed: PYTHON=... names a Python that has one"
+  has_torch "$python" || fail "a CUDA build of PyTorch is needed: PYTHON=... names a Python that has one"
 fi
 
 say "installing what is missing into $venv"
-# A venv sees the packages of the Python it was made from only where that is none itself, so it is told where they are.
-"$python" -m venv --without-pip --clear "$venv" || fail "no venv could be made"
-"$python" - "$venv" <<'PYTHON' || fail "no venv could be made"
-import site, sys, sysconfig
-from pathlib import Path
-paths = {"base": sys.argv[1], "platbase": sys.argv[1]}
-inside = Path(sysconfig.get_path("purelib", "venv", paths))
-outside = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-(inside / "outside.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(outside)))
-PYTHON
+"$python" -m venv --without-pip --clear "$venv" && "$python" benchmarks/gpu/outside.py "$venv" || fail "no venv could be made"
+has_torch "$venv/bin/python" || fail "PyTorch is where a venv cannot see it: install it into the site-packages of PYTHON=..."
 installer=("$python" -m pip --python "$venv/bin/python" install --quiet --no-warn-script-location)
 from=()
 [[ -d $wheels ]] && from=(--no-index --find-links "$wheels")

@@ -1,6 +1,6 @@
 """The parts of the benchmark that need Python: ``python tasks.py CALL``, which prints a row; `parts.py` makes CALL.
 
-CALL is JSON: the task, the mode, the folder that is worked in, and what the task takes. In the mode ``dry`` the same
+CALL is JSON: the task, the mode, the folder of engines, and what the task takes. In the mode ``dry`` the same
 code runs tiny networks on softcuda and on the CPU; its rows are no measurements.
 """
 
@@ -41,24 +41,21 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def main() -> None:
     call = json.loads(sys.argv[1])
-    task, mode, work = call.pop("task"), call.pop("mode"), Path(call.pop("work"))
-    print(json.dumps(TASKS[task](mode, work, **call)))
+    task, mode, engines = call.pop("task"), call.pop("mode"), Path(call.pop("engines"))
+    print(json.dumps(TASKS[task](mode, engines, **call)))
 
 
-def machine(mode: Mode, work: Path) -> Row:
+def machine(mode: Mode, engines: Path) -> Row:
     """What is measured on, and the ceilings it sets: a large matrix product and a large copy."""
     row: Row = {"torch": torch.__version__, "python": sys.version.split()[0], "cpu_cores": os.cpu_count()}
     if mode == "dry":
         return row | {"name": "no GPU: nothing here is a measurement"}
     row |= {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        row["driver_and_clocks"] = told.strip()
     row["memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     for name in ("fp16", "bf16"):
         a, b = (torch.randn(8192, 8192, device="cuda").to(DTYPES[name]) for _ in range(2))
         row[f"matmul_tflops_{name}"] = 2 * 8192**3 / _event_seconds(lambda a=a, b=b: a @ b, 20) / 1e12
+    row["clocks_under_load"] = _clocks(lambda: a @ b)
     big = torch.empty(2**32, dtype=torch.uint8, device="cuda")
     half = 2**31
     row["copy_tb_s"] = 2 * half / _event_seconds(lambda: big[:half].copy_(big[half:]), 20) / 1e12
@@ -78,7 +75,24 @@ def _event_seconds(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(a.elapsed_time(b) for a, b in pairwise(marks)) / 1e3
 
 
-def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
+def _clocks(load: Callable[[], object]) -> str | None:
+    """Clocks of the multiprocessors and of the memory while ``load`` runs again and again; without nvidia-smi None.
+
+    At rest they are a fraction of that, and tell nothing of a measurement.
+    """
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = [f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}", "--query-gpu=clocks.sm,clocks.mem"]
+    command = ["nvidia-smi", *query, "--format=csv,noheader"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asked:
+        while asked.poll() is None:
+            load()
+            torch.cuda.synchronize()
+        told = asked.communicate()[0].strip()
+    return None if asked.returncode else told
+
+
+def compile_engine(mode: Mode, engines: Path, dtype: str, batch: int, way: Way) -> Row:
     """The loop's networks compiled ahead of time, or traced; a folder a dtype, batch and way."""
     from stage_rt.backends.packages import package
     from stage_rt.export.hoist import hoisted_model
@@ -92,7 +106,7 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> 
     backend: BackendName = "torch" if way == "traced" else "inductor"
     wanted = describe(model.spec, backend, dtype, [batch], "cpu" if mode == "dry" else None, "0" * 64)
     graphs = [UNET, *(adapter_graph(ADAPTER, branch) for branch in Branch)]
-    folder = engine(work, dtype, batch, way)
+    folder = engine(engines, dtype, batch, way)
     with staged_folder(folder, replace=folder.exists()) as staged:
         write(
             model,
@@ -116,13 +130,13 @@ def compile_engine(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> 
     }
 
 
-def loop(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
+def loop(mode: Mode, engines: Path, dtype: str, batch: int, way: Way) -> Row:
     """The loop, and its networks alone, in the same process and in turn."""
     from stage_rt.cuda import device
     from stage_rt.cuda.loop import Loop
     from stage_rt.folders import read_engine
 
-    folder = engine(work, dtype, batch, way)
+    folder = engine(engines, dtype, batch, way)
     spec = _shortened(read_engine(folder), mode)
     notices: list[str] = []
     with device.active() as cuda, ExitStack() as opened:
@@ -133,9 +147,8 @@ def loop(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
         running = Loop(backend, spec.model, spec.model.recipe, ADAPTER, batch, stream, notices.append)
         opened.callback(running.close)
         memory = free - cuda.mem_get_info()[0]
-        figures = _loop_figures(
-            running, stream, backend, mode, spec, load_file(folder / PROMPTS_FILE)[PROMPT]
-        )
+        context = load_file(folder / PROMPTS_FILE)[PROMPT]
+        figures = _loop_figures(running, stream, backend, mode, spec, context, way)
     return {
         "dtype": dtype,
         "batch": batch,
@@ -148,7 +161,9 @@ def loop(mode: Mode, work: Path, dtype: str, batch: int, way: Way) -> Row:
     }
 
 
-def _loop_figures(running: Any, stream: Any, backend: Any, mode: Mode, spec: EngineSpec, context: Any) -> Row:
+def _loop_figures(
+    running: Any, stream: Any, backend: Any, mode: Mode, spec: EngineSpec, context: Any, way: Way
+) -> Row:
     (batch,) = spec.batch
     recipe = spec.model.recipe
     clean, mask, noise = _inputs(spec.model, batch)
@@ -175,9 +190,14 @@ def _loop_figures(running: Any, stream: Any, backend: Any, mode: Mode, spec: Eng
         "loop_over_bare": step / alone,
         "seconds_a_pair": step * STEPS / batch,
         "pairs_an_hour": 3600 * batch / (step * STEPS),
-        "tflops": GFLOP["full"] * batch / step / 1e3 if mode != "dry" else None,
+        "tflops": _tflops(way, batch, step) if mode != "dry" else None,
         "same_bits_again": bool(np.array_equal(*latents)) if small else None,
     } | (_at_batch_one(running, stream, backend, mode, spec, context) if batch == 1 else {})
+
+
+def _tflops(way: Way, batch: int, step: float) -> float:
+    """TFLOP/s of an engine whose step takes ``step`` seconds: of what it does, not of what it was spared."""
+    return GFLOP["plain" if way == "plain" else "freed"] * batch / step / 1e3
 
 
 def _at_batch_one(running: Any, stream: Any, backend: Any, mode: Mode, spec: EngineSpec, context: Any) -> Row:
@@ -224,7 +244,7 @@ def _parity(running: Any, backend: Any, spec: EngineSpec, context: Any) -> Row:
     return {"max_abs_host_loop": float(np.abs(found - expected).max())}
 
 
-def peer(mode: Mode, work: Path, peer: str, dtype: str, batch: int) -> Row:
+def peer(mode: Mode, engines: Path, peer: str, dtype: str, batch: int) -> Row:
     """A peer's steps, timed by the host's clock around a whole stretch; both branches in the recipe's shares."""
     on_gpu = mode != "dry"
     # Fewer steps with the recipe's own share of only steps; a step costs the same wherever it is.
@@ -232,6 +252,7 @@ def peer(mode: Mode, work: Path, peer: str, dtype: str, batch: int) -> Row:
     recipe = Recipe(
         name="short", steps=warm + timed, ema_stop=2, only_intervals=((1, 2), (warm, warm + timed // 5))
     )
+    free = torch.cuda.mem_get_info()[0] if on_gpu else 0
     model = random_model(_size(mode), _device(mode), recipe)
     loop, compiled = PEERS[peer]
     denoise = denoiser(model, batch, _device(mode), DTYPES[dtype], compiled if on_gpu else None)
@@ -241,6 +262,9 @@ def peer(mode: Mode, work: Path, peer: str, dtype: str, batch: int) -> Row:
     # Compiles, chooses convolutions and records both branches before anything is timed.
     for _ in loop(denoise, *tensors, recipe):
         pass
+    if on_gpu:
+        # The model in float32, and what was tried, are none of what its steps need.
+        torch.cuda.empty_cache()
     steps = loop(denoise, *tensors, recipe)
     for _ in range(warm):
         next(steps)
@@ -257,7 +281,7 @@ def peer(mode: Mode, work: Path, peer: str, dtype: str, batch: int) -> Row:
         "ms_a_step": 1e3 * step,
         "seconds_a_pair": step * STEPS / batch,
         "pairs_an_hour": 3600 * batch / (step * STEPS),
-        "memory_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+        "memory_bytes": free - torch.cuda.mem_get_info()[0] if on_gpu else None,
     }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.engine import Engine
+from stage_rt.errors import InputError
+from stage_rt.files import locked
 
 from . import sources
 from .directions import turnable
@@ -89,7 +91,7 @@ def evaluate(
         progress: told the share that is done and what is at work.
 
     Raises:
-        InputError: a source is unknown.
+        InputError: a source is unknown, or another process evaluates into the folder.
         StageError: a photograph or a run is unusable.
     """
     for name in plan.names:
@@ -101,11 +103,18 @@ def evaluate(
 @contextmanager
 def _place(folder: Path) -> Iterator[Path]:
     """A folder for as long as an evaluation lasts, without what one that was killed left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield folder
-    finally:
+
+    def taken() -> None:
+        raise InputError(
+            f"another evaluation is writing `{folder.parent}`: wait for it to end, or give another `-o`"
+        )
+
+    with locked(folder, taken):
         shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _evaluate(

@@ -14,7 +14,7 @@ from stage_rt.errors import CheckpointError
 from stage_rt.recipe import Branch
 
 from .bert import PLACEHOLDER
-from .checks import compare, describe, require_finite
+from .checks import compare, describe, require_finite, require_floats
 from .keys import Entries
 from .torchfile import StoredTensor, TorchFile, read_torch_file
 from .unpickle import Stub, printable
@@ -149,7 +149,7 @@ def vectors_of(
     """The vectors of ``prompts``.
 
     Raises:
-        CheckpointError: a prompt is not in the file, or its vectors are not ``dim`` wide or not finite.
+        CheckpointError: a prompt is not in the file, or its vectors are not ``dim`` wide, not finite or quantised.
     """
     for prompt in prompts:
         if prompt not in embeddings:
@@ -161,7 +161,10 @@ def vectors_of(
                 f"`{path}` holds vectors {embeddings[prompt].shape[1]} wide for {prompt!r}, the text encoder is "
                 f"{dim} wide"
             )
-    return {prompt: require_finite(path, prompt, embeddings[prompt].load()) for prompt in prompts}
+    return {
+        prompt: require_finite(path, prompt, require_floats(path, prompt, embeddings[prompt].load()))
+        for prompt in prompts
+    }
 
 
 def trained_prompt(embeddings: Mapping[str, StoredTensor]) -> str | None:

@@ -18,7 +18,7 @@ from stage_rt.spec import ModelSpec
 from ...training.adapter import MaskGuidanceAdapter
 from .adapters import Adapter
 from .folder import Network, write_network
-from .ldm import LATENT_SCALE, LatentDiffusion, TextEncoder, check_ldm
+from .ldm import LatentDiffusion, TextEncoder, check_ldm
 from .torchfile import MAX_BYTES, TorchFile, read_torch_file
 from .unpickle import printable
 
@@ -124,7 +124,7 @@ def ldm_spec(
         image_channels=ldm.vae.image_channels,
         latent_channels=ldm.vae.latent_channels,
         latent_size=options.image_size // ldm.downscale,
-        latent_scale=LATENT_SCALE,
+        latent_scale=ldm.latent_scale,
         tokens=tokens,
         context_dim=dim,
         recipe=Recipe.authors().model_copy(update={"mask_rule": options.mask_rule}),

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from .keys import BertSizes
-
-HEAD_DIM = 64
-"""Channels of an attention head, whatever the encoder's width."""
+from .keys import BERT_HEAD, BertSizes
 
 PLACEHOLDER = 1008
 """The token ``*``, in whose place a prompt's learned vectors stand."""
@@ -59,7 +56,7 @@ def encode(
 def _attention(read: Callable[[str], Tensor], name: str, x: Tensor) -> Tensor:
     """Every token attends to every token, padding included."""
     q, k, v = (
-        (x @ read(f"{name}.{part}.weight").float().T).reshape(len(x), -1, HEAD_DIM).transpose(0, 1)
+        (x @ read(f"{name}.{part}.weight").float().T).reshape(len(x), -1, BERT_HEAD).transpose(0, 1)
         for part in ("to_q", "to_k", "to_v")
     )
     return _linear(read, f"{name}.to_out", F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1))

@@ -13,6 +13,8 @@ from .keys import Entries, Shape, Shapes
 from .torchfile import StoredTensor
 from .unpickle import Stub, printable
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 SHOWN = 3
 """How many of a list of differences a message names."""
 
@@ -112,8 +114,19 @@ def sizes_of(
 
 def require_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     """``tensor``. Raises `CheckpointError` if it holds a value that is not finite."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.dtype in _FLOATS and not torch.isfinite(tensor).all():
         raise CheckpointError(f"`{path}` holds values that are not finite in `{name}`: its training diverged")
+    return tensor
+
+
+def require_floats(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """``tensor``, a weight. Raises `CheckpointError` if it is quantised: what its numbers stand for is not said."""
+    if tensor.dtype not in _FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"`{path}` holds `{printable(name)}` as {kind}, weights in float32, float16 or bfloat16 were wanted: "
+            "take the file that was not quantised"
+        )
     return tensor
 
 

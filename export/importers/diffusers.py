@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from ...training.folder import write_description
 from .adapters import TrainingRun
 from .assemble import DEFAULTS, Options, adapter_networks, make_contexts, make_spec, write_all
 from .bert import encode
-from .checks import require_finite, sizes_of, tensors
+from .checks import require_finite, require_floats, sizes_of, tensors
 from .folder import Network, file_origin, origin
 from .keys import BertSizes
 from .ldm import LATENT_SCALE, TextEncoder
@@ -31,6 +31,7 @@ from .stage import CAPTION, read_runs, run_origins
 _LDM, _STABLE = "LDMTextToImagePipeline", "StableDiffusionPipeline"
 _VAE_FOLDER = {_LDM: "vqvae", _STABLE: "vae"}
 _TEXT_FOLDER = {_LDM: "bert", _STABLE: "text_encoder"}
+_CLIP_TYPES = ("F16", "BF16", "F32", "F64", "I64")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 # How attention was named before diffusers 0.12.
@@ -182,7 +183,9 @@ def _bert(folder: Path, options: Options) -> TextEncoder:
     found = {_bert_name(name): tensor for name, tensor in _weights(path, options).items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     sizes, _ = sizes_of(path, "the text encoder", shapes, BertSizes.of, BertSizes.entries, extra=True)
-    return TextEncoder(path, sizes, lambda name: require_finite(path, name, found[name]))
+    return TextEncoder(
+        path, sizes, lambda name: require_finite(path, name, require_floats(path, name, found[name]))
+    )
 
 
 def _bert_name(name: str) -> str:
@@ -235,6 +238,12 @@ def _check_clip(encoder: Path, clip: torch.nn.Module, missing: Collection[str]) 
         )
     for name, tensor in clip.state_dict().items():
         require_finite(encoder, name, tensor)
+    for path in sorted(encoder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            # The library turns them into floating-point numbers without their scale; places of tokens are int64.
+            quantised = [name for name in file.keys() if file.get_slice(name).get_dtype() not in _CLIP_TYPES]  # noqa: SIM118
+        if quantised:
+            require_floats(path, quantised[0], load_file(path)[quantised[0]])
 
 
 def _spec(

@@ -16,7 +16,7 @@ from stage_rt import __version__
 from stage_rt.errors import CheckpointError, first_line
 from stage_rt.files import sha256
 
-from .checks import compare
+from .checks import compare, require_floats
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """Where diffusers looks for a network's weights."""
@@ -39,16 +39,20 @@ def write_network(network: Network, folder: Path, dtype: torch.dtype) -> None:
     """Write ``config.json`` and the weights of a network as ``dtype``.
 
     Raises:
-        CheckpointError: the configuration makes no network, or the weights are not its own or do not fit ``dtype``.
+        CheckpointError: the configuration makes no network, or the weights are not its own, are quantised or do not
+            fit ``dtype``.
     """
-    empty = _empty(network)
-    weights = network.weights()
+    empty, weights = _empty(network), network.weights()
+    wanted = empty.state_dict()
     compare(
         network.source,
         f"a {network.kind.__name__}",
         {name: tuple(tensor.shape) for name, tensor in weights.items()},
-        {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()},
+        {name: tuple(tensor.shape) for name, tensor in wanted.items()},
     )
+    for name, tensor in weights.items():
+        if wanted[name].is_floating_point():
+            require_floats(network.source, name, tensor)
     folder.mkdir(parents=True)
     empty.save_config(folder)
     cast = {name: _cast(network.source, name, tensor, dtype) for name, tensor in weights.items()}

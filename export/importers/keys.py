@@ -16,6 +16,9 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 BERT_PREFIX = "cond_stage_model.transformer."
 
+BERT_HEAD = 64
+"""Channels of an attention head of the text encoder, whatever its width."""
+
 
 @dataclass(frozen=True)
 class UNetSizes:
@@ -151,16 +154,24 @@ class BertSizes:
 
     @classmethod
     def of(cls, shapes: Shapes) -> "BertSizes":
-        """The sizes of an encoder with tensors of these ``shapes``. Raises `KeyError` for one that is missing."""
+        """The sizes of an encoder with tensors of these ``shapes``.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: its attention does not divide into heads.
+        """
         layers = 0
         while f"attn_layers.layers.{2 * layers}.1.to_q.weight" in shapes:
             layers += 1
         words, dim = shapes["token_emb.weight"]
+        attention_dim = shapes["attn_layers.layers.0.1.to_q.weight"][0]
+        if not attention_dim or attention_dim % BERT_HEAD:
+            raise ValueError(f"its attention is {attention_dim} wide, a multiple of {BERT_HEAD} was wanted")
         return cls(
             words=words,
             tokens=shapes["pos_emb.emb.weight"][0],
             dim=dim,
-            attention_dim=shapes["attn_layers.layers.0.1.to_q.weight"][0],
+            attention_dim=attention_dim,
             feed_forward_dim=shapes["attn_layers.layers.1.1.net.0.0.weight"][0],
             layers=layers,
         )

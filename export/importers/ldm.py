@@ -14,7 +14,7 @@ from stage_rt.errors import CheckpointError
 from stage_rt.recipe import Recipe
 
 from .bert import CAPTIONS, encode
-from .checks import describe, require_finite, sizes_of, tensors
+from .checks import describe, require_finite, require_floats, sizes_of, tensors
 from .keys import (
     BERT_PREFIX,
     UNET_PREFIX,
@@ -26,11 +26,14 @@ from .keys import (
 from .torchfile import StoredTensor, TorchFile
 
 LATENT_SCALE = 0.18215
+"""What latents are multiplied by, where a checkpoint does not say."""
 NORM_GROUPS = 32
 
 _WANTED = "the `model.ckpt` of latent-diffusion text2img was wanted"
 # Kept beside the weights in training; the recipe computes them.
-_SCHEDULE = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "scale_factor")
+_SCHEDULE = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar")
+# There if the training measured it (`scale_by_std`).
+_SCALE = "scale_factor"
 _SCHEDULE_TOLERANCE = 1e-5
 
 
@@ -56,12 +59,17 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """A checked ``model.ckpt``; ``left_out`` are the names of tensors that no part of a model needs."""
+    """A checked ``model.ckpt``.
+
+    ``latent_scale`` is what latents are multiplied by; ``left_out`` are the names of tensors that no part of a model
+    needs.
+    """
 
     path: Path
     unet: UNetSizes
     vae: AutoencoderSizes
     bert: TextEncoder
+    latent_scale: float
     left_out: list[str]
     _tensors: dict[str, StoredTensor]
 
@@ -100,7 +108,7 @@ class LatentDiffusion:
             "down_block_types": ("DownEncoderBlock2D",) * levels,
             "up_block_types": ("UpDecoderBlock2D",) * levels,
             "norm_num_groups": NORM_GROUPS,
-            "scaling_factor": LATENT_SCALE,
+            "scaling_factor": self.latent_scale,
         }
 
     def unet_weights(self, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -122,10 +130,11 @@ class LatentDiffusion:
 
 
 def check_ldm(file: TorchFile) -> LatentDiffusion:
-    """Check names and shapes of a ``model.ckpt``; the weights are not read yet, only its noise schedule.
+    """Check names and shapes of a ``model.ckpt``; the weights are not read yet, only noise schedule and latent scale.
 
     Raises:
-        CheckpointError: the file is something else, or tensors are missing, too many or of another shape.
+        CheckpointError: the file is something else, tensors are missing, too many or of another shape, or it was
+            trained with another noise schedule or a latent scale that cannot be.
     """
     value = file.value
     if not isinstance(value, dict) or not describe(value).startswith("a latent-diffusion"):
@@ -133,7 +142,9 @@ def check_ldm(file: TorchFile) -> LatentDiffusion:
     state = value["state_dict"] if isinstance(value.get("state_dict"), dict) else value
     everything = tensors(state, "")
     left_out = [
-        name for name in everything if not name.startswith((UNET_PREFIX, VAE_PREFIX, BERT_PREFIX, *_SCHEDULE))
+        name
+        for name in everything
+        if not name.startswith((UNET_PREFIX, VAE_PREFIX, BERT_PREFIX, _SCALE, *_SCHEDULE))
     ]
     unet, _ = _checked(file.path, "the UNet", state, UNET_PREFIX, UNetSizes)
     vae, extra = _checked(file.path, "the autoencoder", state, VAE_PREFIX, AutoencoderSizes, extra=True)
@@ -147,10 +158,11 @@ def check_ldm(file: TorchFile) -> LatentDiffusion:
 
     def read(name: str) -> Tensor:
         full = f"{BERT_PREFIX}{name}"
-        return require_finite(file.path, full, everything[full].load())
+        return require_finite(file.path, full, require_floats(file.path, full, everything[full].load()))
 
     _check_schedule(file.path, everything)
-    return LatentDiffusion(file.path, unet, vae, TextEncoder(file.path, words, read), left_out, everything)
+    encoder, scale = TextEncoder(file.path, words, read), _latent_scale(file.path, everything)
+    return LatentDiffusion(file.path, unet, vae, encoder, scale, left_out, everything)
 
 
 def _checked(
@@ -158,6 +170,21 @@ def _checked(
 ) -> tuple[Any, list[str]]:
     shapes = {name: tensor.shape for name, tensor in tensors(state, prefix).items()}
     return sizes_of(path, part, shapes, kind.of, kind.entries, extra=extra)
+
+
+def _latent_scale(path: Path, everything: Mapping[str, StoredTensor]) -> float:
+    if _SCALE not in everything:
+        return LATENT_SCALE
+    shape = everything[_SCALE].shape
+    if math.prod(shape) != 1:
+        raise CheckpointError(f"`{path}` has a `{_SCALE}` of shape {list(shape)}, one number was wanted")
+    # In the engine's precision, in which a number may be 0 or infinite that is not as it was stored.
+    scale = everything[_SCALE].load().float().item()
+    if not 0 < scale < math.inf:
+        raise CheckpointError(
+            f"`{path}` has a `{_SCALE}` of {scale:.4g}, which latents cannot be multiplied by: take an earlier step"
+        )
+    return scale
 
 
 def _check_schedule(path: Path, everything: Mapping[str, StoredTensor]) -> None:

@@ -93,13 +93,20 @@ class PyTorchBackend:
     def recording(self) -> AbstractContextManager[Any]:
         """See `stage_rt.networks.DeviceBackend`.
 
-        A pool of PyTorch's allocator, which neither hands its memory to others nor gives it back. PyTorch does not
-        let a capture that has begun enter one.
+        A pool of PyTorch's allocator, which does not hand its memory to others, not even what an attempt that failed
+        has left in it. PyTorch does not let a capture that has begun enter one.
         """
         if self._pool is None:
             self._pool = self._torch.cuda.MemPool()
         pool: AbstractContextManager[Any] = self._torch.cuda.use_mem_pool(self._pool)
         return pool
+
+    def forget_recorded(self) -> None:
+        """See `stage_rt.networks.DeviceBackend`."""
+        if self._pool is not None:
+            self._pool = None
+            # What a pool that is gone had reserved PyTorch keeps until then.
+            self._torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Drop every loaded graph, the weights and what recorded graphs have allocated."""

@@ -177,6 +177,9 @@ class TensorRTBackend:
         """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is."""
         return nullcontext()
 
+    def forget_recorded(self) -> None:
+        """See `stage_rt.networks.DeviceBackend`; there is nothing to give back."""
+
     def close(self) -> None:
         """Free the GPU's memory."""
         if self._host is not None:

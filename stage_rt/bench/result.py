@@ -12,7 +12,7 @@ from stage_rt.timing import Timing
 
 Stage = Literal["prepare", "encode", "unet", "adapter", "step", "decode", "paint", "compose", "write"]
 """Parts of a batch, in their order. ``step`` is all of the loop that is no network. Where the loop is the device's,
-its parts cannot be told apart, and ``paint`` is what lies between ``prepare`` and ``compose``."""
+its parts cannot be told apart, and ``paint`` is all of it; in older results it is encoder and decoder too."""
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -52,6 +52,11 @@ class Row(_Result):
         """At ``own`` steps, of what was measured at ``steps``; writing is not taken to overlap painting."""
         loop = sum(self.stages[stage].median for stage in LOOP if stage in self.stages)
         return 3600 * self.batch / (self.whole.median + loop * (own / steps - 1))
+
+    @property
+    def coarse(self) -> bool:
+        """Whether encoder and decoder were not told apart from the loop, and grow with its steps here."""
+        return "paint" in self.stages and "decode" not in self.stages
 
     @property
     def outside(self) -> float | None:
@@ -116,6 +121,8 @@ class Result(_Result):
                 lines.append(f"batch {row.batch}: {ratio:.2f} times the pairs an hour")
         if len(lines) == 1:
             lines.append("no batch was measured in both")
+        elif any(row.coarse for row in other.rows):
+            lines.append("which took its autoencoder for a part of every step then: measure it again")
         return "\n".join(lines)
 
     def _cells(self, row: Row, columns: list[Stage]) -> list[str]:

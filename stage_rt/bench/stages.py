@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,7 @@ from stage_rt.bench.rates import rates
 from stage_rt.bench.result import Result, Row, Spread, Stage
 from stage_rt.engine import Engine
 from stage_rt.errors import InputError
-from stage_rt.executor import HostExecutor
+from stage_rt.executor import Executor, Finished, HostExecutor, Painted
 from stage_rt.folders import read_contexts, read_engine
 from stage_rt.loading import Notify, load, open_backend
 from stage_rt.machine import cpu_name
@@ -35,7 +36,9 @@ _STAGE_OF: dict[str, Stage] = {UNET: "unet", VAE_ENCODER: "encode", VAE_DECODER:
 
 
 class Timed:
-    """A backend that adds up the seconds its graphs take, by stage, in ``seconds``."""
+    """A backend that adds up the seconds its graphs take, by stage, in ``seconds``; ``rest`` is what else paints."""
+
+    rest: Stage = "step"
 
     def __init__(self, backend: Backend) -> None:
         self.seconds: dict[Stage, float] = defaultdict(float)
@@ -61,6 +64,38 @@ class Timed:
     def close(self) -> None:
         """See `stage_rt.networks.Backend`."""
         self._backend.close()
+
+
+class TimedHalves:
+    """An executor that adds up the seconds of encoder and decoder, each waited for, in ``seconds``.
+
+    They take as long whatever the steps are. ``rest`` is a loop whose parts cannot be told apart, as the device's.
+    """
+
+    rest: Stage = "paint"
+    loading = 0.0
+
+    def __init__(self, executor: Executor) -> None:
+        self.seconds: dict[Stage, float] = defaultdict(float)
+        self.sample, self.slots, self.close = executor.sample, executor.slots, executor.close
+        self._executor = executor
+
+    def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `stage_rt.executor.Executor`."""
+        with self._timing("encode"):
+            return self._executor.encode(images)
+
+    def decode(self, latent: NDArray[np.float32]) -> Painted:
+        """See `stage_rt.executor.Executor`."""
+        with self._timing("decode"):
+            painted = self._executor.decode(latent)
+            return Finished(painted.images, painted.finite)
+
+    @contextmanager
+    def _timing(self, stage: Stage) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
 
 
 def bench(
@@ -127,7 +162,7 @@ def bench(
         graphs_fingerprint=spec.graphs_fingerprint,
         steps=steps,
         own_steps=recipe.calls or recipe.steps,
-        load_seconds=loaded + (timed.loading if timed else 0.0),
+        load_seconds=loaded + timed.loading,
         peak_memory=most,
         matmul_gflops=matmul,
         copy_gb_s=copy,
@@ -140,10 +175,12 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _opened(folder: Path, spec: EngineSpec, notify: Notify) -> tuple[Engine, Timed | None]:
-    """The engine, and its networks' clock where the host calls them one by one."""
+def _opened(folder: Path, spec: EngineSpec, notify: Notify) -> tuple[Engine, Timed | TimedHalves]:
+    """The engine, and what keeps the times of its networks: of all of them where the host calls them one by one."""
     if spec.devices != ["cpu"]:
-        return load(folder, notify=notify), None
+        engine = load(folder, notify=notify)
+        halves = TimedHalves(engine.executor)
+        return engine.over(halves), halves
     timed = Timed(open_backend(folder, spec))
     contexts = read_contexts(folder / PROMPTS_FILE, spec.model)
     return Engine(spec, HostExecutor(spec.model, timed), contexts), timed
@@ -151,7 +188,7 @@ def _opened(folder: Path, spec: EngineSpec, notify: Notify) -> tuple[Engine, Tim
 
 def _row(
     engine: Engine,
-    timed: Timed | None,
+    timed: Timed | TimedHalves,
     method: Method,
     size: int,
     rounds: int,
@@ -178,7 +215,7 @@ def _row(
 
 def _batch(
     engine: Engine,
-    timed: Timed | None,
+    timed: Timed | TimedHalves,
     method: Method,
     size: int,
     seed: int,
@@ -192,30 +229,22 @@ def _batch(
         Sample(n, Path(f"{n}.png"), Path(f"{n}.png"), photos[n].shape[1::-1], grey=False) for n in range(size)
     ]
     marks = [time.perf_counter()]
-    if timed:
-        timed.seconds.clear()
+    timed.seconds.clear()
     batch = Batch(samples, photos, labels, divide(photos, labels, model, method))
     marks.append(time.perf_counter())
     waiting = paint(engine, batch, method, seed=seed, size=size, progress=progress)
-    if timed is None:
-        strokes = waiting()
-        marks.append(time.perf_counter())
-    else:
-        marks.append(time.perf_counter())
-        strokes = waiting()
-    results = list(finish(batch, strokes, model, method, composited=True))
+    marks.append(time.perf_counter())
+    results = list(finish(batch, waiting(), model, method, composited=True))
     marks.append(time.perf_counter())
     for result in results:
         write_pair(scratch, pair_paths(method.prompt, result.index), result.image or b"", result.label)
     marks.append(time.perf_counter())
     prepared, painted, composed, written = np.diff(marks).tolist()
-    if timed is None:
-        return {"prepare": prepared, "paint": painted, "compose": composed, "write": written}
     networks = dict(timed.seconds)
     return {
         "prepare": prepared,
         **networks,
-        "step": painted - sum(networks.values()),
+        timed.rest: painted - sum(networks.values()),
         "compose": composed,
         "write": written,
     }

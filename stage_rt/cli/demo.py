@@ -27,7 +27,7 @@ def demo(
 
     from stage_rt.cli.build import compile_graphs
     from stage_rt.cli.progress import watched_bar
-    from stage_rt.errors import DatasetError
+    from stage_rt.errors import DatasetError, amount
     from stage_rt.images import layouts
     from stage_rt.loading import load
     from stage_rt.run.job import Job
@@ -65,4 +65,6 @@ def demo(
         made = plans(engine.spec, jobs, notify=notify, progress=checking)
         summaries = follow_all(Alone(engine), made, run, notify=notify, progress=progress)
     pairs = sum(summary.pairs for summary in summaries.values())
-    typer.echo(f"{pairs} pairs in `{run}`\ncontact sheet `{run / CONTACT_SHEET}`\npage `{run / PAGE}`")
+    typer.echo(
+        f"{amount(pairs, 'pair')} in `{run}`\ncontact sheet `{run / CONTACT_SHEET}`\npage `{run / PAGE}`"
+    )

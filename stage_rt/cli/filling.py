@@ -6,7 +6,7 @@ from pathlib import Path
 from stage_rt.cli import console
 from stage_rt.cli.console import Stopped
 from stage_rt.cli.progress import watched_bar, watched_share
-from stage_rt.errors import FailedSamplesError
+from stage_rt.errors import FailedSamplesError, amount
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.fill import Summary, fill_by
 from stage_rt.run.job import Job
@@ -22,6 +22,8 @@ from stage_rt.run.workers import Painter
 Part = tuple[int, int] | None
 """Number and count of shards, if it is one that is painted."""
 Listed = Mapping[str, Rejected]
+FEWER = 100
+"""Steps to take where nothing was measured (docs/performance.md)."""
 
 
 def telling(watch: Recorder) -> Notify:
@@ -103,7 +105,7 @@ def tell_one(summary: Summary, output: Path, *, as_json: bool) -> None:
         FailedSamplesError: some samples came out non-finite; the others are there.
     """
     console.result(
-        f"{summary.pairs} pairs in `{output}` ({summary.written} new)\n{_labels(summary)}"
+        f"{amount(summary.pairs, 'pair')} in `{output}` ({summary.written} new)\n{_labels(summary)}"
         f"contact sheet `{summary.contact_sheet}`\nreport `{summary.report}`",
         {"run": str(output), **_fields(summary)},
         as_json=as_json,
@@ -115,11 +117,13 @@ def tell_all(summaries: Mapping[str, Summary], output: Path, *, as_json: bool) -
     """`tell_one` for several types in one folder."""
     pairs, written = (sum(getattr(one, name) for one in summaries.values()) for name in ("pairs", "written"))
     lines = [
-        f"{name}: {one.pairs} pairs ({one.written} new), {_labels(one)}".rstrip(" ,\n")
+        f"{name}: {amount(one.pairs, 'pair')} ({one.written} new), {_labels(one)}".rstrip(" ,\n")
         for name, one in summaries.items()
     ]
     console.result(
-        "\n".join([f"{pairs} pairs in `{output}` ({written} new)", *lines, f"report `{output / PAGE}`"]),
+        "\n".join(
+            [f"{amount(pairs, 'pair')} in `{output}` ({written} new)", *lines, f"report `{output / PAGE}`"]
+        ),
         {"run": str(output), "types": {name: _fields(one) for name, one in summaries.items()}},
         as_json=as_json,
     )
@@ -153,13 +157,23 @@ def tell_outlook(
         made = _parts(plans(engine.spec, asked, notify=notify, progress=progress), part)
     check_runs(made, output, several=several)
     found = outlook(engine, [plan for plan in made if plan.samples])
-    counts = "\n".join(f"{prompt}: {count} pairs" for prompt, count in found.pairs.items())
+    counts = "\n".join(f"{prompt}: {amount(count, 'pair')}" for prompt, count in found.pairs.items())
     console.result(
         f"{counts}\nabout {_duration(found.seconds)} in one process and {found.bytes / 2**20:.0f} MiB, "
-        "without what is painted again\nnothing was painted",
+        f"without what is painted again\n{_sooner(made, found.seconds)}nothing was painted",
         {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
         as_json=as_json,
     )
+
+
+def _sooner(made: Sequence[Plan], seconds: float) -> str:
+    """How long fewer steps would take, where all plans are STAGE's loop in as many as the model was trained with."""
+    methods = [plan.method for plan in made]
+    steps = max(method.steps for method in methods)
+    if steps <= FEWER or not all(method.own_steps and method.sampler == "stage" for method in methods):
+        return ""
+    told = _duration(seconds * FEWER / steps)
+    return f"that is at {steps} steps; at `--steps {FEWER}` about {told} (docs/performance.md)\n"
 
 
 def _duration(seconds: float) -> str:
@@ -189,7 +203,7 @@ def _require_finite(summaries: Sequence[Summary]) -> None:
     count = len(failed) + sum(summary.pairs + len(summary.left_out) for summary in summaries)
     if failed:
         raise FailedSamplesError(
-            f"{len(failed)} of {count} samples came out non-finite and were not written "
+            f"{len(failed)} of {amount(count, 'sample')} came out non-finite and were not written "
             f"({', '.join(map(str, failed[:10]))}): run the same command again, or build the engine "
             "with `--dtype fp32`"
         )

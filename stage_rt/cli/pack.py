@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stage_rt.cli import console
+from stage_rt.errors import amount
 from stage_rt.names import PackName
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stage_rt.packs.pack import Summary
+    from stage_rt.packs.picture import Side
 
 
 def pack(
@@ -45,6 +49,7 @@ def pack(
 ) -> None:
     """Merge the pairs of finished runs into DIR, which other tools open as it is."""
     from stage_rt.cli.progress import watched_share
+    from stage_rt.packs import FORMATS
     from stage_rt.packs.pack import Request
     from stage_rt.packs.pack import pack as write
     from stage_rt.packs.pictures import IN_TRAIN
@@ -52,28 +57,38 @@ def pack(
     request = Request(runs, layout, split, seed, normals or (), weak=not no_weak)
     with watched_share("packing") as progress:
         summary = write(request, output, progress)
-    if summary.skipped.get(IN_TRAIN):
+    if skipped := summary.skipped.get(IN_TRAIN):
+        photographs = "its photograph is" if skipped == 1 else "their photographs are"
         console.message(
             "notice",
-            f"{summary.skipped[IN_TRAIN]} pairs were left out, as their photographs are in `train/good`: more pairs "
-            "stay with a smaller `--split` or with photographs that nothing was painted into",
+            f"{amount(skipped, 'pair')} left out, as {photographs} in `train/good`: `--split 0` keeps every pair and "
+            "leaves `train/good` empty, a `--split` below "
+            f"{split:g} or more photographs that nothing was painted into keep more",
         )
     if layout == "mvtec" and not summary.pictures["train"]:
-        console.message(
-            "notice", "`train/good` is empty, which anomalib does not train on: add `--normals DIR`"
-        )
-    console.result(_text(summary, output), _fields(summary, output), as_json=as_json)
+        fix = "take a larger `--split`" if normals else "add `--normals DIR`"
+        console.message("notice", f"`train/good` is empty, which anomalib does not train on: {fix}")
+    console.result(_text(summary, output, FORMATS[layout].called), _fields(summary, output), as_json=as_json)
 
 
-def _text(summary: "Summary", output: Path) -> str:
-    lines = [f"{sum(map(summary.pairs, summary.pictures))} pairs in `{output}`"]
-    for side, pictures in summary.pictures.items():
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(pictures.items()))
-        lines.append(f"{side:<5} {summary.pairs(side)} pairs" + (f": {counts}" if counts else ""))
+def _text(summary: "Summary", output: Path, called: "Mapping[Side, str]") -> str:
+    total = sum(map(summary.pairs, summary.pictures))
+    lines = [f"{amount(total, 'pair')} in `{output}`"]
+    lines += [f"{called[side]:<5} {_side(pictures)}" for side, pictures in summary.pictures.items()]
     if summary.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
         lines.append(f"left out: {reasons}")
     return "\n".join(lines)
+
+
+def _side(pictures: "Mapping[str, int]") -> str:
+    from stage_rt.run.writer import GOOD
+
+    kinds = {kind: number for kind, number in sorted(pictures.items()) if kind != GOOD}
+    each = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    told = [f"{amount(sum(kinds.values()), 'pair')} ({each})"] if kinds else []
+    told += [amount(pictures[GOOD], "good photograph")] if GOOD in pictures else []
+    return ", ".join(told) or "nothing"
 
 
 def _fields(summary: "Summary", output: Path) -> dict[str, object]:

@@ -44,7 +44,7 @@ def serve(
             metavar="GIB",
             min=0,
             help="Memory that engines may take together.",
-            show_default="half of the machine's",
+            show_default="half of what this process may use",
         ),
     ] = None,
 ) -> None:

@@ -7,6 +7,10 @@ import typer
 
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 
+INPUTS, AMOUNT, LOOK = "What, and where to", "How much, and how long", "How it looks"
+LABELS, MACHINES = "Labels", "Machines"
+"""Panels of the help."""
+
 if TYPE_CHECKING:
     from stage_rt.run.jobs import Entry
     from stage_rt.spec import EngineSpec
@@ -14,17 +18,42 @@ if TYPE_CHECKING:
 
 def synth(
     engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="Engine folder made by `stage-rt build`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the pairs.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="RUN",
+            help="Folder of the pairs.",
+            rich_help_panel=INPUTS,
+        ),
+    ],
     normals: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Photographs of good parts.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Photographs of good parts.",
+            show_default=False,
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Masks, white where a defect shall be.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Masks, white where a defect shall be.",
+            show_default=False,
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What to paint, as the model names it.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="What to paint, as the model names it.",
+            show_default=False,
+            rich_help_panel=INPUTS,
+        ),
     ] = None,
     types: Annotated[
         list[str] | None,
@@ -34,6 +63,7 @@ def synth(
             help="A prompt, its masks and how many pairs, in place of --prompt and --masks; give it once for each "
             "type.",
             show_default=False,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
     jobs: Annotated[
@@ -42,31 +72,52 @@ def synth(
             metavar="FILE",
             help="A list of jobs (docs/night.md), YAML or JSON lines; other options are for those that say nothing.",
             show_default=False,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check every file, say what it will come to in one process, paint nothing."
+            "--dry-run",
+            help="Check every file, say what it will come to in one process, paint nothing.",
+            rich_help_panel=AMOUNT,
         ),
     ] = False,
     count: Annotated[
-        int | None, typer.Option(min=1, max=999_999, help="Number of pairs.", show_default="one per mask")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=999_999,
+            help="Number of pairs.",
+            show_default="one per mask",
+            rich_help_panel=AMOUNT,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Decides the pairing and the noise.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=2**64 - 1,
+            help="Decides the pairing and the noise.",
+            rich_help_panel=AMOUNT,
+        ),
+    ] = 0,
     composite: Annotated[
         bool,
-        typer.Option(help="Keep the photograph's pixels beyond the mask, and its size."),
+        typer.Option(
+            help="Keep the photograph's pixels beyond the mask, and its size.",
+            rich_help_panel=LOOK,
+        ),
     ] = True,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Pairs made together.", show_default="the engine's largest")
-    ] = None,
     sampler: Annotated[
         SamplerName,
         typer.Option(
             help="How to paint. `stage` is the method; the others (docs/samplers.md) are there to compare with. "
             "FAST's need a model for it, the rest do without adapters: AnoGen's, RePaint, AnomalyDiffusion's, "
-            "RealNet's, which changes good surface a little."
+            "RealNet's, which changes good surface a little.",
+            rich_help_panel=LOOK,
         ),
     ] = "stage",
     steps: Annotated[
@@ -76,6 +127,7 @@ def synth(
             help="Network calls a pair takes, 10 to 1000; 100 is ten times as fast and, on the demo, no worse; "
             "`auto` is the fewest that `stage-rt calibrate` found.",
             show_default="1000; repaint 250 levels, anomalydiffusion 200, fast and anogen 50, sdas 20",
+            rich_help_panel=AMOUNT,
         ),
     ] = None,
     recipe: Annotated[
@@ -84,6 +136,7 @@ def synth(
             help="When the mask alone decides what is painted (the paper's only branch): as in the authors' code, "
             "the paper, or long enough to fill the mask; the other names leave a part of the method out.",
             show_default="the model's",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     guidance: Annotated[
@@ -95,6 +148,7 @@ def synth(
             help="How hard the defect is pushed into the mask (weight of the adapters' estimate), 0 to 20: 1 as "
             "trained, 2 fills the mask more, 4 can overdo it.",
             show_default="the recipe's",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     prompt_guidance: Annotated[
@@ -106,6 +160,7 @@ def synth(
             help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
             "plainer, at twice the time.",
             show_default="1; anogen 10",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     solver: Annotated[
@@ -114,6 +169,7 @@ def synth(
             help="How a step is made: as in the paper, or by DPM-Solver++ of second order, without noise of its own "
             "(2m) or with it (2m-sde), or by UniPC of order 2.",
             show_default="the recipe's",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     view: Annotated[
@@ -121,6 +177,7 @@ def synth(
         typer.Option(
             help="Paint squares around the defects at their own scale, or whole photographs.",
             show_default="as the model was trained",
+            rich_help_panel=LOOK,
         ),
     ] = None,
     min_fill: Annotated[
@@ -131,20 +188,33 @@ def synth(
             max=1,
             help="Paint a label again of which less than this was painted; 0 takes every pair as it comes.",
             show_default="the model's for the prompt",
+            rich_help_panel=LABELS,
         ),
     ] = None,
     retries: Annotated[
-        int, typer.Option(metavar="N", min=0, max=15, help="How often a weak label is painted again.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=15,
+            help="How often a weak label is painted again.",
+            rich_help_panel=LABELS,
+        ),
     ] = 5,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Leave out pairs whose label stays weak, instead of marking them."),
+        typer.Option(
+            "--strict",
+            help="Leave out pairs whose label stays weak, instead of marking them.",
+            rich_help_panel=LABELS,
+        ),
     ] = False,
     rim: Annotated[
         bool,
         typer.Option(
             help="Let defects fade out a few pixels beyond their labels, where the model was trained with `--rim`; "
             "without, nothing changes there.",
+            rich_help_panel=LOOK,
         ),
     ] = True,
     augment_masks: Annotated[
@@ -152,6 +222,7 @@ def synth(
         typer.Option(
             "--augment-masks",
             help="Move, turn, scale and join the masks, inside the object: hundreds of labels from a few masks.",
+            rich_help_panel=LABELS,
         ),
     ] = False,
     object_masks: Annotated[
@@ -161,6 +232,7 @@ def synth(
             metavar="DIR",
             help="Masks of the object in the photographs, under their names, or one for all.",
             show_default="found before a plain background, or beside dark strips",
+            rich_help_panel=LABELS,
         ),
     ] = None,
     mask_class: Annotated[
@@ -169,8 +241,9 @@ def synth(
             metavar="N",
             min=1,
             max=65535,
-            help="Label the pixels of a mask that have this value.",
+            help="Label the pixels of a mask that have this value, or this number in its palette.",
             show_default="any defect",
+            rich_help_panel=LABELS,
         ),
     ] = None,
     mask_threshold: Annotated[
@@ -181,6 +254,17 @@ def synth(
             max=1,
             help="Label the pixels of a mask from this share of white on.",
             show_default="half of its brightest, if it is in shades",
+            rich_help_panel=LABELS,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Pairs made together.",
+            show_default="the engine's largest",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     workers: Annotated[
@@ -191,12 +275,16 @@ def synth(
             max=1024,
             help="Paint in N processes, among whom the cores are shared out; with --ray in N actors.",
             show_default="in this process",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     devices: Annotated[
         str | None,
         typer.Option(
-            metavar="0,1,...", help="Paint on these GPUs, in a process each.", show_default="one GPU"
+            metavar="0,1,...",
+            help="Paint on these GPUs, in a process each.",
+            show_default="one GPU",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     ray: Annotated[
@@ -206,6 +294,7 @@ def synth(
             help="Paint in actors of this Ray cluster, all of whose nodes see the same folders (docs/night.md): "
             "`auto` is the one that runs here, `local` starts one.",
             show_default=False,
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     shard: Annotated[
@@ -214,6 +303,7 @@ def synth(
             metavar="I/N",
             help="Paint the I-th of N parts only, from 1; `stage-rt merge` joins the parts.",
             show_default="all",
+            rich_help_panel=MACHINES,
         ),
     ] = None,
     reject: Annotated[
@@ -222,6 +312,7 @@ def synth(
             metavar="FILE",
             help="A list downloaded from the run's page: those pairs get their next attempt.",
             show_default=False,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
     on_finish: Annotated[
@@ -232,7 +323,13 @@ def synth(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the result as JSON.",
+        ),
+    ] = False,
 ) -> None:
     """Fill RUN with image and mask pairs in the MVTec layout; the same command again resumes.
 

@@ -1,6 +1,6 @@
 """An engine's networks and its loop on the GPU, where they stay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
@@ -69,7 +69,7 @@ class DeviceExecutor:
                 opened.callback(self._decoder.close)
             except DeviceMemoryError as full:
                 raise DeviceMemoryError(full.problem, _REMEDY) from full
-            opened.callback(self._drop, self._loops)
+            opened.callback(self._drop)
             opened.callback(self._leave)
             self._opened = opened.pop_all()
 
@@ -129,7 +129,7 @@ class DeviceExecutor:
 
     def slots(self, adapter: str | None, size: int) -> DeviceSlots:
         """See `stage_rt.executor.Executor`; the loops are given up for them."""
-        self._drop(self._loops)
+        self._drop()
         model = self._model
         kinds = plan.every_kind(size, guided=adapter is not None, surface=model.surface is not None)
         try:
@@ -155,7 +155,7 @@ class DeviceExecutor:
     def _prepare(self, adapter: str | None, recipe: Recipe) -> None:
         """Forget the loops of another adapter or recipe."""
         if (adapter, recipe) != self._prepared:
-            self._drop(self._loops)
+            self._drop()
             self._prepared = (adapter, recipe)
 
     def _loop(self, bucket: int) -> Loop:
@@ -167,11 +167,14 @@ class DeviceExecutor:
         return self._loops[bucket]
 
     def _shrink(self, bucket: int, full: DeviceMemoryError) -> None:
-        """Forget every batch size above half of ``bucket``."""
+        """Forget every batch size above half of ``bucket``, and every loop.
+
+        The one that did not fit has left its share in the memory that all recorded steps have in common.
+        """
         left = batches.halved(self._buckets, bucket)
         if not left:
             raise DeviceMemoryError(full.problem, _REMEDY) from full
-        self._drop([size for size in self._loops if size not in left])
+        self._drop()
         self._buckets = left
         self._notify(f"{full.problem}, so a batch of {bucket} is done in batches of {max(left)}")
 
@@ -181,10 +184,13 @@ class DeviceExecutor:
             for each in self._slots:
                 closing.callback(each.close)
 
-    def _drop(self, buckets: Iterable[int]) -> None:
+    def _drop(self) -> None:
+        """Close all loops, and give back what recording them took where no slots are left to need it."""
         with device.active(), ExitStack() as closing:
-            for bucket in list(buckets):
-                closing.callback(self._loops.pop(bucket).close)
+            if all(each.closed for each in self._slots):
+                closing.callback(self._backend.forget_recorded)
+            while self._loops:
+                closing.callback(self._loops.popitem()[1].close)
             # The device would wait for the decoder by itself when it frees memory, but nobody promises that.
             self._beside.synchronize()
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
 from stage_rt.images.joining import joined
+from stage_rt.images.luminance import luminance, tinted
 from stage_rt.images.regions import Region
 
 FEATHER = 2
@@ -98,11 +99,26 @@ def pasted(
     *,
     exact: bool,
     rim: Sequence[float] = (),
+    channels: int = 3,
 ) -> NDArray[np.uint8]:
     """``photo`` uint8 ``[H, W, 3]`` with each of its regions composited with its own ``painted`` ``[S, S, 3]``.
 
-    Regions of a group are pieces of one defect: their pictures become one first (`stage_rt.images.joining`).
+    Regions of a group are pieces of one defect: their pictures become one first (`stage_rt.images.joining`). What
+    networks of one of ``channels`` painted changes the luminance alone (`stage_rt.images.luminance`).
     """
+    if channels == 1:
+        return tinted(photo, _pasted(luminance(photo), regions, painted, exact=exact, rim=rim))
+    return _pasted(photo, regions, painted, exact=exact, rim=rim)
+
+
+def _pasted(
+    photo: NDArray[np.uint8],
+    regions: Sequence[Region],
+    painted: Sequence[NDArray[np.uint8]],
+    *,
+    exact: bool,
+    rim: Sequence[float],
+) -> NDArray[np.uint8]:
     result, labelled = photo.copy(), np.zeros(photo.shape[:2], dtype=np.bool_)
     for region in regions:
         labelled[region.window] |= region.own

@@ -112,8 +112,20 @@ def header_of(content: bytes, name: Path, error: type[InputError] = ImageError) 
         return _header(image)
 
 
-def read_grey(path: Path, digest: str | None = None) -> tuple[NDArray[np.integer], int]:
-    """The grey values of a mask ``[H, W]``, upright, and the value of white: 255, or 65535 of 16 bit.
+class Values(NamedTuple):
+    """What the pixels of a mask hold, upright ``[H, W]``.
+
+    ``grey`` are their grey values, ``white`` is that of white: 255, or 65535 of 16 bit. ``indices`` are their numbers
+    in the file's palette, None without one.
+    """
+
+    grey: NDArray[np.integer]
+    white: int
+    indices: NDArray[np.uint8] | None
+
+
+def read_grey(path: Path, digest: str | None = None) -> Values:
+    """The values of a mask.
 
     Raises:
         MaskError: the file cannot be read as an image, or has not the sha256 ``digest`` that is asked for.
@@ -121,7 +133,7 @@ def read_grey(path: Path, digest: str | None = None) -> tuple[NDArray[np.integer
     return grey_of(_as_checked(_content(path, MaskError), digest, path, MaskError), path)
 
 
-def grey_of(content: bytes, name: Path) -> tuple[NDArray[np.integer], int]:
+def grey_of(content: bytes, name: Path) -> Values:
     """`read_grey` of what a file would hold, named as in `image_of`.
 
     Raises:
@@ -131,7 +143,8 @@ def grey_of(content: bytes, name: Path) -> tuple[NDArray[np.integer], int]:
         orientation = _orientation(image)
         sixteen_bit = image.mode.startswith("I")
         flat = image if sixteen_bit else _opaque(image, name, MaskError).convert("L")
-        return np.asarray(_upright(flat, orientation)), 65535 if sixteen_bit else 255
+        indices = np.asarray(_upright(image, orientation)) if image.mode == "P" else None
+        return Values(np.asarray(_upright(flat, orientation)), 65535 if sixteen_bit else 255, indices)
 
 
 def same_aspect(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from stage_rt.images.luminance import tinted
+
 LEAST_CHANGE = 8.0
 """Grey levels below which nobody sees a change, however quiet the picture is."""
 EXPLAINED = 0.99
@@ -38,7 +40,11 @@ class Figures(NamedTuple):
 
 
 def measure(
-    photo: NDArray[np.uint8], painted: NDArray[np.uint8], label: NDArray[np.bool_], latent_size: int
+    photo: NDArray[np.uint8],
+    painted: NDArray[np.uint8],
+    label: NDArray[np.bool_],
+    latent_size: int,
+    channels: int = 3,
 ) -> Figures:
     """The `Figures` of a pair.
 
@@ -47,11 +53,14 @@ def measure(
         painted: uint8 ``[S, S, 3]``, the decoded picture, before compositing.
         label: bool ``[H, W]``.
         latent_size: cells of a side of the latent.
+        channels: of the networks; what those of one painted counts as it is put into a photograph in colour.
     """
     labelled = int(label.sum())
     photo, label = _reduced(photo, label, REDUCED * painted.shape[0])
-    enlarged = Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC)
-    difference = _grey(np.asarray(enlarged)) - _grey(photo)
+    enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
+    if channels == 1:
+        enlarged = tinted(photo, enlarged)
+    difference = _grey(enlarged) - _grey(photo)
     change = np.abs(difference)
     cell = max(label.shape) / latent_size
     distance = ndimage.distance_transform_edt(~label) if label.any() else np.full(label.shape, np.inf)

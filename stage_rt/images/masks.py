@@ -1,6 +1,7 @@
 """Masks from disk, and the rule by which grey values become a label.
 
-1. With ``--mask-class N`` the pixels of value N are labelled, with ``--mask-threshold S`` from S of white on.
+1. With ``--mask-class N`` the pixels of value N are labelled, of a file with a palette those of number N in it, which
+   its tools call the class; with ``--mask-threshold S`` those from S of white on. The other rules see grey values.
 2. Values up to 31 are class numbers, as VisA's are: whatever is not 0 is a defect.
 3. A mask of two values is labelled where it has the brighter one. Values within a tenth of its brightest, or of
    black, count as that, as JPEG leaves them. Class numbers beside one bright value, which often says "ignore", are
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stage_rt.errors import MaskError
-from stage_rt.images.inputs import grey_of, read_grey
+from stage_rt.images.inputs import Values, grey_of, read_grey
 
 ALIKE = 0.1
 """Share of a mask's brightest value within which values are the same."""
@@ -34,7 +35,7 @@ STRAY = 0.01
 
 @dataclass(frozen=True)
 class Reading:
-    """What the user said of grey values: the value that is labelled, or the share of white from which on."""
+    """What the user said of a mask's values: the one that is labelled, or the share of white from which on."""
 
     value: int | None = None
     threshold: float | None = None
@@ -57,7 +58,7 @@ def read_mask(path: Path, reading: Reading = AS_IT_IS, digest: str | None = None
         MaskError: the file cannot be read as an image or has not the sha256 ``digest`` that is asked for, no pixel is
             labelled, or it shows classes of which none was chosen.
     """
-    return _label(*read_grey(path, digest), path, reading)
+    return _label(read_grey(path, digest), path, reading)
 
 
 def mask_of(content: bytes, name: Path) -> Mask:
@@ -66,17 +67,18 @@ def mask_of(content: bytes, name: Path) -> Mask:
     Raises:
         MaskError: as `read_mask`.
     """
-    return _label(*grey_of(content, name), name, AS_IT_IS)
+    return _label(grey_of(content, name), name, AS_IT_IS)
 
 
-def _label(values: NDArray[np.integer], white: int, path: Path, reading: Reading) -> Mask:
-    grey = values.astype(np.int32)
+def _label(values: Values, path: Path, reading: Reading) -> Mask:
+    grey = values.grey.astype(np.int32)
+    classes = grey if values.indices is None else values.indices
     if reading.value is not None:
         return Mask(
-            _some(grey == reading.value, path, f"the value {reading.value}", "--mask-class"), shaded=False
+            _some(classes == reading.value, path, f"the value {reading.value}", "--mask-class"), shaded=False
         )
     if reading.threshold is not None:
-        least = reading.threshold * white
+        least = reading.threshold * values.white
         wanted = f"{reading.threshold:g} of white"
         return Mask(_some((grey >= least) & (grey > 0), path, wanted, "--mask-threshold"), shaded=False)
     shown: NDArray[np.int32] = np.unique(grey[grey > 0])
@@ -89,7 +91,7 @@ def _label(values: NDArray[np.integer], white: int, path: Path, reading: Reading
     several = _numbers_beside(grey, shown) if two_valued else len(shown) <= MOST_CLASSES
     if several:
         raise MaskError(
-            f"`{path}` shows several classes ({', '.join(map(str, shown))})",
+            f"`{path}` shows several classes ({', '.join(map(str, np.unique(classes[grey > 0])))})",
             "save one alone, or choose with `--mask-class N` or `--mask-threshold 0.5` of `stage-rt synth`",
         )
     return Mask(2 * grey >= brightest, shaded=not two_valued)

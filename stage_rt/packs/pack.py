@@ -109,7 +109,7 @@ def _check_distinct(folders: Sequence[Path]) -> None:
         raise InputError(f"`{folder}` is given {times} times", "name every run once")
 
 
-def _check_jobs(used: Mapping[FinishedRun, Mapping[str, str | None]]) -> None:
+def _check_jobs(used: Mapping[FinishedRun, Mapping[str, set[str | None]]]) -> None:
     """Refuse two runs of one job, which have the same pairs, unless they are different shards of it.
 
     ``used`` are the photographs of every run with their sha256: other ones may have the same names and sizes.
@@ -118,7 +118,7 @@ def _check_jobs(used: Mapping[FinishedRun, Mapping[str, str | None]]) -> None:
         jobs = [run.spec.model_copy(update={**_NO_JOB, "backend": one.spec.backend}) for run in (one, other)]
         if jobs[0] != jobs[1] or _shards(one, other):
             continue
-        if all(digest == used[other].get(name, digest) for name, digest in used[one].items()):
+        if all(digests == used[other].get(name, digests) for name, digests in used[one].items()):
             raise InputError(
                 f"`{one.ledger}` and `{other.ledger}` are runs of one job and have the same pairs",
                 "leave one out",

@@ -1,6 +1,7 @@
 """The good photographs that runs were painted into, found again and known by their contents."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from stage_rt.errors import DatasetError, InputError
@@ -12,10 +13,12 @@ from stage_rt.run.plan import files_digest
 from stage_rt.run.sample import readable
 
 
-def find(folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, str | None]]) -> dict[Path, str]:
+def find(
+    folders: Sequence[Path], runs: Mapping[FinishedRun, Mapping[str, Collection[str | None]]]
+) -> dict[Path, str]:
     """All photographs of ``folders`` and their sha256; some run was given each folder as its ``--normals``.
 
-    ``runs`` maps every run to the photographs that it used, by their names, and their sha256.
+    ``runs`` maps every run to the photographs that it used, by their names, and the sha256 of all that had one.
 
     Raises:
         DatasetError: a folder is missing or empty, or is not as a run was given it.
@@ -79,11 +82,13 @@ class Folder:
         """As a run that was given these has it in its description."""
         return files_digest(self.headers)
 
-    def holds(self, used: Mapping[str, str | None]) -> bool:
-        """Whether those that a run used, by name, still have the contents that they had."""
-        return all(
-            used[readable(path)] == self.content(path) for path in self.headers if readable(path) in used
-        )
+    def holds(self, used: Mapping[str, Collection[str | None]]) -> bool:
+        """Whether those that a run used, by name, are here with the contents that they had."""
+        found = defaultdict[str, set[str | None]](set)
+        for path in self.headers:
+            if readable(path) in used:
+                found[readable(path)].add(self.content(path))
+        return all(found[name].issuperset(contents) for name, contents in used.items())
 
     def content(self, path: Path) -> str:
         """sha256 of one of its photographs."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,12 @@ class Picture:
 
 
 class Format(ABC):
-    """A pack being written into an empty ``folder``; ``classes`` are the defect types in order."""
+    """A pack being written into an empty ``folder``; ``classes`` are the defect types in order.
+
+    ``called`` is what its readers call a side.
+    """
+
+    called: ClassVar[Mapping[Side, str]] = {"train": "train", "val": "val"}
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.folder, self.classes = folder, classes

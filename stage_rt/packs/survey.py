@@ -18,12 +18,12 @@ Sizes = set[tuple[int, int]]
 class Survey:
     """``painted`` counts by the name of a good photograph the pairs of each type that were painted into it.
 
-    ``used`` maps the names of the photographs every run took to their sha256, ``contents`` are both of all runs, with
-    all that had one name. ``skipped`` counts samples by why they are left out.
+    ``used`` maps the names of the photographs every run took to the sha256 of all that had one, which names that are
+    no text can be; ``contents`` are both of all runs. ``skipped`` counts samples by why they are left out.
     """
 
     painted: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    used: dict[FinishedRun, dict[str, str | None]] = field(default_factory=dict)
+    used: dict[FinishedRun, defaultdict[str, set[str | None]]] = field(default_factory=dict)
     contents: set[tuple[str, str | None]] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -54,11 +54,11 @@ def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Su
             raise RunError(
                 f"the defects of `{run.folder}` are called `{GOOD}`, as good parts are", "rename the prompt"
             )
-        found.used[run], sizes[run.ledger] = {}, set()
+        found.used[run], sizes[run.ledger] = defaultdict(set), set()
         for record in run.records():
             progress(done / total)
             done += 1
-            found.used[run][record.normal] = record.normal_sha256
+            found.used[run][record.normal].add(record.normal_sha256)
             found.contents.add((record.normal, record.normal_sha256))
             if reason := left_out(record, weak=weak):
                 found.skipped[reason] += 1

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from stage_rt.errors import MaskError
 from stage_rt.images.inputs import Header, fit_mask, same_aspect
 from stage_rt.images.masks import Reading, read_mask
+from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.checks import Checks
 from stage_rt.run.job import Job
 from stage_rt.run.pairing import Shows
@@ -19,31 +19,39 @@ from stage_rt.run.supply import NOWHERE, Ends, ends, opposite, partners
 
 
 def augmented(
-    samples: Samples, job: Job, masks: Mapping[Path, Header], shows: Shows, sight: Sight, checks: Checks
+    samples: Samples,
+    job: Job,
+    masks: Mapping[Path, Header],
+    shows: Shows,
+    sight: Sight,
+    checks: Checks,
+    progress: Progress = silent,
 ) -> Samples:
     """The samples with labels made from their masks; masks are joined with others of the same shape.
 
-    ``shows`` says which masks the networks are shown as they are, and ``sight`` which labels.
+    ``shows`` says which masks the networks are shown as they are, and ``sight`` which labels. ``progress`` is told
+    the share of the files that was looked at.
 
     Raises:
         MaskError: the mask of a photograph's object is missing, unusable or black.
     """
     objects = _Objects(job.objects, checks)
-    across = mirrored_across(masks, job.reading, checks)
-
-    @cache
-    def alike(size: tuple[int, int]) -> list[Path]:
-        fitting = [(path, header[:2]) for path, header in masks.items() if same_aspect(header[:2], size)]
-        return [path for path, drawn in fitting if shows(path, drawn, size)]
-
-    counts = np.array([len(alike(sample.size)) for sample in samples])
+    across = mirrored_across(counted(masks, portion(progress, 0.0, 0.3)), job.reading, checks)
+    alike: dict[tuple[int, int], list[Path]] = {sample.size: [] for sample in samples}
+    for path, header in counted(masks.items(), portion(progress, 0.3, 0.7)):
+        # One mask after the other, as each is decoded once for all sizes.
+        for size, fitting in alike.items():
+            if same_aspect(header[:2], size) and shows(path, header[:2], size):
+                fitting.append(path)
+    counts = np.array([len(alike[sample.size]) for sample in samples])
     others = partners(job.seed, np.arange(len(samples), dtype=np.uint32), counts)
-    for normal, size in dict.fromkeys((sample.normal, sample.size) for sample in samples):
+    used = dict.fromkeys((sample.normal, sample.size) for sample in samples)
+    for normal, size in counted(used, portion(progress, 0.7, 1.0)):
         objects.check(normal, size)
 
     def made(number: int) -> Sample:
         sample, other = samples[number], int(others[number])
-        joined = None if other < 0 else alike(sample.size)[other]
+        joined = None if other < 0 else alike[sample.size][other]
         return replace(sample, placing=Placing(job.seed, joined, objects.of(sample.normal), across, sight))
 
     return Samples(made, samples.numbers)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from stage_rt.errors import printable
+from stage_rt.errors import RunError, printable
 from stage_rt.images.inputs import read_image
 from stage_rt.spec import PairRecord
 
@@ -48,6 +48,40 @@ def spread(count: int) -> list[int]:
     return list(range(count)) if count <= MOST else [n * count // MOST for n in range(MOST)]
 
 
+class Chosen:
+    """Which pairs of ``count`` samples are shown: those of `spread`, and the next pair for a sample that is none."""
+
+    def __init__(self, count: int) -> None:
+        self._sheet, self._shown = spread(count), 0
+
+    def takes(self, number: int) -> bool:
+        """Whether sample ``number`` is shown; asked of all that are pairs, in order."""
+        takes = self._shown < len(self._sheet) and number >= self._sheet[self._shown]
+        self._shown += takes
+        return takes
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An image or mask of a pair, decoded.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as damage:  # What Pillow says of a damaged file has no common base.
+        raise RunError(
+            f"`{path}`, which the report shows, is missing or damaged",
+            "give the command that paints its type, which paints it again",
+        ) from damage
+
+
 def _sheet(group: Group) -> Image.Image:
     shown = group.pairs
     wide = 3 * _CELL + 2 * _GAP
@@ -78,7 +112,7 @@ def _draw_pair(
     assert record.image is not None
     assert record.mask is not None
     photo = Image.fromarray(read_image(normal))
-    mask, result = (Image.open(folder / path).convert("RGB") for path in (record.mask, record.image))
+    mask, result = (read_picture(folder / path).convert("RGB") for path in (record.mask, record.image))
     tiles = ((photo, record.normal), (mask, record.label), (result, Path(record.image).name))
     for n, (image, caption) in enumerate(tiles):
         x, y = corner[0] + n * (_CELL + _GAP), corner[1]

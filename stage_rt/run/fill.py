@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from stage_rt.errors import amount
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run import report, thumbnails
 from stage_rt.run.checks import CHECKS_FILE, Checks
@@ -150,7 +151,9 @@ def follow(
         watch.open(place.data, {kind: len(plan.samples)})
         if asked := rejected.get(kind):
             marked = mark(manifest, asked)
-            notify(f"{marked} rejected pairs are painted again, {len(asked) - marked} were before")
+            notify(
+                f"{amount(marked, 'rejected pair')} to be painted again, {len(asked) - marked} painted before"
+            )
         missing = _missing(plan, place.data, manifest, checking)
         written = _fill(painters, plan, missing, place.data, manifest, watch, notify, progress)
         summary = conclude(plan.spec, plan.samples.numbers, manifest, place, written=written)

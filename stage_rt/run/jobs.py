@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -186,9 +187,25 @@ def _json_lines(path: Path, text: str) -> Iterator[_Written]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield _Written(number, json.loads(line))
+                yield _Written(number, json.loads(line, object_pairs_hook=partial(_once, path, number)))
             except (ValueError, RecursionError):
                 raise InputError(f"`{path}` line {number} is no JSON: write one object a line") from None
+
+
+def _once(path: Path, line: int, fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object, of which the last of two of one name would be taken without a word."""
+    once: dict[str, Any] = {}
+    for name, value in fields:
+        if name in once:
+            raise _twice(path, line, name)
+        once[name] = value
+    return once
+
+
+def _twice(path: Path, line: int, name: str) -> InputError:
+    return InputError(
+        f"`{path}` line {line} gives `{printable(name)}` of one job a second time: remove one, or begin another job"
+    )
 
 
 def _yaml(path: Path, text: str) -> Iterator[_Written]:
@@ -210,6 +227,13 @@ def _yaml(path: Path, text: str) -> Iterator[_Written]:
 
 
 def _constructed(path: Path, node: yaml.Node) -> object:
+    names = set()
+    # A forgotten dash makes two jobs one, and PyYAML takes the last of two fields of one name.
+    for name, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(name, yaml.ScalarNode):
+            if name.value in names:
+                raise _twice(path, name.start_mark.line + 1, name.value)
+            names.add(name.value)
     try:
         return yaml.SafeLoader("").construct_document(node)
     except (ValueError, LookupError, AttributeError):

@@ -3,6 +3,7 @@
 A pair is in place before its line is appended to ``manifest.jsonl``; the line is what makes it done.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -259,14 +260,23 @@ def disk_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as failure:
+        place = _place(failure) or folder
         raise StageError(
-            f"writing to `{_place(failure) or folder}` failed ({failure.strerror}): "
+            f"{_doing(failure, place)} `{place}` failed ({failure.strerror}): "
             "mend that and run the same command again"
         ) from failure
 
 
+def _doing(failure: OSError, place: Path) -> str:
+    if failure.errno == errno.EIO:
+        return "reading or writing"
+    # What is written is made where it is not there, if its folder is.
+    missing = failure.errno == errno.ENOENT and place.parent.is_dir()
+    return "reading" if missing else "writing to"
+
+
 def _place(failure: OSError) -> Path | None:
-    """The file that could not be written, under the name it would have had."""
+    """The file that failed, under the name it has or would have had."""
     name = failure.filename2 or failure.filename
     if not isinstance(name, str | os.PathLike):
         return None

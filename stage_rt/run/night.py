@@ -9,6 +9,7 @@ from time import monotonic
 import numpy as np
 
 from stage_rt.errors import PromptError, RunError, StageError
+from stage_rt.images.inputs import network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
@@ -23,6 +24,7 @@ from stage_rt.run.reject import NOTHING, Rejected, check
 from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Painter, Piece, prepare
 from stage_rt.run.writer import defect_type
+from stage_rt.samplers import find
 from stage_rt.spec import RUN_FILE, EngineSpec
 
 TYPES = "types"
@@ -152,8 +154,8 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
         batch = prepare(samples, engine.spec.model, plan.method, plan.digests)
         pace = _seconds_a_step(engine, plan, batch.pieces[: plan.spec.batch])
         regions = len(batch.pieces) / len(batch.samples)
-        calls = -(-len(plan.samples) * regions // plan.spec.batch)
-        seconds += calls * plan.method.steps * pace
+        batches = -(-len(plan.samples) * regions // plan.spec.batch)
+        seconds += batches * find(plan.spec.sampler).calls(plan.method.recipe, plan.method.steps) * pace
         channels = [1 if sample.grey else 3 for sample in plan.samples]
         pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
         size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
@@ -174,7 +176,7 @@ def _seconds_a_step(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> flo
 
     with suppress(_Measured):
         engine.paint(
-            np.stack([piece.image for piece in pieces]),
+            np.stack([network_image(piece.photo, engine.spec.model) for piece in pieces]),
             np.stack([piece.mask for piece in pieces]),
             prompt=plan.method.prompt,
             noise=PhiloxNoise([plan.spec.seed] * len(pieces), range(len(pieces))),

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stage_rt.errors import RunError, printable
+from stage_rt.files import sha256
 from stage_rt.folders import read_description
+from stage_rt.run import thumbnails
+from stage_rt.run.contact_sheet import Chosen
 from stage_rt.run.ledger import Place, read_line
 from stage_rt.run.report import Part
 from stage_rt.run.sample import readable
 from stage_rt.run.shards import indices
+from stage_rt.run.writer import defect_type
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
 
 ALL = "name all of its types by `--type` or `--jobs`"
@@ -30,7 +34,8 @@ def others(folder: Path, types: Path, named: Sequence[Path], photographs: Mappin
     ``photographs`` are those of the command with their sha256: what was painted into is found among them.
 
     Raises:
-        RunError: one is damaged, or was painted into a photograph that the command was not given.
+        RunError: one is damaged, or a picture of it that the page shows, or it was painted into a photograph that the
+            command was not given.
     """
     known: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     for path, digest in photographs.items():
@@ -57,7 +62,33 @@ def _add(found: Others, place: Place, known: Mapping[str, Mapping[str, Path]]) -
         shown.append(_photograph(record, place, spec.prompt, known))
     found.painted.update(shown)
     if numbers == (indices(spec.shard, spec.count).tolist() if spec.shard else list(range(spec.count))):
+        _check_pictures(place, spec)
         found.parts.append(Part(place, spec, shown))
+
+
+def _check_pictures(place: Place, spec: RunSpec) -> None:
+    """See that what the page will be made of is as it was painted, before hours are spent on another type."""
+    chosen = Chosen(len(indices(spec.shard, spec.count)) if spec.shard else spec.count)
+    for number, record in enumerate(_records(place.ledger / MANIFEST_FILE, spec.prompt)):
+        if record.status != "ok":
+            continue
+        drawn = (place.data / thumbnails.path(defect_type(spec.prompt), record)).is_file()
+        if not chosen.takes(number) and drawn:
+            continue
+        for name, digest in ((record.image, record.image_sha256), (record.mask, record.mask_sha256)):
+            if not _intact(place.data / str(name), digest):
+                raise RunError(
+                    f"`{place.data / str(name)}` of {spec.prompt!r} is missing or not as it was painted, and the "
+                    "report shows it",
+                    "name its type too, and it is painted again",
+                )
+
+
+def _intact(path: Path, digest: str | None) -> bool:
+    try:
+        return sha256(path) == digest
+    except OSError:
+        return False
 
 
 def _records(manifest: Path, prompt: str) -> Iterator[PairRecord]:

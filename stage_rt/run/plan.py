@@ -5,14 +5,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from stage_rt.errors import ImageError, InputError, MaskError
-from stage_rt.files import sha256
+from stage_rt.files import identity, sha256
 from stage_rt.images.inputs import (
     Header,
     check_image,
@@ -23,7 +25,7 @@ from stage_rt.images.inputs import (
 from stage_rt.images.masks import Reading, read_mask
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.augment import augmented
-from stage_rt.run.checks import Checks
+from stage_rt.run.checks import Checks, Identity
 from stage_rt.run.job import Job, Method, resolve
 from stage_rt.run.pairing import pair
 from stage_rt.run.sample import Sample, Samples, Sight, listed, readable
@@ -108,17 +110,18 @@ def make_plan(
     _check_range([brightest for *_, brightest in photographs.values() if brightest is not None], notify)
     normals = {path: header for path, (header, *_) in photographs.items()}
     masks = {
-        path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.7, 0.8))
+        path: _header(checks, path, MaskError) for path in counted(job.masks, portion(progress, 0.7, 0.75))
     }
     sight = Sight(engine.model, method.region)
     labels = _Labels(sight, job.reading, checks)
-    samples = _pair(job, normals, masks, labels, notify)
+    samples = _pair(job, normals, masks, labels, notify, portion(progress, 0.75, 0.8))
     if job.augment:
-        samples = augmented(samples, job, masks, labels.shows, sight, checks)
+        shown = portion(progress, 0.8, 0.85)
+        samples = augmented(samples, job, masks, labels.shows, sight, checks, shown)
     elif job.objects:
         raise InputError("masks of the object only serve labels that are moved", "add `--augment-masks`")
     used = _Used.of(samples)
-    _check_masks(used, job.reading, checks, notify, portion(progress, 0.8, 1.0))
+    _check_masks(used, job.reading, checks, notify, portion(progress, 0.85, 1.0))
     contents = {path: digest for path, (_, digest, _) in photographs.items()}
     digests = {path: contents[path] for path in used.normals} | {
         path: checks.of(path, "sha256", sha256) for path in used.label_files
@@ -228,20 +231,37 @@ class _Labels:
     def __init__(self, sight: Sight, reading: Reading, checks: Checks) -> None:
         self._sight, self._reading, self._checks = sight, reading, checks
         self.shows = cache(self._shows)
+        # Of the mask in hand, which is asked of several sizes, for as long as its file is the same.
+        self._label = lru_cache(maxsize=1)(self._read)
 
     def _shows(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
         model, view = self._sight
-        if drawn == size and model.recipe.mask_rule == "cover":
+        if model.recipe.mask_rule == "cover" and self._stays(mask, drawn, size):
             return True
         question = f"shows at {size} to {model.latent_size} {model.recipe.mask_rule}"
         asked = (question, view, self._reading)
         return self._checks.of(mask, repr(asked), lambda mask: self._seen(mask, size))
 
+    def _stays(self, mask: Path, drawn: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether it is certain, without a look at that size, that something of the label is left there."""
+        if size[0] >= drawn[0] and size[1] >= drawn[1]:
+            return True
+        side = self._checks.of(mask, repr(("largest square", self._reading)), self._square)
+        # Nearest pixels are so far apart that one of them is in it, wherever rounding puts them.
+        return all(side > before / after + 1 for before, after in zip(drawn, size, strict=True))
+
+    def _square(self, mask: Path) -> int:
+        """The side of the largest square in a label, in pixels."""
+        label = self._label(mask, identity(mask))
+        if label is None:
+            return 0
+        [box] = ndimage.find_objects(label.astype(np.uint8))
+        inside = ndimage.distance_transform_cdt(np.pad(label[box], 1), "chessboard")
+        return 2 * int(inside.max()) - 1
+
     def _seen(self, mask: Path, size: tuple[int, int]) -> bool:
-        try:
-            whole = read_mask(mask, self._reading).label
-        except MaskError:
-            # Told when it is used.
+        whole = self._label(mask, identity(mask))
+        if whole is None:
             return True
         try:
             label = fit_mask(whole, size, mask)
@@ -249,11 +269,25 @@ class _Labels:
             return False
         return self._sight.shows(label)
 
+    def _read(self, mask: Path, _: Identity | None) -> NDArray[np.bool_] | None:
+        """The label of a mask; None where it has none, which is told when it is used."""
+        try:
+            return read_mask(mask, self._reading).label
+        except MaskError:
+            return None
+
 
 def _pair(
-    job: Job, normals: Mapping[Path, Header], masks: Mapping[Path, Header], labels: _Labels, notify: Notify
+    job: Job,
+    normals: Mapping[Path, Header],
+    masks: Mapping[Path, Header],
+    labels: _Labels,
+    notify: Notify,
+    progress: Progress,
 ) -> Samples:
-    chosen, left_out = pair(normals, masks, count=job.count, seed=job.seed, shows=labels.shows)
+    chosen, left_out = pair(
+        normals, masks, count=job.count, seed=job.seed, shows=labels.shows, progress=progress
+    )
     sizes = {header[:2] for header in normals.values()}
     vanished = [mask for mask in left_out if any(same_aspect(masks[mask][:2], size) for size in sizes)]
     if other := [mask for mask in left_out if mask not in vanished]:

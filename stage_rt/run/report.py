@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from stage_rt.errors import printable
 from stage_rt.files import staged_for, write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.images.regions import regions
 from stage_rt.run import thumbnails
-from stage_rt.run.contact_sheet import Group, contact_sheet, spread
+from stage_rt.run.contact_sheet import Chosen, Group, contact_sheet, read_picture
 from stage_rt.run.ledger import Place, records_of
 from stage_rt.run.writer import defect_type
 from stage_rt.spec import PairRecord, RunSpec
@@ -109,6 +108,9 @@ def write(folder: Path, parts: Sequence[Part], good: Mapping[Path, str]) -> None
     """Write the page and the contact sheet of the run in ``folder``.
 
     ``good`` says where in ``folder`` photographs are (`stage_rt.run.good`); the page shows those as they were.
+
+    Raises:
+        RunError: a picture of a pair that is shown is missing or damaged.
     """
     at = folder / FOLDER
     at.mkdir(exist_ok=True)
@@ -145,7 +147,7 @@ def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str])
     """What the page shows of a part, a row for each pair, and its thumbnails where they are not whole."""
     tally, kind, wanted = Tally(), part.kind, set()
     photographs, labels = _Names(), _Names()
-    sheet = spread(len(part.photographs))
+    sheet = Chosen(len(part.photographs))
 
     def rows() -> Iterator[bytes]:
         head = {"type": kind, "prompt": part.spec.prompt, "key": part.key, "strict": part.spec.strict}
@@ -155,7 +157,7 @@ def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str])
             tally.add(record)
             if record.status != "ok":
                 continue
-            if len(tally.shown) < len(sheet) and number >= sheet[len(tally.shown)]:
+            if sheet.takes(number):
                 tally.shown.append((record, photograph))
             wanted.add(thumbnails.path(kind, record))
             if not thumbnails.whole(folder, kind, record):
@@ -212,12 +214,11 @@ def _row(record: PairRecord, photograph: int, label: int) -> list[object]:
 def _make_thumbnail(folder: Path, part: Part, record: PairRecord, photograph: Path) -> None:
     assert record.image is not None
     assert record.mask is not None
-    with Image.open(folder / record.mask) as file:
-        label = np.asarray(file) > 0
-    with Image.open(folder / record.image) as result:
-        defect = thumbnails.largest(label, regions(label, part.spec.region))
-        box = record.box or thumbnails.square_around(defect)
-        picture = thumbnails.draw(read_image(photograph), result, label, box)
+    label = np.asarray(read_picture(folder / record.mask)) > 0
+    defect = thumbnails.largest(label, regions(label, part.spec.region))
+    box = record.box or thumbnails.square_around(defect)
+    result = read_picture(folder / record.image)
+    picture = thumbnails.draw(read_image(photograph), result, label, box)
     thumbnails.put(folder, part.kind, record, picture)
 
 

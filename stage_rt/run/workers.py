@@ -4,6 +4,7 @@ The painting thread calls `begin` for one batch after the other; what that retur
 (`stage_rt.run.writer`) calls while the next one is painted.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +32,15 @@ from stage_rt.run.sample import Sample
 from stage_rt.run.writer import png, png_of
 from stage_rt.spec import EngineSpec, ModelSpec
 
+PIXELS_HELD = 512_000_000
+"""Photographs of a batch that are held in memory, up to so many pixels; others are read again whenever they are
+needed. Those that are cut into regions are fewer (`stage_rt.run.plan.PIXELS_TOGETHER`)."""
+
 FIRST_ATTEMPT = 0.8
 """Share of a batch's progress that its first attempt is; every further one is that share of what is left."""
+
+Levels = NDArray[np.uint8]
+"""A painted region, uint8 ``[S, S, 3]``."""
 
 
 class Painter(Protocol):
@@ -78,21 +86,31 @@ class Task:
     digests: Mapping[Path, str]
 
 
+class Photographs(Protocol):
+    """The photographs of a batch, uint8 ``[H, W, 3]``, by their places in it."""
+
+    def __getitem__(self, place: int, /) -> NDArray[np.uint8]:
+        """One of them, which need not be in memory before or afterwards."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Region ``number`` of the sample at ``place`` in the batch.
 
-    ``photo`` uint8 ``[h, w, 3]`` is what it shows, ``image`` float32 ``[c, S, S]`` the same for the network, ``mask``
-    float32 ``[1, h, w]`` what is painted of its latent and ``cells`` its label's part of that.
+    ``mask`` float32 ``[1, h, w]`` is what is painted of its latent and ``cells`` its label's part of that.
     """
 
+    photos: Photographs
     place: int
     number: int
     region: Region
-    photo: NDArray[np.uint8]
-    image: NDArray[np.float32]
     mask: NDArray[np.float32]
     cells: NDArray[np.float32]
+
+    @property
+    def photo(self) -> NDArray[np.uint8]:
+        """What it shows, uint8 ``[h, w, 3]``."""
+        return self.photos[self.place][self.region.window]
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,7 @@ class Batch:
     """Samples, their photographs uint8 ``[H, W, 3]`` and labels bool ``[H, W]``, and the regions to be painted."""
 
     samples: Sequence[Sample]
-    photos: list[NDArray[np.uint8]]
+    photos: Photographs
     labels: list[NDArray[np.bool_]]
     pieces: list[Piece]
 
@@ -148,13 +166,38 @@ def prepare(
     Raises:
         ImageError, MaskError: one has changed since it was checked.
     """
-    photos = [read_image(sample.normal, digests[sample.normal]) for sample in samples]
-    labels = [sample.label(photo, digests) for sample, photo in zip(samples, photos, strict=True)]
+    photos = _Files(samples, digests)
+    labels = [sample.label(photos[place], digests) for place, sample in enumerate(samples)]
     return Batch(samples, photos, labels, divide(photos, labels, model, method))
 
 
+class _Files:
+    """Photographs that are read when they are asked for; the first stay, up to `PIXELS_HELD`."""
+
+    def __init__(self, samples: Sequence[Sample], digests: Mapping[Path, str]) -> None:
+        self._samples, self._digests = samples, digests
+        self._held: dict[int, NDArray[np.uint8]] = {}
+        self._room = PIXELS_HELD
+
+    def __getitem__(self, place: int, /) -> NDArray[np.uint8]:
+        """See `Photographs`.
+
+        Raises:
+            ImageError: the file has changed since it was checked.
+        """
+        if place in self._held:
+            return self._held[place]
+        normal = self._samples[place].normal
+        photo = read_image(normal, self._digests[normal])
+        size = photo.shape[0] * photo.shape[1]
+        if size <= self._room:
+            self._held[place] = photo
+            self._room -= size
+        return photo
+
+
 def divide(
-    photos: Sequence[NDArray[np.uint8]],
+    photos: Photographs,
     labels: Sequence[NDArray[np.bool_]],
     model: ModelSpec,
     method: Method,
@@ -165,14 +208,12 @@ def divide(
     adapters are told of the label alone, so that what they make of those cells is how a defect ends there.
     """
     pieces = []
-    for place, (photo, label) in enumerate(zip(photos, labels, strict=True)):
+    for place, label in enumerate(labels):
         for number, region in enumerate(regions(label, method.region)):
-            cut = photo[region.window]
             outset = method.outset * max(region.label.shape) / model.image_size
-            told = widened(region.label, outset)
-            image, cells = network_image(cut, model), latent_mask(told, model)
+            cells = latent_mask(widened(region.label, outset), model)
             mask = grown(cells) if method.rim else cells
-            pieces.append(Piece(place, number, region, cut, image, mask, cells))
+            pieces.append(Piece(photos, place, number, region, mask, cells))
     return pieces
 
 
@@ -187,7 +228,7 @@ def paint(
     if not method.retries:
         everything = range(len(batch.pieces))
         painted = _attempt(engine, batch, method, seed, size, everything, 0, progress)
-        return lambda: _strokes(batch, engine.spec.model, everything, painted)
+        return lambda: _strokes(batch, engine.spec.model, everything, painted())
     left = 1.0
 
     def attempt(places: Sequence[int], number: int) -> list[Stroke]:
@@ -195,7 +236,7 @@ def paint(
         share = portion(progress, 1 - left, 1 - left * (1 - FIRST_ATTEMPT))
         left *= 1 - FIRST_ATTEMPT
         painted = _attempt(engine, batch, method, seed, size, places, number, share)
-        return _strokes(batch, engine.spec.model, places, painted)
+        return _strokes(batch, engine.spec.model, places, painted())
 
     strokes = refill(attempt, len(batch.pieces), min_fill=method.min_fill, retries=method.retries)
     progress(1.0)
@@ -211,15 +252,20 @@ def _attempt(
     places: Sequence[int],
     number: int,
     progress: Progress,
-) -> list[Painted]:
-    painted = []
+) -> Callable[[], list[Levels | None]]:
+    """Paint the regions at ``places``; returns what waits for the last of them, for None where one is not finite.
+
+    Numbers of networks, of four bytes and more, are in memory for two calls of them at a time and no longer.
+    """
+    levels: list[Levels | None] = []
+    waiting: deque[Painted] = deque()
     for start in range(0, len(places), size):
         pieces = [batch.pieces[place] for place in places[start : start + size]]
         seeds = [reseeded(seed, len(batch.samples[piece.place].rejected)) for piece in pieces]
         streams = [stream(batch.samples[piece.place].index, piece.number, number) for piece in pieces]
-        painted.append(
+        waiting.append(
             engine.paint(
-                np.stack([piece.image for piece in pieces]),
+                np.stack([network_image(piece.photo, engine.spec.model) for piece in pieces]),
                 np.stack([piece.mask for piece in pieces]),
                 labels=np.stack([piece.cells for piece in pieces]) if method.rim else None,
                 prompt=method.prompt,
@@ -230,29 +276,37 @@ def _attempt(
                 progress=portion(progress, start / len(places), (start + len(pieces)) / len(places)),
             )
         )
-    return painted
+        if len(waiting) > 1:
+            # A device is at work on the later ones meanwhile.
+            levels += _levels(waiting.popleft())
+    return lambda: levels + [one for painted in waiting for one in _levels(painted)]
 
 
-def _strokes(
-    batch: Batch, model: ModelSpec, places: Sequence[int], painted: Sequence[Painted]
-) -> list[Stroke]:
-    """Wait for what was painted, and measure it."""
-    images = (image for part in painted for image in part.images)
-    finite = (whole for part in painted for whole in part.finite)
+def _levels(painted: Painted) -> list[Levels | None]:
+    """Wait for pictures, in grey levels."""
     return [
-        _stroke(batch.pieces[place], image, bool(usable), model)
-        for place, image, usable in zip(places, images, finite, strict=True)
+        pixels(image) if usable else None
+        for image, usable in zip(painted.images, painted.finite, strict=True)
     ]
 
 
-def _stroke(piece: Piece, image: NDArray[np.float32], usable: bool, model: ModelSpec) -> Stroke:
-    if not usable:
+def _strokes(
+    batch: Batch, model: ModelSpec, places: Sequence[int], painted: Sequence[Levels | None]
+) -> list[Stroke]:
+    """Measure what was painted."""
+    return [
+        _stroke(batch.pieces[place], levels, model) for place, levels in zip(places, painted, strict=True)
+    ]
+
+
+def _stroke(piece: Piece, levels: Levels | None, model: ModelSpec) -> Stroke:
+    if levels is None:
         return Stroke(None, None)
-    levels = pixels(image)
-    region = piece.region
-    figures = measure(piece.photo, levels, region.label, model.latent_size)
+    photo, region = piece.photo, piece.region
+    figures = measure(photo, levels, region.label, model.latent_size, model.image_channels)
     figures = figures._replace(label_pixels=int(region.own.sum()))
-    return Stroke(levels, figures, round_trip(pixels(piece.image), levels, piece.mask[0] > 0))
+    before = pixels(network_image(photo, model))
+    return Stroke(levels, figures, round_trip(before, levels, piece.mask[0] > 0))
 
 
 def finish(
@@ -267,7 +321,8 @@ def finish(
         mine = [n for n, piece in enumerate(batch.pieces) if piece.place == place]
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
         label = batch.labels[place] if composited else decoded_label(batch.labels[place], model)
-        draw = partial(_composited, batch.photos[place], method) if composited else _decoded
+        photo = batch.photos[place]
+        draw = partial(_composited, photo, model, method) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
         image = draw(pieces, done) if complete else None
@@ -278,7 +333,7 @@ def finish(
         yield Result(
             sample.index,
             png(image) if image else None,
-            combined(figures) if complete else None,
+            combined(figures)._replace(label_pixels=int(label.sum())) if complete else None,
             png_of(label),
             latent_mask_cells=int(sum(piece.cells.sum() for piece in pieces)),
             regions=len(pieces),
@@ -286,16 +341,22 @@ def finish(
             weakest=min(stroke.fill for stroke in done),
             round_trip=median(stroke.round_trip for stroke in done),
             box=box,
-            thumbnail=thumbnails.draw(batch.photos[place], image, label, box) if image else None,
+            thumbnail=thumbnails.draw(photo, image, label, box) if image else None,
         )
 
 
 def _composited(
-    photo: NDArray[np.uint8], method: Method, pieces: Sequence[Piece], strokes: Sequence[Stroke]
+    photo: NDArray[np.uint8],
+    model: ModelSpec,
+    method: Method,
+    pieces: Sequence[Piece],
+    strokes: Sequence[Stroke],
 ) -> Image.Image:
     levels = [stroke.levels for stroke in strokes if stroke.levels is not None]
-    own = [piece.region for piece in pieces]
-    return Image.fromarray(pasted(photo, own, levels, exact=method.region is not None, rim=method.rim))
+    own, exact = [piece.region for piece in pieces], method.region is not None
+    return Image.fromarray(
+        pasted(photo, own, levels, exact=exact, rim=method.rim, channels=model.image_channels)
+    )
 
 
 def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:

@@ -2,16 +2,16 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from stage_rt.errors import ImageError, InputError, MaskError
+from stage_rt.errors import ImageError, InputError, MaskError, printable
 from stage_rt.images.inputs import fit_mask, read_header, read_image
 from stage_rt.images.masks import AS_IT_IS, read_mask
 from stage_rt.images.objects import find_object
@@ -43,6 +43,8 @@ Steps = Annotated[
     int | None, Field(ge=1, le=1000, description="Network calls a pair takes; the model's own if null.")
 ]
 File = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+Sentence = Annotated[str, BeforeValidator(printable)]
+"""It may quote a path, which need not be text on the disk."""
 
 
 class _Body(BaseModel):
@@ -106,8 +108,8 @@ class Token(_Body):
 class Fault(BaseModel):
     """What is wrong, and what to do about it."""
 
-    problem: str
-    remedy: str | None = None
+    problem: Sentence
+    remedy: Sentence | None = None
 
 
 class Refusal(BaseModel):
@@ -251,13 +253,9 @@ class PhotographState(BaseModel):
     height: int
 
 
-def gallery(photographs: Mapping[str, Path]) -> list[PhotographState]:
-    """All photographs with their sizes.
-
-    Raises:
-        ImageError: one cannot be read.
-    """
-    headers = {name: read_header(path) for name, path in photographs.items()}
+def photographs(server: Server) -> list[PhotographState]:
+    """All photographs that can be used, with their sizes."""
+    headers = server.gallery.headers()
     return [PhotographState(name=name, width=one.width, height=one.height) for name, one in headers.items()]
 
 
@@ -265,7 +263,7 @@ def request_of(order: PairOrder, server: Server) -> Request:
     """A pair's order, checked and decoded.
 
     Raises:
-        InputError, PromptError, ImageError, MaskError: it cannot be painted.
+        InputError, PromptError, GoneError, ImageError, MaskError: it cannot be painted.
     """
     book = server.shelf.book(_engine(order.engine, server), order.prompt)
     job = asked(order.prompt, order.seed, order.steps, order.min_fill, order.retries)
@@ -275,7 +273,7 @@ def request_of(order: PairOrder, server: Server) -> Request:
     content = (
         _decoded("image", order.image)
         if order.image is not None
-        else photograph(order.photograph or "", server).read_bytes()
+        else server.gallery.read(order.photograph or "", Path.read_bytes)
     )
     mask = _decoded("mask", order.mask)
     # One after the other, but let in together: a picture would be held while its mask waits.
@@ -290,20 +288,23 @@ def order_of(order: JobOrder, server: Server) -> tuple[Order, list[bytes]]:
     """A job's order, whose method and masks were checked, and the masks.
 
     Raises:
-        InputError, PromptError, MaskError: it cannot be painted.
+        InputError, PromptError, GoneError, ImageError, MaskError: it cannot be painted.
     """
     book = server.shelf.book(_engine(order.engine, server), order.prompt)
     resolve(asked(order.prompt, order.seed, order.steps), book.spec.model)
-    names = list(server.photographs) if order.photographs is None else order.photographs
-    if not names:
+    gallery, names = server.gallery, order.photographs
+    headers = (
+        gallery.headers() if names is None else {name: gallery.read(name, read_header) for name in names}
+    )
+    if not headers:
         raise InputError("there are no photographs to paint into", "start the server with `--normals`")
-    sizes = {(one.width, one.height) for one in (read_header(photograph(name, server)) for name in names)}
+    sizes = {(one.width, one.height) for one in headers.values()}
     masks = [_decoded("masks", mask) for mask in order.masks]
     for mask in masks:
         with server.decoding.taken(pixels_of(mask, MASK, MaskError)):
             _check_fits(mask, sizes)
     fields = order.model_dump(include={"prompt", "count", "seed", "steps", "vary"})
-    return Order(id="", engine=book.name, photographs=names, **fields), masks
+    return Order(id="", engine=book.name, photographs=names or list(headers), **fields), masks
 
 
 def _check_fits(mask: bytes, sizes: Set[tuple[int, int]]) -> None:
@@ -321,40 +322,28 @@ def like_the_real(order: MaskOrder, server: Server) -> NDArray[np.bool_]:
     """A label bool ``[H, W]`` made from a real mask for a photograph, as `stage_rt.run.supply` makes those of a run.
 
     Raises:
-        InputError, MaskError: there is no such photograph or no mask of that type.
+        InputError, GoneError, ImageError, MaskError: there is no such photograph or no mask of that type.
     """
     paths = server.masks.get(order.type)
     if paths is None:
         raise InputError(f"there are no masks of type {order.type!r}", "start the server with `--masks`")
     dice = Dice(order.seed, 0)
     path = paths[min(int(dice() * len(paths)), len(paths) - 1)]
-    with opened(photograph(order.photograph, server), server) as photo:
+    with opened(order.photograph, server) as photo:
         label = fit_mask(read_mask(path).label, (photo.shape[1], photo.shape[0]), path)
         return placed(label, find_object(photo), dice, mirrored_across(paths, AS_IT_IS, server.checks))
 
 
 @contextmanager
-def opened(path: Path, server: Server) -> Iterator[NDArray[np.uint8]]:
+def opened(name: str, server: Server) -> Iterator[NDArray[np.uint8]]:
     """A photograph of the gallery, uint8 ``[H, W, 3]``, in a block in which it counts as one that is decoded.
 
     Raises:
-        ImageError: as `stage_rt.images.inputs.read_image`.
+        InputError, GoneError, ImageError: as `stage_rt.serve.gallery.Gallery.read`.
     """
-    header = read_header(path)
+    header = server.gallery.read(name, read_header)
     with server.decoding.taken(header.width * header.height):
-        yield read_image(path)
-
-
-def photograph(name: str, server: Server) -> Path:
-    """The file of a photograph; a name is looked up and never made a path.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = server.photographs.get(name)
-    if path is None:
-        raise InputError(f"there is no photograph {name!r} in the gallery")
-    return path
+        yield server.gallery.read(name, read_image)
 
 
 def _engine(name: str | None, server: Server) -> str:

@@ -93,12 +93,16 @@ class _Room:
 
 
 class Driver:
-    """The thread; `close` ends it, and whoever still waits is told `ClosedError`. ``clock`` is that of deadlines."""
+    """The thread; `close` ends it, and whoever still waits is told `ClosedError`. ``clock`` is that of deadlines.
+
+    ``relieve`` gives memory of the device back where no slots fit into it, and says whether there was any to give.
+    """
 
     def __init__(
         self, *, clock: Callable[[], float] = time.monotonic, observe: Observer = _unobserved
     ) -> None:
         self._clock, self._observe = clock, observe
+        self.relieve: Callable[[], bool] = lambda: False
         self._scheduler = Scheduler()
         self._rooms: dict[Lane, _Room] = {}
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -299,15 +303,15 @@ class Driver:
             self._scheduler.open(lane, slots.size)
 
     def _fitted(self, opened: Callable[[], Slots]) -> Slots:
-        """Slots, in place of lanes that nobody is in where the device's memory is full."""
-        try:
-            return opened()
-        except DeviceMemoryError:
-            idle = [lane for lane, room in self._rooms.items() if not room.guests]
-            if not idle:
-                raise
+        """Slots, in place of lanes that nobody is in and of what else can go, where the device's memory is full."""
+        while True:
+            try:
+                return opened()
+            except DeviceMemoryError:
+                idle = [lane for lane, room in self._rooms.items() if not room.guests]
+                if not idle and not self.relieve():
+                    raise
             self._shut_all(idle, ClosedError("nobody is in it"))
-        return opened()
 
     def _shut_all(self, lanes: Iterable[Lane], error: BaseException) -> None:
         """Close all of them, whatever fails to close on the way."""

@@ -181,7 +181,8 @@ def cookie(token: str) -> str:
 
 def fault(problem: str, remedy: str | None = None) -> dict[str, Any]:
     """The body of every answer that is none."""
-    return {"error": {"problem": problem, "remedy": remedy}}
+    # Either may quote a path, which need not be text on the disk.
+    return {"error": {"problem": printable(problem), "remedy": remedy and printable(remedy)}}
 
 
 def _open(path: str) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from stage_rt.run.thumbnails import SIDE
 from stage_rt.run.writer import png, png_of
 from stage_rt.serve import api, news
 from stage_rt.serve.driver import ClosedError, LateError
+from stage_rt.serve.gallery import GoneError
 from stage_rt.serve.guard import COOKIE, Guard, cookie, fault, same
 from stage_rt.serve.jobs import Night
 from stage_rt.serve.metrics import Figures
@@ -46,8 +48,8 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
 )
-Name = Annotated[str, InPath(max_length=255)]
-"""Of a pair, a job or a photograph."""
+Name = Annotated[str, InPath(max_length=1024)]
+"""Of a pair, a job or a photograph, each byte of which may be told by four characters."""
 
 
 class NotFoundError(InputError):
@@ -62,7 +64,7 @@ def application(server: Server, token: str | None, figures: Figures, log: loggin
         summary="Paints realistic defects into photographs, exactly inside a mask.",
         docs_url=None,
         redoc_url=None,
-        responses={422: {"model": api.Refusal}},
+        responses={404: {"model": api.Refusal}, 422: {"model": api.Refusal}},
     )
     _faults(app, figures, log)
     _watched(app, server, figures)
@@ -84,8 +86,13 @@ def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
             answer = told(429, error.problem, error.remedy)
             answer.headers["retry-after"] = str(error.seconds)
             return answer
-        kinds = ((NotFoundError, 404), (InputError, 422), (LateError, 504), (ClosedError, 503))
-        status = next((status for kind, status in kinds if isinstance(error, kind)), 500)
+        kinds = (
+            ((NotFoundError, GoneError), 404),
+            ((InputError,), 422),
+            ((LateError,), 504),
+            ((ClosedError,), 503),
+        )
+        status = next((status for some, status in kinds if isinstance(error, some)), 500)
         return told(status, error.problem, error.remedy)
 
     @app.exception_handler(RequestValidationError)
@@ -140,7 +147,7 @@ def _given(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/photographs", summary="The gallery of good photographs.")
     def photographs() -> list[api.PhotographState]:
-        return api.gallery(server.photographs)
+        return api.photographs(server)
 
     @app.get("/v1/photographs/{name}", summary="A photograph as PNG.", response_class=_Png)
     def photograph(name: Name) -> Response:
@@ -244,10 +251,14 @@ def _jobs(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/jobs/{name}/files/{path:path}", summary="A file of its run, as its report's page.")
     def files(name: Name, path: Annotated[str, InPath(max_length=1000)]) -> Response:
-        found = _listed(known(name).run, path)
-        if found is None or found.suffix not in _TYPES:
+        folder, content = known(name).run, None
+        # A report is replaced as a whole, while somebody looks at it too.
+        with suppress(FileNotFoundError):
+            found = _listed(folder, path)
+            content = found.read_bytes() if found and found.suffix in _TYPES else None
+        if content is None:
             raise NotFoundError("there is no such file in the run")
-        return Response(found.read_bytes(), media_type=_TYPES[found.suffix])
+        return Response(content, media_type=_TYPES[Path(path).suffix])
 
 
 def _page(app: FastAPI, token: str | None) -> None:
@@ -320,11 +331,12 @@ def _done(pair: Pair) -> Any:
     return pair.result
 
 
-def _known(name: str, server: Server) -> Path:
+def _known(name: str, server: Server) -> str:
     try:
-        return api.photograph(name, server)
+        server.gallery.path(name)
     except InputError as error:
         raise NotFoundError(error.problem) from None
+    return name
 
 
 def _kept() -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 A job's folder holds ``job.json``, the ``masks`` that were sent and ``run``, which is a run as any other. The file is
 synced before the job is accepted; jobs are painted one after the other in the order in which they came, by
-`stage_rt.run.fill.fill`, which goes on where it was cut off.
+`stage_rt.run.fill.fill`, which goes on where it was cut off. A hidden file beside them keeps what the run came to, so
+that no start reads the manifests of all jobs there ever were.
 """
 
+import json
 import re
 import shutil
 import threading
@@ -12,14 +14,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stage_rt.errors import DatasetError, InputError, MaskError, StageError, first_line, unforeseen
-from stage_rt.files import write_atomic
+from stage_rt.errors import (
+    DatasetError,
+    InputError,
+    MaskError,
+    StageError,
+    first_line,
+    printable,
+    unforeseen,
+)
+from stage_rt.files import identity, recall, remember, write_atomic
 from stage_rt.progress import Progress
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
@@ -32,7 +42,7 @@ from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.shelf import BusyError, Shelf
 from stage_rt.spec import MANIFEST_FILE, PairRecord
 
-JOB_FILE, MASKS, RUN = "job.json", "masks", "run"
+JOB_FILE, MASKS, RUN, COUNTS_FILE = "job.json", "masks", "run", ".counts"
 WAIT = 5.0
 """Seconds until a job whose engine found no memory, or left it to somebody who waits, is tried again."""
 PATIENCE = 600.0
@@ -190,11 +200,13 @@ class Jobs:
             except Exception as error:
                 if not (self._stopping and isinstance(error, ClosedError)):
                     self._failed(night, error)
+            if night.order.state in ("failed", "cancelled"):
+                night.counts = _tallied(night)
 
     def _failed(self, night: Night, error: Exception) -> None:
         """Say why a job is not painted; on disk it waits, if the next start may find that mended."""
         if isinstance(error, StageError):
-            self._set(night, "failed", str(error), kept=isinstance(error, FOR_GOOD))
+            self._set(night, "failed", printable(str(error)), kept=isinstance(error, FOR_GOOD))
             return
         self._tell(f"job {night.order.id} failed: {unforeseen(error)}")
         if isinstance(error, OSError):
@@ -254,7 +266,7 @@ class Jobs:
                 watch.recorder.end("failed", str(error))
                 raise
             watch.recorder.end("done", "every sample is")
-            night.counts = _counted(night)
+            night.counts = _tallied(night)
 
     def _normals(self, order: Order) -> list[Path]:
         missing = [name for name in order.photographs if name not in self._photographs]
@@ -292,10 +304,26 @@ class Jobs:
 
 def _remembered(night: Night) -> Night:
     """How far a job came before."""
-    night.counts = _counted(night)
+    night.counts = _tallied(night)
     done = night.order.state == "done"
     night.share = 1.0 if done else min(night.counts.done / night.order.count, 1.0)
     return night
+
+
+def _tallied(night: Night) -> Counts:
+    """What a job's run came to, as it was kept, unless its manifest is another one by now: then it is counted."""
+    manifest, kept = identity(night.run / MANIFEST_FILE), night.folder / COUNTS_FILE
+    content = recall(kept)
+    # What another release kept may have other fields.
+    with suppress(ValueError, TypeError):
+        of, counts = json.loads(content or b"")
+        if manifest is not None and tuple(of) == manifest:
+            return Counts(**counts)
+    counted = _counted(night)
+    if manifest is not None and manifest == identity(night.run / MANIFEST_FILE):
+        with suppress(OSError):
+            remember(kept, json.dumps([manifest, asdict(counted)]).encode())
+    return counted
 
 
 def _counted(night: Night) -> Counts:

@@ -16,10 +16,11 @@ from stage_rt.errors import InputError, StageError, first_line, unforeseen
 from stage_rt.images import layouts
 from stage_rt.images.regions import regions
 from stage_rt.loading import load
-from stage_rt.run.checks import Checks
+from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.writer import defect_type
 from stage_rt.serve.driver import ClosedError, Driver, Observer
 from stage_rt.serve.executor import CancelledError, Terms
+from stage_rt.serve.gallery import Gallery
 from stage_rt.serve.jobs import Jobs
 from stage_rt.serve.kept import Kept
 from stage_rt.serve.pairs import Pair, Preview, Request, Room, painted
@@ -79,16 +80,17 @@ class Server:
         over: Callable[[Pair, float], None] = _unseen,
         load: Load = load,
     ) -> None:
-        self.photographs = _named(layouts.normals(settings.normals) if settings.normals else [])
+        self.gallery = Gallery(layouts.normals(settings.normals) if settings.normals else [])
         self.driver = Driver(observe=observe) if observe else Driver()
         try:
             self.shelf = Shelf(settings.engines, settings.memory, self.driver, load=load)
             self.masks, self.checks = _masks(settings.masks, self.shelf), Checks()
-            self.jobs = Jobs(settings.data / "jobs", self.shelf, self.photographs, tell)
+            self.jobs = Jobs(settings.data / "jobs", self.shelf, self.gallery.paths, tell)
         except BaseException:
             self.driver.close()
             raise
         self._kept, self._tell, self._over = Kept(settings.data / "accepted"), tell, over
+        self._checked = settings.data / CHECKS_FILE
         self._pool = ThreadPoolExecutor(HANDS, "stage-rt-pair")
         self.decoding, self._finishing = Room(), Room()
         self._lock = threading.Lock()
@@ -99,8 +101,13 @@ class Server:
         self.ready = self.draining = False
 
     def start(self) -> None:
-        """Load and warm up the engines, then begin with the jobs that wait."""
+        """Load and warm up the engines and see to the photographs, then begin with the jobs that wait.
+
+        Raises:
+            EngineError, DeviceError, BackendError: an engine cannot be used.
+        """
         self.shelf.warm()
+        self.gallery.check(self._checked, self.decoding, self._tell, lambda: not self.draining)
         self.jobs.start()
         with self._lock:
             self.ready = not self.draining
@@ -242,10 +249,6 @@ class Server:
                 break
             kept -= size
             del self._pairs[name]
-
-
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    return {path.name: path for path in paths}
 
 
 def _masks(folder: Path | None, shelf: Shelf) -> Mapping[str, Sequence[Path]]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from stage_rt.folders import read_engine
 from stage_rt.loading import load
 from stage_rt.machine import cores
 from stage_rt.noise import PhiloxNoise
+from stage_rt.run.sample import readable
 from stage_rt.samplers import check_sampler
 from stage_rt.serve.driver import Driver, shared, slot_count
 from stage_rt.serve.executor import SharedExecutor, Terms
@@ -68,7 +69,8 @@ class Shelf:
 
     Args:
         folders: of engines; no two have the same name.
-        budget: bytes that engines may take together; the one that was not used for longest goes first.
+        budget: bytes that engines may take together; the one that was not used for longest goes first. Where a device
+            has less, engines take turns as if that were the budget.
         driver: loads and closes them, and drives them.
 
     Raises:
@@ -80,6 +82,7 @@ class Shelf:
         self._driver, self._budget, self._load = driver, budget, load
         self._lock = threading.Condition()
         self._loaded: dict[str, _Loaded] = {}
+        self._beside: dict[str, int] = {}
         self._uses = 0
         self._awaiting: set[Terms] = set()
         self._insisting: Terms | None = None
@@ -96,6 +99,7 @@ class Shelf:
                     "give a larger `--memory`",
                 )
             self.books[book.name] = book
+        driver.relieve = self._relieve
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -145,13 +149,18 @@ class Shelf:
                 self._lock.notify_all()
 
     def warm(self) -> None:
-        """Load what fits, and run every network of it once, so that nobody has to wait for that."""
+        """Load what fits, and run every network of it once, so that nobody has to wait for that.
+
+        Raises:
+            EngineError, DeviceError, BackendError: an engine cannot be loaded.
+        """
         for book in self.books.values():
-            room = self._budget - sum(self.books[name].bytes for name in self._loaded)
-            if book.bytes <= room:
-                # Lanes that do not fit beside one another take turns.
-                with suppress(DeviceMemoryError):
-                    self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
+            try:
+                self._driver.call(lambda book=book: self._warm(book))  # type: ignore[misc]
+            except DeviceMemoryError:
+                # Lanes that do not fit beside one another take turns; an engine has to fit alone.
+                if book.name not in self._loaded:
+                    raise
 
     def close(self) -> None:
         """Give the memory of all engines back, whatever fails on the way.
@@ -203,6 +212,8 @@ class Shelf:
                             user.wish.cancel()
                 return None
             held = held or self._fetch(book, leaving)
+            if held is None:
+                return None
             self._uses += 1
             held.users.append(terms)
             held.used = self._uses
@@ -221,7 +232,7 @@ class Shelf:
         Raises:
             BusyError: it does not fit beside those in use.
         """
-        taken = sum(self.books[name].bytes for name in self._loaded)
+        taken, room = self._taken(), self._room(book)
         waited_for = terms.priority is Priority.INTERACTIVE
         going = [
             (bool(one.users), one.used, name)
@@ -230,18 +241,42 @@ class Shelf:
         ]
         leaving = []
         for _, _, name in sorted(going):
-            if taken + book.bytes > self._budget:
+            if taken > room:
                 leaving.append(name)
                 taken -= self.books[name].bytes
-        if taken + book.bytes > self._budget:
+        if taken > room and len(leaving) < len(self._loaded):
             raise _busy(book)
         return leaving
 
-    def _fetch(self, book: Book, leaving: Sequence[str]) -> _Loaded:
+    def _taken(self) -> int:
+        """Bytes that engines in memory take."""
+        return sum(self.books[name].bytes for name in self._loaded)
+
+    def _room(self, book: Book) -> int:
+        """Bytes that others may take beside an engine, as far as is known."""
+        room = self._budget - book.bytes
+        return min(room, self._beside.get(book.name, room))
+
+    def _fetch(self, book: Book, leaving: Sequence[str]) -> _Loaded | None:
+        """Load an engine in place of others; None where the device has no room for it beside those that are left."""
         for name in leaving:
             self._drop(name)
-        held = self._loaded[book.name] = _Loaded(self._load(book.folder))
+        try:
+            held = self._loaded[book.name] = _Loaded(self._load(book.folder))
+        except DeviceMemoryError:
+            if not self._loaded:
+                raise
+            self._beside[book.name] = self._taken() - 1
+            return None
         return held
+
+    def _relieve(self) -> bool:
+        """Close the engine that nobody uses and that was not used for longest; whether there was one."""
+        with self._lock:
+            idle = [(one.used, name) for name, one in self._loaded.items() if not one.users]
+            if idle:
+                self._drop(min(idle)[1])
+        return bool(idle)
 
     def _drop(self, name: str) -> None:
         with ExitStack() as closing:
@@ -251,7 +286,10 @@ class Shelf:
     def _warm(self, book: Book) -> None:
         with self._lock:
             held = self._loaded.get(book.name)
-            held = held or self._fetch(book, self._leaving(book, Terms(Priority.NIGHT)))
+            if held is None and self._taken() <= self._room(book):
+                held = self._fetch(book, ())
+        if held is None:
+            return
         model, engine = book.spec.model, held.engine
         engine.executor.encode(
             np.zeros((1, model.image_channels, model.image_size, model.image_size), np.float32)
@@ -292,4 +330,4 @@ def _book(folder: Path) -> Book:
     on_cpu = spec.devices == ["cpu"]
     files = sum((folder / name).stat().st_size for name in spec.files)
     size = slot_count(spec.batch, cores(), on_cpu=on_cpu)
-    return Book(folder.resolve().name, folder, spec, size, round(RESIDENT * files) + spec.workspace)
+    return Book(readable(folder.resolve()), folder, spec, size, round(RESIDENT * files) + spec.workspace)

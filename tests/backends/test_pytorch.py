@@ -145,6 +145,27 @@ def test_steps_are_recorded_in_one_pool_that_lasts_as_long_as_the_backend(tmp_pa
         assert stand_in.inside == ["another"]
 
 
+def test_what_recordings_took_is_given_back_and_the_next_one_has_a_pool_of_its_own(tmp_path, monkeypatch):
+    backend, stand_in = module.PyTorchBackend(tmp_path, described()), StandIn()
+
+    class Pool:
+        def __del__(self):
+            stand_in.calls.append("pool is gone")
+
+    stand_in.cuda.MemPool = Pool
+    monkeypatch.setattr(backend, "_torch", stand_in)
+    backend.forget_recorded()
+    assert stand_in.calls == []
+    for _ in range(2):
+        with backend.recording():
+            pass
+        assert stand_in.calls == []
+        backend.forget_recorded()
+        # In the other order PyTorch would keep what the pool had reserved.
+        assert stand_in.calls == ["pool is gone", "empty_cache"]
+        stand_in.calls.clear()
+
+
 @pytest.mark.parametrize(("backend", "maker"), [("inductor", "compile_network"), ("torch", "trace_network")])
 def test_a_network_is_made_and_compared_without_tf32(backend, maker, monkeypatch, tmp_path):
     from stage_rt.export import pytorch as builder

@@ -2,16 +2,25 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from process_ids import gone
 
 GPU = Path(__file__).parents[2] / "benchmarks" / "gpu"
-DEVICE, SOURCE = "Some GPU", "0123456789abcdef"
+KEY = {
+    "source": "0123456789abcdef",
+    "device": "Some GPU",
+    "mode": "full",
+    "driver": "580.159.04",
+    "torch": "2.13.0+cu130",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +36,8 @@ def begin(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "out").mkdir()
 
-    def begun(*, budget=60, source=SOURCE, device=DEVICE):
-        return bench.Bench(tmp_path / "work", tmp_path / "out", "full", device, source, budget)
+    def begun(*, budget=60, **other):
+        return bench.Bench(tmp_path / "work", tmp_path / "out", KEY | other, budget)
 
     return begun
 
@@ -70,31 +79,42 @@ def test_a_part_that_fails_costs_no_other(begin, tmp_path):
     assert "the GPU fell off" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_a_part_that_takes_too_long_is_ended_with_all_it_started(begin, tmp_path):
-    pids = tmp_path / "pids"
-    code = (
-        "import subprocess, sys, time, os\n"
+def sleeps(pids):
+    """A process that starts another and, once it has told their numbers in a file, sleeps with it."""
+    return (
+        "import os, subprocess, sys, time\n"
         "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{helper.pid}}')\n"
+        f"open('{pids}.part', 'w').write(f'{{os.getpid()}} {{helper.pid}}')\n"
+        f"os.rename('{pids}.part', {str(pids)!r})\n"
         "time.sleep(600)"
     )
-    bench, start = begin(), time.monotonic()
-    assert not bench.do(part("slow", code, seconds=3))
-    assert time.monotonic() - start < 30
-    assert bench.failed() == {"slow": "it took longer than 3 s"}
-    assert pids.is_file()
-    started, end = pids.read_text().split(), time.monotonic() + 10
-    while any(alive(pid) for pid in started):
+
+
+def told(pids):
+    """The numbers that are in the file once it is there."""
+    until(pids.is_file)
+    return [int(pid) for pid in pids.read_text().split()]
+
+
+def ended(pids):
+    until(lambda: all(map(gone, pids)))
+
+
+def until(holds):
+    end = time.monotonic() + 20
+    while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def alive(pid):
-    """Whether a process runs; one that nobody waits for stays in the table, dead."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def test_a_part_that_takes_too_long_is_ended_with_all_it_started(begin, tmp_path):
+    pids = tmp_path / "pids"
+    bench, start = begin(), time.monotonic()
+    assert not bench.do(part("slow", sleeps(pids), seconds=3))
+    assert time.monotonic() - start < 30
+    assert bench.failed() == {"slow": "it took longer than 3 s"}
+    assert pids.is_file()
+    ended(told(pids))
 
 
 def test_helpers_that_live_on_neither_hold_a_part_up_nor_share_the_gpu_with_the_next(begin):
@@ -120,27 +140,38 @@ def test_the_same_command_goes_on_where_it_was_cut(begin, tmp_path):
     assert again.failed() == {}
 
 
-def test_it_goes_on_after_a_kill_in_the_middle_of_a_part(begin, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_it_goes_on_after_a_kill_in_the_middle_of_a_part_of_which_nothing_is_left(begin, tmp_path, signum):
     begin()
+    pids = tmp_path / "pids"
     code = (
         f"import sys; sys.path.insert(0, {str(GPU)!r})\n"
         "from pathlib import Path\nimport bench, parts\n"
-        f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), 'full',"
-        f" {DEVICE!r}, {SOURCE!r}, 60)\n"
+        f"at = bench.Bench(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r}), {KEY!r}, 60)\n"
         f"at.do(parts.Part('a', 20, [sys.executable, '-c', {gives(1)!r}]))\n"
-        "at.do(parts.Part('b', 20, [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']))\n"
+        f"at.do(parts.Part('b', 20, [sys.executable, '-c', {sleeps(pids)!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     while "b ..." not in process.stderr.readline():
         pass
-    process.kill()
+    started = told(pids)
+    process.send_signal(signum)
     process.wait()
     process.stderr.close()
+    ended(started)
     assert begin().finished() == {"a": {"value": 1}}
 
 
-@pytest.mark.parametrize("other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}])
-def test_rows_of_another_source_or_gpu_do_not_count(begin, other):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"source": "fedcba9876543210"},
+        {"device": "Another GPU"},
+        {"driver": "590.44.01"},
+        {"torch": "2.14.0+cu130"},
+    ],
+)
+def test_rows_of_another_source_gpu_driver_or_torch_do_not_count(begin, other):
     begin().do(part("a", gives(1)))
     bench = begin(**other)
     assert bench.finished() == {}
@@ -159,6 +190,44 @@ def test_an_engine_that_is_not_on_this_machine_is_compiled_again(begin, tmp_path
     assert not made.exists()
     assert begin().do(part("other", **reads))
     assert made.exists()
+
+
+def test_what_a_check_of_other_sources_found_is_not_published(begin, tmp_path):
+    found, result = [{"shape": [1], "passed": True}], tmp_path / "out" / "gpu-some-gpu.json"
+    written = f"open({str(tmp_path / 'work/kernels.json')!r}, 'w').write({json.dumps(found)!r}); "
+    begin().do(part("kernels", written + "print('1 FAIL'); raise SystemExit(1)"))
+    for source, expected in ((KEY["source"], found), ("fedcba9876543210", [])):
+        begin(source=source)
+        assert json.loads(result.read_text())["kernels"] == expected
+
+
+@pytest.mark.parametrize(
+    "other", [{"source": "fedcba9876543210"}, {"device": "Another GPU"}, {"torch": "2.14.0+cu130"}]
+)
+def test_engines_of_another_source_gpu_or_torch_are_not_measured(begin, tmp_path, other):
+    import bench
+    from parts import Place, plan
+
+    def loop(key):
+        engines = bench.own_engines(tmp_path / "work", key)
+        place = Place(tmp_path / "work", engines, tmp_path / "driver", None)
+        planned = next(part for part in plan("full", place) if part.name == "loop_fp16_32_compiled")
+        read, compiled = (json.loads(each.command[-1]) for each in (planned, planned.before))
+        assert read["engines"] == compiled["engines"] == str(engines)
+        code = f"from pathlib import Path; at = Path({str(planned.made)!r}); "
+        written = f"at.parent.mkdir(parents=True); at.write_text({json.dumps(key)!r}); "
+        before = part("compile", code + written + gives(1))
+        return part("loop", f"{code}print(at.read_text())", before=before, made=planned.made)
+
+    assert begin().do(loop(KEY))
+    other = KEY | other
+    assert begin(**other).do(loop(other))
+    assert begin(**other).finished()["loop"] == other
+    # That of before is gone; what is measured with another driver or in another mode is the same engine.
+    assert len(list((tmp_path / "work" / "engines").iterdir())) == 1
+    again = begin(driver="590.44.01", **{name: other[name] for name in ("source", "device", "torch")})
+    assert again.do(loop(other | {"driver": "590.44.01", "mode": "quick"}))
+    assert "compile" not in again.finished()
 
 
 def test_a_part_that_crashes_is_told_of_with_its_signal_and_its_place(begin, tmp_path):
@@ -185,6 +254,52 @@ def test_what_needs_a_check_that_failed_is_not_begun(begin):
     assert bench.failed() == {"check": "its bus", "b": "check failed"}
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (
+            "@pytest.mark.gpu\ndef test_b():\n    pytest.skip('PyCUDA is not installed')",
+            "1 skipped: PyCUDA is not installed",
+        ),
+        (
+            "@pytest.mark.gpu\n@pytest.mark.skipif(True, reason='no GPU')\ndef test_b(): pass",
+            "1 skipped: no GPU",
+        ),
+        ("pytest.skip('no torch', allow_module_level=True)", "1 skipped: no torch"),
+        ("def test_b(): pass", None),
+    ],
+)
+def test_a_check_that_skipped_a_test_has_not_passed(begin, tmp_path, code, reason):
+    from parts import Part, Place, plan
+
+    passes = "import pytest\n\n@pytest.mark.gpu\ndef test_a(): pass\n\n"
+    checked = [tmp_path / "test_a.py", tmp_path / "test_b.py"]
+    checked[0].write_text(passes)
+    checked[1].write_text(f"import pytest\n\n{code}\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    planned = next(
+        part for part in plan("full", Place(tmp_path, tmp_path, tmp_path, None)) if part.name == "loop_checks"
+    )
+    check = Part("loop_checks", 60, [*planned.command[:-1], *map(str, checked)])
+    bench = begin()
+    assert bench.do(check) == (reason is None)
+    assert bench.failed() == ({"loop_checks": reason} if reason else {})
+    assert begin().finished() == ({} if reason else {"loop_checks": "pass"})
+    checked[1].write_text(passes)
+    again = begin()
+    assert again.do(check)
+    assert again.failed() == {}
+
+
+def test_a_check_of_no_test_has_not_passed(begin, tmp_path):
+    (tmp_path / "test_a.py").write_text("def test_a(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    bench = begin()
+    command = [sys.executable, "-P", str(GPU / "unskipped.py"), "-m", "gpu", str(tmp_path)]
+    assert not bench.do(part("loop_checks", "")._replace(command=command, seconds=60))
+    assert bench.failed() == {"loop_checks": "no test was run"}
+
+
 def test_no_part_is_begun_without_time(begin):
     bench = begin(budget=5)
     assert not bench.do(part("a", gives(1)))
@@ -194,7 +309,7 @@ def test_no_part_is_begun_without_time(begin):
 def test_checks_come_first_then_the_batches_with_targets(tmp_path):
     from parts import CHECKS, COMPILER, Place, plan
 
-    place = Place(tmp_path, tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
+    place = Place(tmp_path, tmp_path / "engines", tmp_path / "driver", Path("/usr/bin/compute-sanitizer"))
     names = [part.name for part in plan("full", place)]
     assert names[: len(CHECKS)] == [*(check for check in CHECKS if check != COMPILER), "machine"]
     assert names[len(CHECKS) : names.index("loop_fp16_1_compiled") + 1] == [
@@ -249,6 +364,85 @@ def test_what_is_there_is_not_carried(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) == {str(path) for path in left}
     assert set(tmp_path.glob("*.whl")) - set(left) == set(kept)
+
+
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
+def test_wheels_are_for_the_processor_that_is_here(tmp_path, processor):
+    python, asked, wheels = tmp_path / "python", tmp_path / "asked", tmp_path / "wheels"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nprintf "%s\\n" "$*" >> {asked}\n'
+    )
+    python.chmod(0o755)
+    wheels.mkdir()
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    compiled = {
+        each: wheels / f"pycuda-2026.1-{tag}-{tag}-linux_{each}.whl" for each in ("x86_64", "aarch64")
+    }
+    for path in compiled.values():
+        path.touch()
+    places = {"PYTHON": str(python), "WHEELS": str(wheels), "_PYTHON_HOST_PLATFORM": f"linux-{processor}"}
+    done = subprocess.run(
+        ["bash", str(GPU / "carry.sh")], env=os.environ | places, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    # PyCUDA for this processor is there already, so nothing is compiled but stage-rt.
+    assert [each for each, path in compiled.items() if path.exists()] == [processor]
+    built, fetched = asked.read_text().splitlines()
+    assert built.startswith("-m pip wheel ")
+    words = fetched.split()
+    platforms = [after for word, after in pairwise(words) if word == "--platform"]
+    assert f"manylinux_2_28_{processor}" in platforms
+    assert all(each.endswith(f"_{processor}") for each in platforms)
+
+
+@pytest.fixture
+def first_day(tmp_path):
+    """``first_day(python)`` is what run.sh says at last, which ends where it finds the wheels to be old ones."""
+    (tmp_path / "work/wheels").mkdir(parents=True)
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho '#$ TOP={tmp_path}' >&2\n")
+    nvcc.chmod(0o755)
+
+    def run(python, **environment):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        kept["PATH"] = f"{nvcc.parent}:{kept['PATH']}"
+        places = {"PYTHON": str(python), "WORK": str(tmp_path / "work")}
+        command = ["bash", str(GPU / "run.sh")]
+        done = subprocess.run(command, env=kept | places | environment, capture_output=True, text=True)
+        assert done.returncode == 1
+        return done.stderr.splitlines()[-1]
+
+    return run
+
+
+def torch_in(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "torch.py").write_text(
+        "from types import SimpleNamespace\nversion = SimpleNamespace(cuda='13.0')\n"
+    )
+    return folder
+
+
+def test_a_pytorch_that_the_user_installed_for_himself_is_seen(first_day, tmp_path):
+    python, user = sys._base_executable, {"PYTHONUSERBASE": str(tmp_path / "user")}
+    asked = subprocess.run([python, "-m", "site", "--user-site"], env=user, capture_output=True, text=True)
+    if asked.returncode:
+        pytest.skip("this Python has no packages of the user")
+    torch_in(Path(asked.stdout.strip()))
+    assert "the wheels in" in first_day(python, **user)
+    seen = [tmp_path / "work/venv/bin/python", "-c", "import torch; print(torch.version.cuda)"]
+    assert subprocess.run(seen, env=user, capture_output=True, text=True).stdout == "13.0\n"
+
+
+def test_a_pytorch_that_no_venv_sees_is_told_of_before_anything_is_built(first_day, tmp_path):
+    python = tmp_path / "bin/python"
+    elsewhere = torch_in(tmp_path / "elsewhere")
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={elsewhere} exec {sys._base_executable} "$@"\n')
+    python.chmod(0o755)
+    assert first_day(python) == (
+        "run.sh: PyTorch is where a venv cannot see it: install it into the site-packages of PYTHON=..."
+    )
 
 
 @pytest.mark.parametrize("script", ["run.sh", "carry.sh", "source.sh"])

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stage_rt.bench import stages as module
 from stage_rt.bench.result import Result, Row, Spread
 from stage_rt.cli import main
 from stage_rt.folders import read_engine
+from stage_rt.loading import load
 from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 
@@ -128,6 +130,73 @@ def test_other_steps_are_longer_loops_and_nothing_else():
     whole = row(2, prepare=1, paint=9)
     assert whole.pairs_an_hour(steps=50, own=100) == pytest.approx(3600 * 2 / 19)
     assert whole.outside is None
+
+
+class Device:
+    """An executor whose work takes the seconds that ``clock`` is told: 3 to encode, 0.5 a step, 7 to decode."""
+
+    def __init__(self, executor, clock):
+        self._executor, self._clock = executor, clock
+        self.slots, self.close = executor.slots, executor.close
+
+    def encode(self, images):
+        self._clock.now += 3
+        return self._executor.encode(images)
+
+    def sample(self, *arguments, steps, **options):
+        self._clock.now += steps / 2
+        return self._executor.sample(*arguments, steps=steps, **options)
+
+    def decode(self, latent):
+        self._clock.now += 0.25
+        return Decoding(self._executor.decode(latent), self._clock)
+
+
+class Decoding:
+    def __init__(self, painted, clock):
+        self._painted, self._clock, self._waited = painted, clock, False
+
+    @property
+    def images(self):
+        self._clock.now += 0 if self._waited else 6.75
+        self._waited = True
+        return self._painted.images
+
+    @property
+    def finite(self):
+        assert self.images is not None
+        return self._painted.finite
+
+
+def test_an_autoencoder_on_a_gpu_is_no_part_of_the_steps(bench, engine_folder, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def opened(folder, notify):
+        engine = load(engine_folder)
+        return engine.over(Device(engine.executor, clock))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(module, "load", opened)
+    folder = shutil.copytree(engine_folder, tmp_path / "engine")
+    rewrite(folder / "engine.json", devices=["sm90"])
+    found, path = result(tmp_path, bench, folder, "--batch", "2")
+    (measured,) = Result.model_validate(found).rows
+    assert {stage: spread.median for stage, spread in measured.stages.items()} == {
+        **{"prepare": 0, "encode": 3, "paint": 5, "decode": 7, "compose": 0, "write": 0}
+    }
+    assert measured.pairs_an_hour(steps=10, own=200) == pytest.approx(3600 * 2 / (3 + 100 + 7))
+    assert measured.outside is None
+    again = ("--batch", "2", "--rounds", "1", "--compare", path)
+    assert bench(folder, *again)[1].endswith("\nbatch 2: 1.00 times the pairs an hour\n")
+
+    # As it was measured before: its loop may hold 10 of 15 seconds that no step takes.
+    stages = found["rows"][0]["stages"]
+    stages["paint"] = found["rows"][0]["whole"]
+    del stages["encode"], stages["decode"]
+    path.write_text(json.dumps(found))
+    assert bench(folder, *again)[1].endswith(
+        "\nwhich took its autoencoder for a part of every step then: measure it again\n"
+    )
 
 
 def test_an_engine_without_counted_operations_has_no_rate(bench, engine_folder, tmp_path):

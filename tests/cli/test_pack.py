@@ -1,6 +1,7 @@
 """`stage-rt pack` as a user meets it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fake_engine import FakeEngine, ten_pairs
@@ -27,7 +28,8 @@ def pack(tmp_path, monkeypatch, capsys):
 def test_it_tells_what_is_on_which_side(pack):
     assert pack("run", "-o", "set", "--format", "yolo", "--normals", "normals") == (
         0,
-        "9 pairs in `set`\ntrain 7 pairs: 4 good, 7 hole\nval   2 pairs: 1 good, 2 hole\nleft out: 1 failed\n",
+        "9 pairs in `set`\ntrain 7 pairs (7 hole), 4 good photographs\n"
+        "val   2 pairs (2 hole), 1 good photograph\nleft out: 1 failed\n",
         "",
     )
 
@@ -44,12 +46,37 @@ def test_json(pack):
 def test_what_mvtec_cannot_hold_is_told(pack):
     code, out, err = pack("run", "-o", "set", "--format", "mvtec", "--split", "0.6", "--normals", "normals")
     assert code == 0
-    assert "train 0 pairs: 3 good\nval   3 pairs: 2 good, 3 hole\n" in out
-    assert err.startswith("notice: 6 pairs were left out, as their photographs are in `train/good`: ")
+    assert out == (
+        "3 pairs in `set`\ntrain 3 good photographs\ntest  3 pairs (3 hole), 2 good photographs\n"
+        "left out: 1 failed, 6 painted into train/good\n"
+    )
+    assert err == (
+        "notice: 6 pairs left out, as their photographs are in `train/good`: `--split 0` keeps every pair and leaves "
+        "`train/good` empty, a `--split` below 0.6 or more photographs that nothing was painted into keep more\n"
+    )
     code, out, err = pack("run", "-o", "other", "--format", "mvtec")
     assert (code, err) == (
         0,
         "notice: `train/good` is empty, which anomalib does not train on: add `--normals DIR`\n",
+    )
+
+
+def test_the_split_that_a_notice_names_keeps_every_pair(pack):
+    code, out, err = pack("run", "-o", "set", "--format", "mvtec", "--split", "0", "--normals", "normals")
+    assert (code, out) == (
+        0,
+        "9 pairs in `set`\ntrain nothing\ntest  9 pairs (9 hole), 5 good photographs\nleft out: 1 failed\n",
+    )
+    assert err == (
+        "notice: `train/good` is empty, which anomalib does not train on: take a larger `--split`\n"
+    )
+
+
+def test_one_pair_is_no_pairs(pack, tmp_path):
+    job = ten_pairs(tmp_path)
+    fill(FakeEngine(), replace(job, count=1, normals=job.normals[:1]), tmp_path / "single")
+    assert pack("single", "-o", "set", "--format", "yolo", "--split", "1")[1] == (
+        "1 pair in `set`\ntrain 1 pair (1 hole)\nval   nothing\n"
     )
 
 

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
+import typer
 from fake_engine import PROMPT, FakeEngine, contents, labels, photographs, stand_in
 from PIL import Image
 
-from stage_rt.cli import main
+from stage_rt.cli import app, main
 from stage_rt.errors import EngineError
+from stage_rt.run.night import Outlook
 
 
 @pytest.fixture
@@ -83,6 +86,30 @@ def test_one_pair_a_mask_and_the_largest_batch_are_the_defaults(synth):
     engine = FakeEngine(batch=3)
     synth(engine)
     assert engine.batches == [[0, 1, 2], [3]]
+
+
+def test_one_pair_is_no_pairs(synth, here):
+    assert synth(count=1)[1].startswith("1 pair in `run` (1 new)\n")
+    assert synth(output="other", count=1, flags=["--dry-run"])[1].startswith("tile+hole: 1 pair\n")
+
+
+def test_the_options_stand_in_panels(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    command = typer.main.get_command(app).commands["synth"]
+    panels = {option.name: option.rich_help_panel for option in command.params if option.opts[0][:1] == "-"}
+    assert {name for name, panel in panels.items() if panel is None} == {"on_finish", "as_json"}
+    with pytest.raises(SystemExit):
+        main(["synth", "--help"])
+    told = capsys.readouterr().out
+    assert re.findall(r"^\S─ (.+?) ─", told, re.MULTILINE) == [
+        "Arguments",
+        "Options",
+        "What, and where to",
+        "How much, and how long",
+        "How it looks",
+        "Labels",
+        "Machines",
+    ]
 
 
 def test_options_reach_the_run(synth, here):
@@ -398,6 +425,26 @@ def test_a_dry_run_says_what_it_will_come_to_and_paints_nothing(night, here):
     assert not (here / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("steps", "flags", "told"),
+    [
+        (1000, [], "that is at 1000 steps; at `--steps 100` about 2 h 0 min (docs/performance.md)\n"),
+        (1000, ["--steps", "200"], ""),
+        (1000, ["--sampler", "repaint"], ""),
+        (50, [], ""),
+    ],
+)
+def test_a_dry_run_at_all_steps_says_what_a_hundred_take(synth, monkeypatch, steps, flags, told):
+    found = Outlook({PROMPT: 4}, seconds=72_000, bytes=3 * 2**20)
+    monkeypatch.setattr("stage_rt.cli.filling.outlook", lambda engine, made: found)
+    assert synth(FakeEngine(steps=steps), ["--dry-run", *flags]) == (
+        0,
+        "tile+hole: 4 pairs\nabout 20 h 0 min in one process and 3 MiB, without what is painted again\n"
+        f"{told}nothing was painted\n",
+        "",
+    )
+
+
 def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
     night(*TYPES)
     synth(output="single", count=4)
@@ -480,7 +527,7 @@ def test_a_list_of_rejected_pairs_is_painted_again(synth, here):
     text = json.dumps({"format": 1, "rejected": [{"type": "hole", "index": 2, "image": image}]})
     (here / "list.json").write_text(text)
     code, out, err = synth(reject="list.json")
-    assert (code, err) == (0, "notice: 1 rejected pairs are painted again, 0 were before\n")
+    assert (code, err) == (0, "notice: 1 rejected pair to be painted again, 0 painted before\n")
     assert out.startswith("4 pairs in `run` (1 new)\n")
     after = contents(here / "run")
     changed = {name for name in before if name.startswith("test/") and before[name] != after[name]}

@@ -1,11 +1,12 @@
 """The whole engine on softcuda: the CPU engine's images, in batches that fit, decoded beside the loop."""
 
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from fake_engine import contents, labels, photographs
-from gpu_engine import SHORT, contexts, inputs, loaded
+from gpu_engine import SHORT, contexts, inputs, loaded, paint
 from mock_networks import CHANNELS, SCALE, SIDE, HostBackend, MockBackend, denoiser, spec, unet
 
 from stage_rt.cuda.executor import DeviceExecutor
@@ -159,6 +160,71 @@ def test_a_full_memory_at_load_halves_the_batch_and_says_so(make, machine, notic
     assert (UNET, 2) in backend.opened
     engine.paint(images, masks, prompt="tile+hole", noise=noise)
     assert len(notices) == 1
+
+
+class Pooling(MockBackend):
+    """As PyTorch does, its UNet fills a pool while steps are recorded, which stays until it is forgotten."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.pool, self.inside, self.forgotten = [], False, 0
+
+    def network(self, graph, batch):
+        network = super().network(graph, batch)
+        if graph == UNET:
+            enqueue = network.enqueue
+
+            def filling(stream):
+                while self.inside and len(self.pool) < 20 * batch:
+                    self.pool.append(self.machine.allocate(10_000))
+                enqueue(stream)
+
+            network.enqueue = filling
+        return network
+
+    @contextmanager
+    def recording(self):
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+    def forget_recorded(self):
+        self.forgotten += bool(self.pool)
+        while self.pool:
+            self.machine.free(self.pool.pop())
+
+
+def test_what_a_batch_that_did_not_fit_has_recorded_is_given_back_before_half_of_it_is_tried(
+    make, machine, notices
+):
+    engine, backend = make(backend=Pooling)
+    images, masks, noise = inputs(4)
+    # The loop of one fits, that of two fits alone, and that of four fills the memory up to the last of its pool.
+    machine.memory = machine.used + 700_000
+    one = [each[:1] for each in (images, masks)]
+    engine.paint(*one, prompt="tile+hole", noise=noise.select(slice(0, 1)))
+    assert (len(backend.pool), backend.forgotten) == (20, 0)
+    painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    np.testing.assert_array_equal(painted.images, expected.images)
+    (notice,) = notices
+    assert notice.endswith("so a batch of 4 is done in batches of 2")
+    assert (len(backend.pool), backend.forgotten) == (40, 1)
+
+
+def test_what_was_recorded_stays_while_slots_need_it(make):
+    engine, backend = make(backend=Pooling)
+    first, second = (engine.executor.slots("a", 2) for _ in range(2))
+    paint(engine)
+    engine.executor.slots("a", 2).close()
+    assert backend.forgotten == 0
+    first.close()
+    second.close()
+    paint(engine, 1)
+    engine.executor.slots("a", 2).close()
+    assert backend.forgotten == 1
 
 
 def test_a_full_memory_in_the_loop_halves_the_batch_and_starts_the_part_again(make, machine, notices):

@@ -127,7 +127,7 @@ def test_a_wrong_option_link_or_path_is_found() -> None:
 def test_the_two_commands_of_the_readme(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they stand, with the words in capitals replaced and fewer pairs."""
+    """As they stand, with the words in capitals replaced, fewer pairs and the fewer steps of the test's model."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for folder, count in (("GOOD", 2), ("MASKS", 2)):
@@ -139,7 +139,7 @@ def test_the_two_commands_of_the_readme(
                 pixels[10:20, 10 + n : 24] = 255
             Image.fromarray(pixels).save(tmp_path / folder / f"{n}.png")
     first, second = commands((ROOT / "README.md").read_text())[:2]
-    replaced = {"MODEL": str(model_folder), "bottle+crack": "tile+crack", "500": "3"}
+    replaced = {"MODEL": str(model_folder), "bottle+crack": "tile+crack", "500": "3", "100": "10"}
     for arguments in (first, second):
         with pytest.raises(SystemExit) as exited:
             main([replaced.get(word, word) for word in arguments])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-from descriptions import relist
+from descriptions import relist, rewrite
 
-from stage_rt.engines.build import build
+from stage_rt.engines import builders
+from stage_rt.engines.build import build, is_current
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests
 from stage_rt.folders import read_engine
+from stage_rt.loading import load
 from stage_rt.spec import ENGINE_FILE, EngineSpec
 
 
@@ -83,6 +85,8 @@ def test_a_damaged_engine_is_a_miss(own, tmp_path):
         {"dtype": "fp16"},
         {"batch": [1, 2, 4]},
         {"graphs_fingerprint": "1" * 64},
+        {"gpu": "another card"},
+        {"builder": "1" * 64},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -102,6 +106,44 @@ def test_an_engine_of_another_version_is_built_again(own, tmp_path):
     path = tmp_path / "engine" / ENGINE_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"library_version": "0.0.1"}))
     assert built(own, tmp_path / "engine")
+
+
+def test_an_engine_of_another_builder_is_built_again(own, tmp_path, monkeypatch):
+    """What a release builds with the same library is not what the last one built."""
+    code = Path(shutil.copytree(Path(builders.__file__).parent, tmp_path / "code"))
+    monkeypatch.setattr(builders, "__file__", str(code / "builders.py"))
+    engine, how = tmp_path / "engine", {"backend": "onnxruntime", "batch": [1, 2]}
+    assert built(own, engine, origin="0" * 64)
+    assert not built(own, engine, origin="0" * 64)
+    assert is_current(engine, "0" * 64, dtype="fp32", **how)
+    with (code / "onnxruntime.py").open("a") as file:
+        file.write("\nNEW = True\n")
+    assert not is_current(engine, "0" * 64, dtype="fp32", **how)
+    assert built(own, engine, origin="0" * 64)
+    assert is_current(engine, "0" * 64, dtype="fp32", **how)
+
+
+def test_every_file_of_the_builders_counts(tmp_path, monkeypatch):
+    installed = Path(builders.__file__).parent
+    code = Path(shutil.copytree(installed, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__")))
+    here = builders.sources()
+    monkeypatch.setattr(builders, "__file__", str(code / "builders.py"))
+    assert builders.sources() == here
+    found = {here}
+    for path in sorted(code.iterdir()):
+        path.write_text(path.read_text() + "#")
+        found.add(builders.sources())
+    assert len(found) == 1 + len(list(code.iterdir())) > 10
+
+
+def test_an_engine_of_an_earlier_release_is_served_and_built_again(own, tmp_path):
+    """It says nothing of its builder."""
+    built(own, tmp_path / "engine")
+    rewrite(tmp_path / "engine" / ENGINE_FILE, builder=None)
+    assert '"builder"' not in (tmp_path / "engine" / ENGINE_FILE).read_text()
+    load(tmp_path / "engine").close()
+    assert built(own, tmp_path / "engine")
+    assert read_engine(tmp_path / "engine").builder == builders.sources()
 
 
 def test_pairs_that_were_painted_into_an_engine_survive_its_next_build(own, tmp_path):

@@ -310,6 +310,28 @@ def test_full_tensorrt_is_built_by_the_same_code(driver, graphs, tmp_path, monke
         assert sha256(tmp_path / "again.engine") == sha256(tmp_path / "plan.engine")
 
 
+# TensorRT-RTX has no timings to keep, as above.
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+def test_a_plan_that_another_card_was_tuned_on_is_built_again(graphs, tmp_path, monkeypatch):
+    """Both are of one generation, which is all that the engine asks for when it is loaded."""
+    monkeypatch.setitem(
+        sys.modules, "tensorrt", sys.modules.get("tensorrt_rtx") or import_module("tensorrt_rtx")
+    )
+    monkeypatch.setattr(
+        tensorrt_gpu, "_configure", lambda trt, config: target(config, trt.ComputeCapability.SM89)
+    )
+    monkeypatch.setattr(tensorrt_gpu, "_keep", lambda trt, config: None)
+    engine, found = tmp_path / "engine", []
+    for name in ("the smaller card", "the larger card"):
+        card = fake_gpu.Driver()
+        card.name, card.sm = name, (8, 9)
+        with installed(card, monkeypatch):
+            again = [quick(graphs("fp16"), engine, backend="tensorrt", targets=None) for _ in range(2)]
+        spec = read_engine(engine)
+        found.append((again, spec.gpu, spec.devices))
+    assert found == [([True, False], name, ["sm89"]) for name in ("the smaller card", "the larger card")]
+
+
 def target(config, capability):
     config.num_compute_capabilities = 1
     config.set_compute_capability(capability, 0)

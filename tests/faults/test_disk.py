@@ -12,6 +12,7 @@ from fake_engine import PROMPT, FakeEngine, command, contents, labels, photograp
 from stage_rt.errors import ExitCode, RunError, StageError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
+from stage_rt.run.ledger import disk_failures
 
 TESTS = Path(__file__).parents[1] / "support"
 
@@ -65,6 +66,23 @@ def test_the_disk_fills_up_at_any_write(job, tmp_path):
         fill(FakeEngine(), job, run)
         assert contents(run) == contents(tmp_path / "whole")
     assert failures >= 4 * 5
+
+
+def test_what_could_not_be_read_is_not_said_to_be_written(tmp_path):
+    def told(do):
+        with pytest.raises(StageError) as error, disk_failures(tmp_path):
+            do()
+        return str(error.value)
+
+    gone = tmp_path / "gone.png"
+    assert told(gone.read_bytes).startswith(f"reading `{gone}` failed (No such file or directory): mend that")
+    place = tmp_path / "no folder" / "new.png"
+    assert told(lambda: place.open("xb")).startswith(f"writing to `{place}` failed (No such file or")
+
+    def broken():
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(gone))
+
+    assert told(broken).startswith(f"reading or writing `{gone}` failed (Input/output error): mend that")
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,44 @@ def test_grain_beside_another_label_is_the_photographs_and_no_ghost_of_that_pain
     for order in (both, both[::-1]):
         pictures = painted if order is both else painted[::-1]
         np.testing.assert_array_equal(pasted(photo, order, pictures, exact=True)[there], alone[there])
+
+
+def coloured(side: int) -> np.ndarray:
+    """A grained surface of a brown that is far from black and white."""
+    return np.clip(textured(side).astype(int) + np.array([40, 0, -40]), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_paint_of_one_channel_leaves_a_photograph_its_colour(exact):
+    photo, label = coloured(96), np.zeros((96, 96), dtype=bool)
+    label[40:60, 30:70] = True
+    [region] = regions(label, None)
+    painted = [np.full((48, 48, 3), 90, dtype=np.uint8)]
+    result = pasted(photo, [region], painted, exact=exact, channels=1).astype(int)
+    for one, other in ((0, 1), (1, 2)):
+        np.testing.assert_array_equal(
+            result[..., one] - result[..., other], photo[..., one].astype(int) - photo[..., other]
+        )
+    grey = np.asarray(Image.fromarray(result.astype(np.uint8)).convert("L"))
+    assert grey[label].mean() == pytest.approx(90, abs=5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_photograph_without_colour_gets_the_same_bytes_whatever_the_channels(exact):
+    photo = RNG.integers(0, 256, (60, 80, 1), dtype=np.uint8).repeat(3, axis=2)
+    label = np.zeros((60, 80), dtype=bool)
+    label[20:30, 25:45] = label[50:53, 70:75] = True
+    own = regions(label, RegionView(least=16, context=0.5, slender=4.0))
+    painted = [RNG.integers(0, 256, (32, 32, 1), dtype=np.uint8).repeat(3, axis=2) for _ in own]
+    one, three = (pasted(photo, own, painted, exact=exact, channels=channels) for channels in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    assert (one != photo).any()
+
+
+def test_paint_of_one_channel_ends_at_black_and_white():
+    photo = np.full((32, 32, 3), (250, 128, 10), dtype=np.uint8)
+    [region] = regions(np.ones((32, 32), dtype=bool), None)
+    seen = int(np.asarray(Image.fromarray(photo).convert("L"))[0, 0])
+    for change, expected in ((60, [255, 188, 70]), (-60, [190, 68, 0])):
+        painted = [np.full((16, 16, 3), seen + change, dtype=np.uint8)]
+        assert pasted(photo, [region], painted, exact=False, channels=1)[16, 16].tolist() == expected

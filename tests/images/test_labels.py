@@ -119,3 +119,18 @@ def test_the_round_trip_is_the_same_at_every_scale_of_the_photograph():
     after[8:16, 8:16] = 0
     assert round_trip(before, after, mask) == pytest.approx(20, abs=1)
     assert round_trip(before, before, mask) == LEAST_CHANGE
+
+
+def test_paint_of_one_channel_is_measured_as_it_is_put_into_a_photograph_in_colour():
+    """Of the luminance that the networks were shown, and not of the mean of red, green and blue."""
+    photo, label = picture(), square()
+    photo[:] = (0, 0, 255)
+    painted = np.full((SIDE, SIDE, 3), 29, dtype=np.uint8)
+    assert measure(photo, painted, label, CELLS, 1).contrast == 0
+    painted[label] = 129
+    found = measure(photo, painted, label, CELLS, 1)
+    # Blue is full and stays so.
+    assert found.contrast == pytest.approx(200 / 3, abs=0.1)
+    assert found.fill == 1
+    painted[label] = 0
+    assert measure(photo, painted, label, CELLS, 1).contrast == pytest.approx(-29 / 3, abs=0.1)

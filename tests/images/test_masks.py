@@ -98,6 +98,56 @@ def test_a_chosen_class_alone_is_labelled(tmp_path: Path) -> None:
         read_mask(path, Reading(value=7))
 
 
+VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]
+"""Colours of the first classes of PASCAL VOC, whose grey values are 0, 38, 75 and 113."""
+
+
+def in_palette(path: Path, indices: object, colours: list[tuple[int, int, int]]) -> Path:
+    image = Image.fromarray(np.array(indices, dtype=np.uint8), mode="P")
+    image.putpalette([value for colour in colours for value in colour])
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_a_class_is_a_number_in_the_palette(tmp_path: Path, suffix: str) -> None:
+    path = in_palette(tmp_path / f"a.{suffix}", [[0, 1, 2, 3, 1]], VOC)
+    assert read_mask(path, Reading(value=1)).label.tolist() == [[False, True, False, False, True]]
+    assert read_mask(path, Reading(value=3)).label.tolist() == [[False, False, False, True, False]]
+    with pytest.raises(MaskError, match="has no pixel of the value 38"):
+        read_mask(path, Reading(value=38))
+    with pytest.raises(MaskError, match=r"shows several classes \(1, 2, 3\): .* `--mask-class N`"):
+        read_mask(path)
+    assert read_mask(path, Reading(threshold=0.4)).label.tolist() == [[False, False, False, True, False]]
+
+
+def test_a_palette_turned_by_exif_is_turned_with_its_numbers(tmp_path: Path) -> None:
+    image = Image.open(in_palette(tmp_path / "a.png", [[0, 1, 2], [0, 0, 0]], VOC))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "b.png", exif=exif)
+    label = read_mask(tmp_path / "b.png", Reading(value=2)).label
+    assert label.tolist() == [[False, False], [False, False], [False, True]]
+
+
+@pytest.mark.parametrize("colours", [[(0, 0, 0), (255, 255, 255)], [(0, 0, 0), (0, 0, 200)]])
+def test_a_palette_of_two_colours_is_labelled_where_it_is_brighter(
+    tmp_path: Path, colours: list[tuple[int, int, int]]
+) -> None:
+    path = in_palette(tmp_path / "a.png", [[0, 1, 0]], colours)
+    assert read_mask(path).label.tolist() == [[False, True, False]]
+    inverted = in_palette(tmp_path / "b.png", [[0, 1, 0]], colours[::-1])
+    assert read_mask(inverted).label.tolist() == [[True, False, True]]
+
+
+def test_a_palette_that_is_a_ramp_of_grey_is_the_grey_it_shows(tmp_path: Path) -> None:
+    ramp = [(value, value, value) for value in range(256)]
+    path = in_palette(tmp_path / "a.png", [[0, 60, 200, 61]], ramp)
+    assert read_mask(path, Reading(value=60)).label.tolist() == [[False, True, False, False]]
+    with pytest.raises(MaskError, match=r"shows several classes \(60, 61, 200\)"):
+        read_mask(path)
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.0, 3), (0.25, 2), (0.5, 1), (200 / 255, 1)])
 def test_a_threshold_is_a_share_of_white(tmp_path: Path, share: float, count: int) -> None:
     path = saved(tmp_path / "a.png", [[0, 60, 200, 70]])

@@ -15,6 +15,7 @@ from fake_engine import FakeEngine, contents, labels, manifest, opened, photogra
 from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, MissingExtraError, RunError
+from stage_rt.files import sha256
 from stage_rt.images.inputs import network_mask
 from stage_rt.packs import FORMATS
 from stage_rt.packs.pack import Request, pack
@@ -87,6 +88,31 @@ def doubled(tmp_path_factory):
     job = Job(normals, labels(folder / "masks", 4), "tile+hole", 8, 1, composite=True, batch=4)
     fill(FakeEngine(), job, folder / "run")
     return folder
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_photographs_whose_names_become_one_text_are_told_apart(tmp_path, count):
+    """Names on a disk need not be text, and those of a manifest are; one pair uses one of two, eight use both."""
+    paths = photographs(tmp_path / "normals", 2)
+    normals = [
+        path.rename(os.fsdecode(os.fsencode(path.parent) + name))
+        for path, name in zip(paths, (b"/gut_\xfc.png", b"/gut_\xfd.png"), strict=True)
+    ]
+    job = Job(normals, labels(tmp_path / "masks", 4), "tile+hole", count, 1, composite=True, batch=4)
+    fill(FakeEngine(), job, tmp_path / "run")
+    lines = manifest(tmp_path / "run")
+    assert {line["normal"] for line in lines} == {"gut_\ufffd.png"}
+    used = {line["normal_sha256"] for line in lines}
+    assert len(used) == min(count, 2)
+    request = Request([tmp_path / "run"], "coco", split=1, normals=[tmp_path / "normals"])
+    assert pack(request, tmp_path / "pack").pictures["train"] == {"hole": count, "good": 2}
+    [changed] = [path for path in normals if sha256(path) in used][:1]
+    photograph = np.asarray(opened(changed)).copy()
+    photograph[0, 0] ^= 255
+    changed.unlink()  # The run may hold a link to it.
+    Image.fromarray(photograph).save(changed)
+    with pytest.raises(DatasetError, match=r"does not hold the photographs of `.*run` as they were"):
+        pack(request, tmp_path / "other")
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -292,6 +292,23 @@ def test_pictures_are_sent_to_processes_as_files_that_are_gone_in_the_end(
     assert not left.parent.exists()
 
 
+def test_two_evaluations_do_not_share_a_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = trials.learn, []
+
+    def interrupted(*arguments):
+        if not asked:
+            asked.append(1)
+            with pytest.raises(InputError, match=r"another evaluation is writing `.*r`: wait for it to end"):
+                evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+        return real(*arguments)
+
+    monkeypatch.setattr(trials, "learn", interrupted)
+    assert len(evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)["rows"]) == 3
+    assert asked
+
+
 def test_segmenters_trained_side_by_side_are_those_trained_in_turn(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,16 @@ def test_without_compositing_the_decoded_image_and_its_mask_are_written(job, run
     assert set(np.unique(mask)) == {0, 255}
 
 
+@pytest.mark.parametrize("composite", [True, False])
+def test_the_manifest_counts_the_pixels_of_the_mask_that_is_written(job, run, composite):
+    fill(FakeEngine(), replace(job, composite=composite), run)
+    lines = manifest(run)
+    assert len(lines) == 10
+    for line in lines:
+        _, mask = pair(run, line)
+        assert line["label_pixels"] == np.count_nonzero(mask)
+
+
 def test_a_label_too_thin_for_the_decoded_image_is_in_its_mask(job, run, tmp_path):
     side = 320
     dot = np.zeros((side, side), np.uint8)
@@ -109,6 +119,40 @@ def test_grey_photographs_stay_grey_to_the_byte(job, run, tmp_path, channels):
     photo = np.asarray(opened(tmp_path / "grey" / line["normal"]))
     assert image.ndim == 2
     np.testing.assert_array_equal(image[beyond], photo[beyond])
+
+
+def test_photographs_keep_their_colour_under_networks_of_one_channel(job, run, tmp_path):
+    folder, rng = tmp_path / "brown", np.random.default_rng(0)
+    folder.mkdir()
+    for n in range(5):
+        shades = rng.integers(100, 140, (30, 40, 1)) + np.array([30, 0, -30])
+        Image.fromarray(shades.astype(np.uint8)).save(folder / f"{n}.png")
+    fill(FakeEngine(channels=1), replace(job, normals=sorted(folder.iterdir())), run)
+    for line in manifest(run):
+        image, mask = pair(run, line)
+        photo, label = np.asarray(opened(folder / line["normal"])).astype(int), mask > 0
+        difference = image[label].astype(int) - photo[label]
+        # The paint is dark, so that blue often ends at black.
+        free = image[label].min(axis=1) > 0
+        assert free.any()
+        assert (difference[free] == difference[free][:, :1]).all()
+        assert difference[:, 0].mean() < -60
+        assert line["contrast"] == pytest.approx(difference.mean(), abs=1)
+
+
+def test_a_grey_photograph_has_the_same_pixels_however_it_was_saved(job, tmp_path):
+    grey, colour = photographs(tmp_path / "grey", 5, mode="L"), tmp_path / "colour"
+    colour.mkdir()
+    for path in grey:
+        opened(path).convert("RGB").save(colour / path.name)
+    fill(FakeEngine(channels=1), replace(job, normals=grey), tmp_path / "a")
+    fill(FakeEngine(channels=1), replace(job, normals=sorted(colour.iterdir())), tmp_path / "b")
+    for one, other in zip(manifest(tmp_path / "a"), manifest(tmp_path / "b"), strict=True):
+        (shades, _), (painted, _) = pair(tmp_path / "a", one), pair(tmp_path / "b", other)
+        np.testing.assert_array_equal(np.repeat(shades[..., None], 3, axis=2), painted)
+        assert [one[name] for name in ("fill", "leak", "contrast")] == [
+            other[name] for name in ("fill", "leak", "contrast")
+        ]
 
 
 def test_the_same_job_makes_the_same_bytes_and_another_seed_others(job, tmp_path):

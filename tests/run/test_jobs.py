@@ -97,6 +97,39 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
     assert str(refused.value).isprintable()
 
 
+FORGOTTEN_DASH = """
+- prompt: tile+hole
+  normals: good
+  masks: holes
+  prompt: tile+crack
+  normals: good
+  masks: cracks
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "field"),
+    [
+        ("a.yaml", FORGOTTEN_DASH, 5, "prompt"),
+        ("a.yaml", "- {prompt: a, normals: n, masks: m, count: 5,\n   'count': 5}", 2, "count"),
+        ("a.jsonl", '\n{"prompt": "a", "normals": "n", "masks": "m", "count": 5, "count": 7}', 2, "count"),
+        ("a.jsonl", '{"prompt": "a", "\\u0070rompt": "b", "normals": "n", "masks": "m"}', 1, "prompt"),
+    ],
+)
+def test_a_field_that_a_job_has_twice_is_refused(tmp_path, name, text, line, field):
+    path = written(tmp_path, text, name)
+    with pytest.raises(InputError) as refused:
+        read_jobs(path, {})
+    assert str(refused.value) == (
+        f"`{path}` line {line} gives `{field}` of one job a second time: remove one, or begin another job"
+    )
+
+
+def test_what_a_job_takes_from_another_it_may_say_otherwise(tmp_path):
+    text = "- &first {prompt: a, normals: n, masks: m, count: 5}\n- <<: *first\n  prompt: b\n  count: 7"
+    assert [(job.prompt, job.count) for job in read_jobs(written(tmp_path, text), {})] == [("a", 5), ("b", 7)]
+
+
 def test_a_line_that_is_no_json_and_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="line 2 is no JSON: write one object a line"):
         read_jobs(written(tmp_path, '{"prompt": "a", "normals": "n", "masks": "m"}\n{', "jobs.jsonl"), {})

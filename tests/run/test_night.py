@@ -1,6 +1,7 @@
 """Several types in one folder: each a run of its own, resumed, grown and joined by others to the same bytes."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ from fake_engine import FakeEngine, contents, labels, manifest
 
 from stage_rt.errors import MaskError, RunError
 from stage_rt.progress import silent
+from stage_rt.run import night
 from stage_rt.run.fill import fill
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.painters import Alone
+from stage_rt.samplers import repaint
 
 
 @pytest.fixture
@@ -148,6 +151,61 @@ def test_a_damaged_type_that_a_command_does_not_name_is_named(jobs, run):
         paint(jobs[1:], run)
 
 
+@pytest.mark.parametrize("name", ["test/hole/000000.png", "ground_truth/hole/000003_mask.png"])
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_damaged_pair_of_a_type_that_a_command_does_not_name_is_named(jobs, run, tmp_path, name, damage):
+    """Before anything is painted, and naming its type as well is what mends it."""
+    paint(jobs[:1], run)
+    if damage == "gone":
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(b"of another pair")
+    before, engine = contents(run), FakeEngine()
+    with pytest.raises(RunError) as refusal:
+        paint(jobs[1:], run, engine)
+    assert str(refusal.value) == (
+        f"`{run / name}` of 'tile+hole' is missing or not as it was painted, and the report shows it: "
+        "name its type too, and it is painted again"
+    )
+    assert engine.batches == []
+    assert {path: content for path, content in contents(run).items() if path != ".lock"} == {
+        path: content for path, content in before.items() if path != ".lock"
+    }
+    paint(jobs, run)
+    paint(jobs, tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_pair_that_the_report_does_not_show_may_be_missing(jobs, run):
+    """Of fourteen it shows twelve at full size, and of the others the small pictures that it has."""
+    paint([replace(jobs[0], count=14)], run)
+    (run / "test/hole/000013.png").unlink()
+    paint(jobs[1:], run)
+    shutil.rmtree(run / "report/thumbnails/hole")
+    engine = FakeEngine()
+    with pytest.raises(RunError, match=r"test/hole/000013.png` of 'tile\+hole' is missing or not as it was"):
+        paint([replace(jobs[1], count=6)], run, engine)
+    assert engine.batches == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_pair_that_goes_while_another_type_is_painted_is_no_failed_write(jobs, run, damage):
+    paint(jobs[:1], run)
+    path = run / "test/hole/000000.png"
+
+    def spoil(share):
+        if share > 0.5 and path.exists():
+            path.unlink()
+            if damage == "cut":
+                path.write_bytes(b"\x89PNG")
+
+    with pytest.raises(
+        RunError, match=r"^`.*000000.png`, which the report shows, is missing or damaged: give the"
+    ):
+        paint(jobs[1:], run, progress=spoil)
+    paint(jobs, run)
+
+
 def test_nothing_is_begun_while_a_file_of_any_type_is_bad(jobs, run):
     jobs[1].masks[2].write_bytes(b"")
     with pytest.raises(MaskError, match=r"^tile\+crack: `.*002_mask.png`"):
@@ -174,3 +232,14 @@ def test_the_outlook_counts_pairs_and_measures_a_few_steps(jobs, run):
     assert 50 * 5 * 0.01 < found.seconds < 50 * 5 * 0.03
     assert 15 * 40 * 30 < found.bytes < 15 * 40 * 30 * 3
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("stage", 50), ("sdas", 20), ("repaint", repaint.calls(50))])
+def test_the_outlook_counts_calls_and_not_levels(jobs, monkeypatch, sampler, calls):
+    """RePaint goes down every stretch of levels ten times."""
+    monkeypatch.setattr(night, "_seconds_a_step", lambda *_: 2.0)
+    engine = FakeEngine(steps=50)
+    made = plans(engine.spec, [replace(job, sampler=sampler) for job in jobs], notify=ignore)
+    # Ten pairs and five, four at a time.
+    assert outlook(engine, made).seconds == (3 + 2) * calls * 2.0
+    assert repaint.calls(50) > 5 * 50

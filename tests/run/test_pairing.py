@@ -1,10 +1,11 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stage_rt.errors import DatasetError
-from stage_rt.images.inputs import Header
+from stage_rt.images.inputs import Header, same_aspect
 from stage_rt.run import pairing
 
 RECORDED = [("n2", "m1"), ("n0", "m0"), ("n1", "m1"), ("n0", "m0"), ("n1", "m1"), ("n2", "m0")]
@@ -72,3 +73,71 @@ def test_no_mask_of_a_fitting_shape_is_an_error_that_tells_the_shapes():
 
 def test_the_largest_seed_is_a_seed():
     assert len(pair(files("n", (8, 8)), files("m", (8, 8)), count=3, seed=2**64 - 1)[0]) == 3
+
+
+def of_shapes(prefix: str, rng: np.random.Generator, count: int) -> dict[Path, Header]:
+    sides = rng.integers(50, 60, count).tolist()
+    return files(prefix, *[(side, side * int(rng.integers(1, 3))) for side in sides])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_mask_gets_the_least_used_of_all_photographs_in_which_it_shows(share):
+    rng = np.random.default_rng(round(10 * share))
+    normals, masks = of_shapes("n", rng, 30), of_shapes("m", rng, 12)
+    seen = {(mask, header[:2]): rng.random() < share for mask in masks for header in normals.values()}
+    allowed = {
+        mask: [
+            place
+            for place, normal in enumerate(normals.values())
+            if same_aspect(header[:2], normal[:2]) and seen[mask, normal[:2]]
+        ]
+        for mask, header in masks.items()
+    }
+
+    def shows(mask, drawn, size):
+        assert drawn == masks[mask][:2]
+        return seen[mask, size]
+
+    if not any(allowed.values()):
+        with pytest.raises(DatasetError, match="every mask is so small"):
+            pairing.pair(normals, masks, count=1, seed=4, shows=shows)
+        return
+    chosen, left_out = pairing.pair(normals, masks, count=200, seed=4, shows=shows)
+    assert left_out == [mask for mask in masks if not allowed[mask]]
+    uses, of_masks = [0] * len(normals), list(masks)
+    for normal, mask in chosen.tolist():
+        ranked = [
+            (uses[place], pairing._ranks(len(normals), 4, uses[place])[place], place)
+            for place in allowed[of_masks[mask]]
+        ]
+        assert normal == min(ranked)[2]
+        uses[normal] += 1
+
+
+def test_a_mask_is_asked_of_the_sizes_that_it_comes_to():
+    normals, masks = files("n", *[(100 + n,) * 2 for n in range(50)]), files("m", *[(100, 100)] * 40)
+    asked = set()
+
+    def shows(mask, drawn, size):
+        asked.add((mask, size))
+        return True
+
+    pairing.pair(normals, masks, count=30, seed=0, shows=shows)
+    assert len(asked) <= 40 + 30
+
+
+def test_a_stop_while_masks_are_asked_is_heard_at_the_next_one():
+    asked = []
+
+    def shows(mask, drawn, size):
+        asked.append(mask)
+        return True
+
+    def stop(share):
+        if asked:
+            raise KeyboardInterrupt
+
+    normals, masks = files("n", (100, 100), (90, 90)), files("m", *[(100, 100)] * 40)
+    with pytest.raises(KeyboardInterrupt):
+        pairing.pair(normals, masks, count=30, seed=0, shows=shows, progress=stop)
+    assert len(asked) == 1

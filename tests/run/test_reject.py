@@ -29,7 +29,7 @@ def test_rejected_pairs_get_another_image_and_the_others_keep_theirs(job, run):
     engine, told = FakeEngine(), []
     summary = fill(engine, job, run, rejected=listed(run, 3, 8), notify=told.append)
     assert (summary.written, summary.pairs) == (2, 10)
-    assert told == ["2 rejected pairs are painted again, 0 were before"]
+    assert told == ["2 rejected pairs to be painted again, 0 painted before"]
     assert engine.batches == [[0, 1, 2, 3], [8, 9]]
     after = images(run)
     assert {index for index in before if before[index] != after[index]} == {3, 8}
@@ -49,7 +49,7 @@ def test_the_same_list_again_asks_for_nothing_and_another_for_a_third_image(job,
     fill(FakeEngine(), job, run, rejected=first)
     whole, engine, told = contents(run), FakeEngine(), []
     fill(engine, job, run, rejected=first, notify=told.append)
-    assert told == ["0 rejected pairs are painted again, 1 were before"]
+    assert told == ["0 rejected pairs to be painted again, 1 painted before"]
     assert engine.batches == []
     assert contents(run) == whole
     fill(FakeEngine(), job, run, rejected=listed(run, 3))

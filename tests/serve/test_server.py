@@ -22,7 +22,7 @@ from fake_engine import contents, manifest, opened
 from PIL import Image
 
 from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
-from stage_rt.files import write_atomic
+from stage_rt.files import remember, write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
@@ -565,8 +565,8 @@ def test_a_job_outlives_starts_without_what_it_needs(here, serve):
 def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here, serve, monkeypatch):
     stroke = workers._stroke
 
-    def failing(piece, image, usable, model):
-        return stroke(piece, image, usable and piece.place != 1, model)
+    def failing(piece, levels, model):
+        return stroke(piece, levels if piece.place != 1 else None, model)
 
     monkeypatch.setattr("stage_rt.run.workers._stroke", failing)
     server = serve()
@@ -604,6 +604,66 @@ def test_a_manifest_is_counted_as_the_samples_are_while_they_are_painted(here, s
         painted.add(Outcome.of(record))
     (after,) = serve().jobs.jobs.values()
     assert after.counts == painted == Counts(4, done=4, pairs=2, refilled=3, weak=1, left_out=1, failed=1)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Lines of manifests that servers read to count them."""
+    lines = []
+
+    def read(line, prompt):
+        lines.append(line)
+        return read_line(line, prompt)
+
+    monkeypatch.setattr("stage_rt.serve.jobs.read_line", read)
+    return lines
+
+
+def test_no_start_reads_the_manifests_of_jobs_that_are_over(here, serve, parsed):
+    first = serve(0.005)
+    done, cancelled = (first.jobs.add(order(count), masks(here)) for count in (4, 40))
+    wait_until(lambda: cancelled.counts.done)
+    first.jobs.cancel(cancelled.order.id)
+    first.drain(20)
+    assert done.counts.done == 4
+    assert cancelled.counts.done == len(manifest(cancelled.run))
+    parsed.clear()
+    second = serve().jobs.jobs
+    assert [(one.order, one.counts) for one in second.values()] == [
+        (one.order, one.counts) for one in (done, cancelled)
+    ]
+    assert parsed == []
+
+
+def test_jobs_whose_counts_were_not_kept_are_counted_once(here, serve, parsed):
+    first = serve()
+    night = first.jobs.add(order(4), masks(here))
+    over(first, night)
+    first.drain(20)
+    parsed.clear()
+    for kept, lines in ((None, 4), (b"", 4), (b"[]", 4), (b'[[1, 2, 3], {"new": 1}]', 4)):
+        if kept is None:
+            (night.folder / ".counts").unlink()
+        else:
+            remember(night.folder / ".counts", kept)
+        for read in (lines, 0):
+            server = serve()
+            assert server.jobs.jobs[night.order.id].counts == night.counts
+            assert len(parsed) == read
+            server.drain(20)
+            parsed.clear()
+
+
+def test_a_job_that_goes_on_is_counted_anew(here, serve, parsed):
+    first = serve(0.01)
+    night = first.jobs.add(order(12), masks(here))
+    wait_until(lambda: night.counts.done)
+    first.drain(20)
+    second = serve()
+    assert second.jobs.jobs[night.order.id].order.state in ("waiting", "painting")
+    assert over(second, night).state == "done"
+    second.drain(20)
+    assert serve().jobs.jobs[night.order.id].counts == Counts(12, done=12, pairs=12)
 
 
 @pytest.mark.parametrize("kind", [MaskError, OSError, RuntimeError])
@@ -666,6 +726,133 @@ def test_engines_take_turns_in_memory(tmp_path):
     shelf.close()
     assert shelf.loaded == frozenset()
     driver.close()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """``small(sizes, room)`` is a shelf whose device has less room than its budget, and the names it loaded."""
+    driver, shelves = Driver(), []
+
+    def made(sizes, room):
+        came = []
+
+        def load(folder):
+            if sum(sizes[name] for name in (*shelf.loaded, folder.name)) > room:
+                raise DeviceMemoryError("the GPU's memory is full")
+            came.append(folder.name)
+            return closed_engine()
+
+        shelf = Shelf([engine_folder(tmp_path / name) for name in sizes], 100, driver, load=load)
+        shelf.books = {name: book._replace(bytes=sizes[name]) for name, book in shelf.books.items()}
+        shelves.append(shelf)
+        return shelf, came
+
+    yield made
+    for shelf in shelves:
+        shelf.close()
+    driver.close()
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_engines_take_turns_where_the_device_has_less_memory_than_they_may_take(small, priority):
+    shelf, came = small(dict.fromkeys("abc", 10), 25)
+    terms = Terms(priority, wish=Wish())
+    shelf.warm()
+    assert came == ["a", "b"]
+    for name, there in (("a", "ab"), ("c", "ac"), ("b", "cb"), ("c", "cb")):
+        with shelf.engine(name, terms):
+            assert shelf.loaded == set(there)
+    assert came == ["a", "b", "c", "b"]
+
+
+def test_no_more_engines_leave_a_full_device_than_have_to(small):
+    shelf, came = small({"a": 5, "b": 5, "c": 5, "d": 12}, 20)
+    shelf.warm()
+    terms = Terms(Priority.INTERACTIVE)
+    with shelf.engine("a", terms), shelf.engine("d", terms):
+        assert shelf.loaded == {"a", "d"}
+    assert came == ["a", "b", "c", "d"]
+
+
+def test_an_engine_without_room_beside_one_in_use_is_had_when_that_is_left(small):
+    shelf, _ = small(dict.fromkeys("ab", 10), 15)
+    terms = Terms(Priority.INTERACTIVE)
+    with shelf.engine("a", terms):
+        with pytest.raises(BusyError, match="no memory for engine `b` while others paint"):
+            shelf.engine("b", terms).__enter__()
+        assert shelf.loaded == {"a"}
+    with shelf.engine("b", terms):
+        assert shelf.loaded == {"b"}
+
+
+@pytest.mark.parametrize("beside", ["tiles", "bricks"])
+def test_slots_that_do_not_fit_beside_an_engine_that_nobody_uses_take_its_place(here, beside):
+    class Full(Counted):
+        def slots(self, adapter, size):
+            if beside in server.shelf.loaded:
+                raise DeviceMemoryError("the GPU's memory is full")
+            return super().slots(adapter, size)
+
+    def load(folder):
+        made = closed_engine()
+        return made if folder.name == "tiles" else made.over(Full(made.executor, room=True))
+
+    settings = Settings([here / "tiles", engine_folder(here / "bricks")], here / "data", 2**30)
+    server = Server(settings, tell=print, load=load)
+    server.start()
+    assert server.shelf.loaded == {"tiles", "bricks"}
+    pair = server.order(replace(request(here, steps=10), engine="bricks"))
+    assert pair.ended.wait(30)
+    # What it needs itself is in use.
+    assert pair.state == ("done" if beside == "tiles" else "failed")
+    assert server.shelf.loaded == {"bricks"}
+    server.drain(20)
+
+
+def test_the_night_leaves_a_full_device_to_whoever_waits(small):
+    shelf, _ = small(dict.fromkeys("ab", 10), 15)
+    nightly = Terms(Priority.NIGHT, wish=Wish())
+    with shelf.engine("a", nightly):
+        enough, came, thread = held(shelf, "b", Terms(Priority.INTERACTIVE, wish=Wish()))
+        wait_until(lambda: nightly.wish.cancelled)
+    wait_until(lambda: came == ["b"])
+    enough.set()
+    thread.join()
+
+
+def test_an_engine_that_a_device_cannot_hold_alone_is_told_of(small):
+    shelf, came = small({"a": 10, "b": 40}, 20)
+    shelf.warm()
+    terms = Terms(Priority.INTERACTIVE)
+    with pytest.raises(DeviceMemoryError), shelf.engine("b", terms):
+        pass
+    with shelf.engine("a", terms):
+        assert came == ["a", "a"]
+    first, _ = small({"big": 40}, 20)
+    with pytest.raises(DeviceMemoryError):
+        first.warm()
+
+
+def test_an_engine_that_others_have_no_room_for_while_it_warms_up_ends_no_server(narrow):
+    go, failed = threading.Event(), []
+
+    def warm():
+        try:
+            narrow.warm()
+        except StageError as error:
+            failed.append(error)
+
+    threading.Thread(target=narrow._driver.call, args=(go.wait,)).start()
+    enough, came, first = held(narrow, "b", Terms(Priority.INTERACTIVE))
+    wait_until(lambda: narrow._driver._asked.qsize() == 1)
+    warming = threading.Thread(target=warm)
+    warming.start()
+    wait_until(lambda: narrow._driver._asked.qsize() == 2)
+    go.set()
+    warming.join(20)
+    assert (failed, came, narrow.loaded) == ([], ["b"], {"b"})
+    enough.set()
+    first.join()
 
 
 @pytest.fixture

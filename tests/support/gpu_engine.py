@@ -36,9 +36,9 @@ def inputs(count, *, empty=(), seed=1):
     return images, masks, PhiloxNoise([9] * count, range(count))
 
 
-def loaded(machine, notify, *, recipe=SHORT, batch=(1, 2, 4), **options):
+def loaded(machine, notify, *, recipe=SHORT, batch=(1, 2, 4), backend=MockBackend, **options):
     """An engine and its backend."""
-    backend = MockBackend(machine, spec(recipe, batch=batch), **options)
+    backend = backend(machine, spec(recipe, batch=batch), **options)
     return Engine(backend.spec, DeviceExecutor(backend.spec, backend, notify), contexts()), backend
 
 

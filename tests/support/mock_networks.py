@@ -180,6 +180,9 @@ class MockBackend:
     def recording(self):
         return nullcontext()
 
+    def forget_recorded(self) -> None:
+        pass
+
     def run(self, graph, **inputs):
         raise BackendError(f"`{graph}` was run from the host")
 

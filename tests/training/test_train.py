@@ -85,6 +85,22 @@ def test_state_of_another_training_is_refused(dataset: Path, tmp_path: Path, mic
         run(dataset, tmp_path / "model")
 
 
+@pytest.mark.parametrize(("hold_out", "told_of"), [(0.0, True), (0.3, False)])
+def test_that_no_pair_of_a_model_can_be_judged_is_told_before_anything_else(
+    dataset: Path, tmp_path: Path, micro: Preset, hold_out: float, told_of: bool
+) -> None:
+    told: list[str] = []
+
+    def first(*step: object) -> None:
+        raise StoppedError(*step)
+
+    with pytest.raises(StoppedError):
+        train(
+            dataset, tmp_path / "model", hold_out=hold_out, report=first, say=told.append, notify=told.append
+        )
+    assert [("evaluate" in line, "`--hold-out 0.67`" in line) for line in told] == [(True, True)] * told_of
+
+
 def test_photographs_whose_names_are_no_text_can_be_held_out(
     dataset: Path, tmp_path: Path, micro: Preset
 ) -> None:

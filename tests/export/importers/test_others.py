@@ -157,6 +157,14 @@ def test_the_folder_s_own_schedule_and_scale_are_kept(pipeline, runs, tmp_path):
     assert spec.recipe.mask_rule == "authors"
 
 
+def test_anomalydiffusion_keeps_the_latent_scale_that_training_measured(ldm, runs, tmp_path):
+    state = torch.load(ldm, weights_only=True)["state_dict"]
+    torch.save({"state_dict": {**state, "scale_factor": torch.tensor(0.25)}}, tmp_path / "model.ckpt")
+    embeddings = runs / "embeddings_gs-10.pt"
+    spec = import_anomalydiffusion(tmp_path / "model.ckpt", embeddings, tmp_path / "model", options=OPTIONS)
+    assert spec.latent_scale == 0.25
+
+
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
@@ -195,11 +203,26 @@ def test_the_folder_s_own_schedule_and_scale_are_kept(pipeline, runs, tmp_path):
             "num_train_timesteps 500, 1000 was wanted",
         ),
         ("scheduler/scheduler_config.json", {"beta_start": 2}, "a noise schedule that cannot be"),
+        ("vqvae/config.json", {"scaling_factor": float("inf")}, "cannot be described, latent_scale: "),
     ],
 )
 def test_other_folders_are_named(pipeline, runs, tmp_path, file, values, message):
     change(pipeline / file, **values)
     with pytest.raises(CheckpointError, match=message):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_text_encoder_of_a_folder_that_does_not_divide_into_heads_is_refused(pipeline, runs, tmp_path):
+    path = pipeline / "bert" / "model.safetensors"
+    attention = {f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj")}
+    narrow = {name: tensor[:40] if name in attention else tensor for name, tensor in load_file(path).items()}
+    narrow["model.layers.0.self_attn.out_proj.weight"] = torch.zeros(SMALL.bert.dim, 40)
+    save_file({name: tensor.contiguous() for name, tensor in narrow.items()}, path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"model.safetensors` does not hold .*\(its attention is 40 wide, a multiple of 64",
+    ):
         import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     assert not (tmp_path / "model").exists()
 
@@ -307,6 +330,10 @@ DAMAGES = {
         _weights(lambda held: {name: tensor * float("nan") for name, tensor in held.items()}),
         "text_encoder` holds values that are not finite in `",
     ),
+    "quantised": (
+        _weights(lambda held: {name: (100 * tensor).to(torch.int8) for name, tensor in held.items()}),
+        r"model.safetensors` holds `\S+` as int8, weights in float32, float16",
+    ),
     "cut": (
         lambda folder: os.truncate(folder / "text_encoder" / "model.safetensors", 3000),
         r"has no usable tokenizer and text encoder \(Error while deserializing header",
@@ -328,6 +355,34 @@ def test_a_text_encoder_that_is_not_whole_is_refused(stable, tmp_path, damage):
     do(stable)
     with pytest.raises(CheckpointError, match=message):
         import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
+    assert not (tmp_path / "model").exists()
+
+
+def test_positions_of_a_text_encoder_may_be_whole_numbers(stable, tmp_path):
+    """As older releases of the library saved them."""
+    path = stable / "text_encoder" / "model.safetensors"
+    positions = {"text_model.embeddings.position_ids": torch.arange(9)[None]}
+    save_file(load_file(path) | positions, path, metadata={"format": "pt"})
+    import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.bias"),
+        ("vqvae/diffusion_pytorch_model.safetensors", "quant_conv.bias"),
+        ("bert/model.safetensors", "model.layer_norm.bias"),
+    ],
+)
+def test_a_folder_that_was_quantised_is_refused(pipeline, runs, tmp_path, file, name, kind):
+    held = load_file(pipeline / file)
+    save_file(held | {name: torch.ones_like(held[name]).to(kind)}, pipeline / file)
+    told = name.removeprefix("model.layer_") if file.startswith("bert") else name
+    with pytest.raises(
+        CheckpointError, match=f"{file}` holds `{told}` as {str(kind)[6:]}, weights in float32"
+    ):
+        import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     assert not (tmp_path / "model").exists()
 
 

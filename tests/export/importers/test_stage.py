@@ -276,6 +276,49 @@ def test_values_that_are_not_finite_are_refused(state, tmp_path, name, value):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (f"{UNET_PREFIX}out.2.bias", "conv_out.bias"),
+        (f"{VAE_PREFIX}quant_conv.bias", "quant_conv.bias"),
+        (f"{BERT_PREFIX}norm.bias", f"{BERT_PREFIX}norm.bias"),
+    ],
+)
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64])
+def test_weights_that_are_whole_numbers_are_refused(state, tmp_path, name, told, kind):
+    folder = write_run(tmp_path / "run")
+    path = saved(tmp_path, {**state, name: torch.ones_like(state[name], dtype=kind)})
+    with pytest.raises(
+        CheckpointError, match=f"changed.ckpt` holds `{told}` as {str(kind)[6:]}, weights in float32, float16"
+    ):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
+
+
+def test_adapters_and_vectors_that_are_whole_numbers_are_refused(ldm, tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "fine_mask-10.pt"
+    with authors_files._their_class():
+        weights = torch.load(path, weights_only=False).state_dict()
+    # Counts are whole numbers, and stay so.
+    torch.save(weights, path)
+    import_stage(ldm, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    kept = load_file(tmp_path / "model/adapters/part+dent/only/diffusion_pytorch_model.safetensors")
+    assert kept["conv.1.num_batches_tracked"].dtype == torch.int64
+    torch.save({**weights, "conv.0.bias": torch.ones(8, dtype=torch.int8)}, path)
+    with pytest.raises(CheckpointError, match=r"fine_mask-10.pt` holds `conv.0.bias` as int8"):
+        import_stage(ldm, [run(folder, "part+dent")], tmp_path / "other", options=OPTIONS)
+    write_embeddings(folder / "embeddings_gs-10.pt", {"part+dent": torch.ones(3, 16)})
+    value = {
+        "string_to_token": {"*": 1008},
+        "string_to_param": {"part+dent": torch.ones(3, 16).to(torch.uint8)},
+    }
+    torch.save(value, folder / "embeddings_gs-10.pt")
+    with pytest.raises(CheckpointError, match=r"embeddings_gs-10.pt` holds `part\+dent` as uint8"):
+        import_stage(ldm, [run(folder, "part+dent")], tmp_path / "other", options=OPTIONS)
+    assert not (tmp_path / "other").exists()
+
+
 def test_values_beyond_half_precision_are_refused(state, tmp_path):
     folder = write_run(tmp_path / "run")
     name = f"{UNET_PREFIX}out.2.bias"
@@ -294,6 +337,54 @@ def test_another_noise_schedule_is_refused(state, tmp_path):
     path = saved(tmp_path, {**state, "betas": torch.linspace(1e-4, 0.02, 1000)})
     with pytest.raises(CheckpointError, match=r"another noise schedule \(1000 steps, the last beta 0.02\)"):
         import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+
+
+@pytest.mark.parametrize("width", [96, 0])
+def test_a_text_encoder_that_does_not_divide_into_heads_is_refused(state, tmp_path, width):
+    folder, layer = write_run(tmp_path / "run"), f"{BERT_PREFIX}attn_layers.layers.0.1"
+    narrow = {
+        f"{layer}.{part}.weight": torch.zeros(width, SMALL.bert.dim) for part in ("to_q", "to_k", "to_v")
+    }
+    path = saved(tmp_path, state | narrow | {f"{layer}.to_out.weight": torch.zeros(SMALL.bert.dim, width)})
+    with pytest.raises(
+        CheckpointError,
+        match=rf"changed.ckpt` does not hold the text encoder .*\(its attention is {width} wide, a multiple of 64",
+    ):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("stored", [torch.tensor(0.25), torch.tensor([0.75], dtype=torch.float64)])
+def test_the_latent_scale_that_training_measured_is_kept(state, tmp_path, stored):
+    """Where `scale_by_std` was on, the checkpoint's own is not that of the public weights."""
+    folder, said = write_run(tmp_path / "run"), []
+    path = saved(tmp_path, {**state, "scale_factor": stored})
+    options = replace(OPTIONS, notify=said.append)
+    spec = import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=options)
+    assert spec.latent_scale == stored.item()
+    assert said == []
+    model = load_model(tmp_path / "model")
+    assert (model.spec.latent_scale, model.vae.config.scaling_factor) == (stored.item(), stored.item())
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (torch.tensor(float("nan")), "of nan, which"),
+        (torch.tensor(float("inf")), "of inf, which"),
+        (torch.tensor(0.0), "of 0, which"),
+        (torch.tensor(-0.2), "of -0.2, which"),
+        (torch.tensor(1e-60, dtype=torch.float64), "of 0, which"),
+        (torch.tensor([0.2, 0.3]), r"of shape \[2\], one number"),
+        (torch.zeros(0), r"of shape \[0\], one number"),
+    ],
+)
+def test_a_latent_scale_that_cannot_be_is_refused(state, tmp_path, stored, told):
+    folder = write_run(tmp_path / "run")
+    path = saved(tmp_path, {**state, "scale_factor": stored})
+    with pytest.raises(CheckpointError, match=f"changed.ckpt` has a `scale_factor` {told}"):
+        import_stage(path, [run(folder, "part+dent")], tmp_path / "model", options=OPTIONS)
+    assert not (tmp_path / "model").exists()
 
 
 def test_wrong_file_in_a_role_is_named(ldm, tmp_path):
