@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from stage_rt.errors import EngineError, InputError, first_line
 from stage_rt.files import inside, sha256, staged_for
 from stage_rt.names import BackendName
-from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault
+from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault, is_newer
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -45,6 +45,8 @@ def read_description(
     except OSError as fault:
         raise error(f"`{path}` cannot be read ({fault.strerror}): {remedy}") from None
     except ValidationError as fault:
+        if is_newer(fault):
+            raise error(f"`{path}` was made by a newer stage-rt", "update this one") from None
         where, why = first_fault(fault)
         raise error(f"`{path}` is not valid at {where} ({why}): {remedy}") from None
 

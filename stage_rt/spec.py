@@ -28,6 +28,8 @@ GRAPHS_FILE = "model.json"
 ENGINE_FILE = "engine.json"
 RUN_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
+CLIENT_FILE = "client.json"
+"""What marks a folder of pairs that ``stage-rt client`` had painted."""
 PROMPTS_FILE = "prompts.safetensors"
 
 UNET = "unet"
@@ -78,6 +80,17 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
     """Where a description is not valid and why, each on one line whatever the file holds."""
     first = error.errors()[0]
     return printable(".".join(map(str, first["loc"])) or "the file"), printable(first["msg"])
+
+
+def is_newer(error: ValidationError) -> bool:
+    """Whether what is not valid is of a format that only a later release knows."""
+    return any(
+        fault["type"] == "literal_error"
+        and fault["loc"][-1:] == ("format",)
+        and isinstance(fault["input"], int)
+        and fault["input"] > int(fault["ctx"]["expected"])
+        for fault in error.errors()
+    )
 
 
 class _Spec(BaseModel):
@@ -314,7 +327,8 @@ class RunSpec(_Spec):
 
     ``count``, ``batch`` and ``backend`` are those of the last command.
 
-    ``engine`` is the fingerprint of the engine's graphs. ``steps`` is None where the sampler visits as many levels as
+    ``engine`` is the fingerprint of the engine's graphs, ``dtype`` what they compute in, of which older releases said
+    nothing. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole; ``rim`` is
     empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``normals``, ``masks`` and
@@ -323,6 +337,7 @@ class RunSpec(_Spec):
     """
 
     format: Literal[1] = 1
+    dtype: DType | None = Field(default=None, exclude_if=lambda dtype: dtype is None)
     engine: Sha256
     backend: BackendName
     recipe: Recipe

@@ -99,6 +99,17 @@ def test_an_engine_of_the_first_format_is_told_apart_and_to_be_built_again(engin
     assert not up_to_date(engine, wanted)
 
 
+@pytest.mark.parametrize("inner", [None, "model"])
+def test_what_a_later_release_made_is_told_apart(engine: Path, inner: str | None) -> None:
+    path = engine / ENGINE_FILE
+    content = json.loads(path.read_text()) | {"later": 1}
+    (content if inner is None else content[inner])["format"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(EngineError) as refused:
+        read_engine(engine)
+    assert str(refused.value) == f"`{path}` was made by a newer stage-rt: update this one"
+
+
 def _link(folder: Path) -> None:
     (folder / "unet.onnx").unlink()
     (folder / "unet.onnx").symlink_to(folder / "adapters/a.onnx")

@@ -22,10 +22,13 @@ from stage_rt.images.inputs import (
 )
 from stage_rt.images.layouts import Dataset, datasets
 from stage_rt.images.masks import read_mask
+from stage_rt.packs.pack import PACK_FILE
 from stage_rt.progress import Progress, silent
+from stage_rt.run.night import TYPES
 from stage_rt.run.plan import COVERING, Notify
 from stage_rt.run.sample import listed
-from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
+from stage_rt.serve.kept import LIST
+from stage_rt.spec import CLIENT_FILE, LONGEST_PROMPT, RUN_FILE, ModelSpec, PromptName, RegionView
 
 from . import crops
 
@@ -36,6 +39,12 @@ GOOD_SHARE = 1 / 4
 
 NEARLY_BLACK = 16
 """Highest value of 8 bits that a camera of 12 bits leaves in files of 16."""
+
+FEW = 8
+"""Labelled photographs of a type below which a training tells that there are few."""
+
+_PAINTED = (RUN_FILE, f"{TYPES}/*/{RUN_FILE}", PACK_FILE, CLIENT_FILE, LIST)
+"""Files that only folders of painted pairs have."""
 
 _PROMPT = TypeAdapter[str](PromptName)
 
@@ -257,10 +266,10 @@ def find(root: Path) -> list[Dataset]:
     """The objects of ``root`` that can be trained on.
 
     Raises:
-        DatasetError: nothing found, an object without good photographs or labelled defects, or names that prompts
-            cannot have.
+        DatasetError: nothing found, painted defects, an object without good photographs or labelled defects, or names
+            that prompts cannot have.
     """
-    found = datasets(root)
+    found = real_datasets(root)
     _require_names(root, found)
     for dataset in found:
         if not dataset.normals:
@@ -271,6 +280,38 @@ def find(root: Path) -> list[Dataset]:
                 "`ground_truth/<type>`"
             )
     return found
+
+
+def real_datasets(root: Path) -> list[Dataset]:
+    """The objects of ``root`` as `datasets` finds them, none of which stage-rt painted.
+
+    Raises:
+        DatasetError: nothing found, or the defects of one are painted.
+    """
+    found = datasets(root)
+    for dataset in found:
+        mark = next((path for mark in _PAINTED for path in dataset.folder.glob(mark)), None)
+        if mark is not None:
+            raise DatasetError(
+                f"the defects in `{dataset.folder}` are painted, as its `{mark.relative_to(dataset.folder)}` tells",
+                "give a data set of real ones",
+            )
+    return found
+
+
+def tell_few(found: list[Dataset], notify: Notify) -> None:
+    """Say of which types there is little to learn from."""
+    few = [
+        f"{dataset.name}+{kind} ({len(pairs)})"
+        for dataset in found
+        for kind, pairs in dataset.defects.items()
+        if len(pairs) < FEW
+    ]
+    if few:
+        notify(
+            f"types with fewer than {FEW} labelled photographs to learn from: {', '.join(few)}; "
+            "label more of them if there are more"
+        )
 
 
 def _require_names(root: Path, found: list[Dataset]) -> None:

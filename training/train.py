@@ -103,6 +103,7 @@ def train(
             seed,
             progress=lambda share: report("comparing", int(100 * share), 100, None),
         )
+        data.tell_few(found, notify)
         channels: Literal[1, 3] = 1 if all(data.is_grey(dataset) for dataset in found) else 3
         spec = _spec(sizes, system, view, channels, [f"{d.name}+{kind}" for d in found for kind in d.defects])
         examples = data.load(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
-from stage_rt.images.layouts import Dataset, datasets
+from stage_rt.images.layouts import Dataset
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
-from stage_rt.training.data import GOOD, labelled
+from stage_rt.training.data import GOOD, labelled, real_datasets
 from stage_rt.training.holdout import provenance_name, showing_a_defect
 
 FEWEST = 6
@@ -70,11 +70,12 @@ def split(
         progress: told the share of the photographs that are compared.
 
     Raises:
-        DatasetError: the folder is not that of the training, has too few labelled photographs of a type or no good
-            ones, has a photograph under two types, or shows the generator or the segmenter one of the test.
+        DatasetError: the folder is not that of the training or was painted, has too few labelled photographs of a
+            type or no good ones, has a photograph under two types, or shows the generator or the segmenter one of the
+            test.
         InputError: the model was trained on every photograph, or does not know a type.
     """
-    found = datasets(root)
+    found = real_datasets(root)
     if len(found) != 1:
         names = ", ".join(dataset.name for dataset in found)
         raise DatasetError(f"`{root}` holds several objects ({names}): give the folder of one")

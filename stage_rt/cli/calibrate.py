@@ -34,13 +34,15 @@ def calibrate(
     from stage_rt.loading import load
     from stage_rt.run.fewest import fewest_steps, keep
     from stage_rt.run.job import Job
+    from stage_rt.run.writer import defect_type
 
     def notify(notice: str) -> None:
         console.message("notice", notice)
 
     opened = load(engine, notify=notify)
     batch = max(opened.spec.batch)
-    job = Job(layouts.normals(normals), layouts.masks(masks), prompt, pairs, seed, True, batch)
+    labels = layouts.masks(masks, defect_type(prompt))
+    job = Job(layouts.normals(normals), labels, prompt, pairs, seed, True, batch)
     with watched_share("measuring") as progress:
         found = fewest_steps(opened, job, notify=notify, progress=progress)
     keep(engine, opened.spec, prompt, found.steps)

@@ -17,7 +17,8 @@ def client(
     mask: Annotated[Path, typer.Option(metavar="FILE", help="Mask, white where the defect shall be.")],
     prompt: Annotated[str, typer.Option(metavar="NAME", help="What to paint.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Data set that the pair is put into.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Data set of such pairs that it is put into."),
     ],
     engine: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which engine, where there are several.")
@@ -30,6 +31,8 @@ def client(
 
     A token that the server asks for is taken from the environment's STAGE_RT_TOKEN.
     """
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} does not begin with `http://`", param_hint="URL")
     with console.extra("serve"):
         from stage_rt.serve.client import Client, paint_file
 

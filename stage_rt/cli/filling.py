@@ -210,12 +210,12 @@ def _require_finite(summaries: Sequence[Summary]) -> None:
 
 
 def _labels(summary: Summary) -> str:
-    if not summary.fill:
-        return ""
-    median, tenth = _median_and_tenth(summary.fill).values()
     counts = {"painted again": summary.refilled, "weak": len(summary.weak), "left out": len(summary.left_out)}
-    told = "".join(f"; {count} {what}" for what, count in counts.items() if count)
-    return f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth{told}\n"
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    if summary.fill:
+        median, tenth = _median_and_tenth(summary.fill).values()
+        told.insert(0, f"labels painted by {median:.0%} in the middle, {tenth:.0%} in the weakest tenth")
+    return "; ".join(told) + "\n" if told else ""
 
 
 def _median_and_tenth(fill: Sequence[float]) -> dict[str, float | None]:

@@ -143,6 +143,8 @@ def synth(
         float | None,
         typer.Option(
             metavar="W",
+            min=0,
+            max=20,
             help="How hard the defect is pushed into the mask (weight of the adapters' estimate), 0 to 20: 1 as "
             "trained, 2 fills the mask more, 4 can overdo it.",
             show_default="the recipe's",
@@ -153,6 +155,8 @@ def synth(
         float | None,
         typer.Option(
             metavar="W",
+            min=0,
+            max=20,
             help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
             "plainer, at twice the time.",
             show_default="1; anogen 10",
@@ -371,6 +375,8 @@ def synth(
         who = Hands() if dry_run else Hands(workers, devices, ray)
         with painters(engine, who, notify) as hands:
             asked = [entry.job(_batch(batch, hands.spec, engine)) for entry in entries]
+            for entry in entries:
+                entry.tell_of_another_type(hands.spec.model.prompts, notify)
             if isinstance(hands, Alone) and dry_run:
                 tell_outlook(hands.engine, asked, part, output, notify, several=several, as_json=as_json)
             elif several:
@@ -397,11 +403,16 @@ def _entries(
     if jobs:
         return checked(read_jobs(jobs, given))
     if types:
+        if "count" in given and all("count" in _type(text) for text in types):
+            raise InputError(
+                "every `--type` has its own count, so that `--count` says nothing", "leave it out"
+            )
         return checked([entry(given | _type(text)) for text in types])
     if len(prompts) > 1:
         raise InputError("two prompts are given: use `--type` for each of several types")
-    if not prompts or masks is None or "normals" not in given:
-        raise InputError("`--prompt`, `--masks` and `--normals` go together")
+    there = {"--prompt NAME": bool(prompts), "--masks DIR": masks, "--normals DIR": "normals" in given}
+    if lacking := [f"`{option}`" for option, value in there.items() if not value]:
+        raise InputError("`--prompt`, `--masks` and `--normals` go together", f"add {' and '.join(lacking)}")
     return [entry(given | {"prompt": prompts[0], "masks": masks})]
 
 

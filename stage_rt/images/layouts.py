@@ -14,7 +14,9 @@ counts (``2.png`` before ``10.png``); hidden files and files of other formats ar
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from stage_rt.errors import DatasetError
@@ -23,6 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 UNNAMED_TYPE = "damaged"
 """The defect type of a plain folder without subfolders; the authors' name for an object with one type."""
 
+_SHOWN = 3
+"""Names of what was found instead of images that are told."""
 _GOOD = ("good", "ok", "normal")
 _LAYOUTS = (
     (("train/good", "train/ok"), "test", "ground_truth"),
@@ -33,12 +37,13 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One object: its good photographs and, for every defect type, its (photograph, mask) files.
+    """One object in its folder: its good photographs and, for every defect type, its (photograph, mask) files.
 
     ``tested`` are good photographs beside the defective ones, which a layout keeps for tests.
     """
 
     name: str
+    folder: Path
     normals: list[Path]
     defects: dict[str, list[tuple[Path, Path]]]
     tested: list[Path]
@@ -50,16 +55,16 @@ def normals(folder: Path) -> list[Path]:
     Raises:
         DatasetError: the folder is missing or holds no images.
     """
-    return _images_or_error(folder)
+    return _images_or_error(folder, "train/good")
 
 
-def masks(folder: Path) -> list[Path]:
-    """The masks in ``folder``, in natural order.
+def masks(folder: Path, kind: str | None = None) -> list[Path]:
+    """The masks in ``folder``, in natural order; those of the defect type ``kind`` are told of if they lie deeper.
 
     Raises:
         DatasetError: the folder is missing or holds no images.
     """
-    return _images_or_error(folder)
+    return _images_or_error(folder, *((kind, f"ground_truth/{kind}") if kind else ()))
 
 
 def datasets(root: Path) -> list[Dataset]:
@@ -89,6 +94,7 @@ def _dataset(root: Path) -> Dataset | None:
         if folders or ((root / images).is_dir() and (root / labels).is_dir()):
             return Dataset(
                 name=root.resolve().name,
+                folder=root,
                 normals=[path for folder in folders for path in _images(folder)],
                 defects=_defects(root / images, root / labels),
                 tested=[
@@ -144,16 +150,30 @@ def _with_masks(photographs: list[Path], folder: Path) -> list[tuple[Path, Path]
     return [(photograph, mask) for mask, photograph in pairs.items()]
 
 
-def _images_or_error(folder: Path) -> list[Path]:
+def _images_or_error(folder: Path, *likely: str) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"`{folder}` is not a folder: give a folder of PNG, JPEG, BMP or TIFF files")
     found = _images(folder)
     if not found:
-        nearby = (folder / "train" / "good", *_folders(folder))
-        inside = next((child for child in nearby if child.is_dir() and _images(child)), None)
-        fix = f"did you mean `{inside}`" if inside else "put the files directly into it"
-        raise DatasetError(f"`{folder}` holds no PNG, JPEG, BMP or TIFF files: {fix}")
+        raise DatasetError(
+            f"`{folder}` holds no PNG, JPEG, BMP or TIFF files", _way_to_images(folder, likely)
+        )
     return found
+
+
+def _way_to_images(folder: Path, likely: Sequence[str]) -> str:
+    """Where images are below ``folder``, in the folder that is ``likely`` if they are there, or why it has none."""
+    named = [inside for name in likely if (inside := folder / name).is_dir() and _images(inside)]
+    if nearby := named[:1] or [inside for inside in _folders(folder) if _images(inside)]:
+        return f"did you mean {_either(nearby)}"
+    others = dict.fromkeys(path.suffix for path in _visible(folder) if path.suffix and path.is_file())
+    if others:
+        return f"convert pictures that are {_either(others)} to one of those"
+    return "put the files directly into it"
+
+
+def _either(found: Iterable[object]) -> str:
+    return " or ".join(f"`{one}`" for one in islice(found, _SHOWN))
 
 
 def _images(folder: Path) -> list[Path]:

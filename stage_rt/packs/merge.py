@@ -17,7 +17,7 @@ from stage_rt.run.report import Part
 from stage_rt.run.sample import readable
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord
 
-_MAY_DIFFER = {"shard", "backend"}
+_MAY_DIFFER = {"shard", "backend", "dtype"}
 
 
 def merge(

@@ -27,7 +27,7 @@ PROVENANCE_FILE = "provenance.jsonl"
 
 _SURVEY = 0.1
 """Share of the progress that reading the manifests is."""
-_NO_JOB = {"count": 1, "batch": 1, "shard": None}
+_NO_JOB = {"count": 1, "batch": 1, "shard": None, "dtype": None}
 _OF_A_RUN = {"engine", "backend", "sampler", "prompt", "count", "seed", "composite", "steps", "min_fill"}
 
 

@@ -145,7 +145,7 @@ def follow(
     whether they are done.
     """
     kind = defect_type(plan.spec.prompt)
-    with open_run(place, plan.spec) as manifest:
+    with open_run(place, plan.spec, plan.given) as manifest:
         if checks:
             checks.save()
         watch.open(place.data, {kind: len(plan.samples)})

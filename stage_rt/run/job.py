@@ -1,6 +1,6 @@
 """What a run is asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,7 +83,7 @@ def resolve(job: Job, model: ModelSpec) -> Method:
         InputError: sampler, recipe or guidance do not fit the model, or the sampler cannot take that many steps.
     """
     if job.prompt not in model.prompts:
-        raise PromptError(f"unknown prompt {job.prompt!r}: use one of {', '.join(sorted(model.prompts))}")
+        raise PromptError(f"unknown prompt {job.prompt!r}", _known(job.prompt, model.prompts))
     check_type(job.prompt)
     if not job.composite and model.seen(job.view):
         raise InputError(
@@ -121,6 +121,16 @@ def resolve(job: Job, model: ModelSpec) -> Method:
     rim = defaults.rim if job.rim and measured else ()
     outset = defaults.outset if measured and job.recipe is None else 0.0
     return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim, outset)
+
+
+def _known(prompt: str, prompts: Iterable[str]) -> str:
+    """What to give in place of a prompt that is none: that of its type, if one is."""
+    alike = [one for one in prompts if _type(one) == _type(prompt)]
+    return f"did you mean `{alike[0]}`" if len(alike) == 1 else f"use one of {', '.join(sorted(prompts))}"
+
+
+def _type(prompt: str) -> str:
+    return prompt.rpartition("+")[2].casefold()
 
 
 def _fewest(job: Job, defaults: PromptDefaults) -> int:

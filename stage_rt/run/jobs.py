@@ -1,7 +1,8 @@
 """A list of jobs as a user writes it: YAML or JSON lines, checked whole before anything is painted."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,8 @@ from stage_rt.spec import PromptName
 
 _READINGS = {"mask_class", "mask_threshold"}
 """Fields that say how masks are read: one excludes the other."""
+_LONGEST = 60
+"""Characters of a wrong value that are shown."""
 
 
 class Entry(BaseModel):
@@ -58,7 +61,7 @@ class Entry(BaseModel):
             raise InputError(
                 "`--mask-class` and `--mask-threshold` both say what is labelled", "give one of them"
             )
-        masks = layouts.masks(self.masks)
+        masks = layouts.masks(self.masks, defect_type(self.prompt))
         return Job(
             normals=layouts.normals(self.normals),
             masks=masks,
@@ -82,6 +85,13 @@ class Entry(BaseModel):
             objects=layouts.masks(self.object) if self.object else (),
             reading=Reading(self.mask_class, self.mask_threshold),
         )
+
+    def tell_of_another_type(self, prompts: Iterable[str], notify: Callable[[str], None]) -> None:
+        """Say so if the folder of the masks is called after another type of the ``prompts`` of a model."""
+        name = Path(os.path.abspath(self.masks)).name
+        other = next((one for one in prompts if one.rpartition("+")[2] == name), None)
+        if other is not None and name != defect_type(self.prompt):
+            notify(f"masks of {self.prompt!r} are taken from `{self.masks}`, which is called after {other!r}")
 
 
 class _Written(NamedTuple):
@@ -139,7 +149,7 @@ def entry(fields: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate(fields)
     except ValidationError as error:
-        raise InputError(_first(error)) from None
+        raise InputError(_first(error, lambda field, value: f"--{field.replace('_', '-')} {value}")) from None
 
 
 def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
@@ -157,17 +167,19 @@ def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate({**defaults, **own})
     except ValidationError as error:
-        raise InputError(f"{where}: {_first(error)}") from None
+        raise InputError(f"{where}: {_first(error, lambda field, value: f'{field}: {value}')}") from None
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError, written: Callable[[str, str], str]) -> str:
+    """The first fault of a job, with what is at fault as it was, or is to be, ``written``."""
     fault = error.errors()[0]
-    field = printable(".".join(map(str, fault["loc"])))
+    field = printable(str(fault["loc"][0]))
     if fault["type"] == "missing":
-        return f"`{field}` is missing: add it"
+        return f"`{field}` is missing: add `{written(field, 'DIR' if field != 'prompt' else 'NAME')}`"
     if fault["type"] == "extra_forbidden":
         return f"`{field}` is no field of a job: use some of {', '.join(Entry.model_fields)}"
-    return f"`{field}` is not valid ({printable(fault['msg'])})"
+    value = printable(str(fault["input"]))[:_LONGEST]
+    return f"`{written(field, value)}` is not valid ({printable(fault['msg'])})"
 
 
 def _json_lines(path: Path, text: str) -> Iterator[_Written]:

@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +21,10 @@ from stage_rt.errors import InputError, RunError, StageError
 from stage_rt.files import identity, sha256, staged_for, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
+from stage_rt.run.differences import Given, difference, fields_of
 from stage_rt.run.index import INDEX_FILE, Index
 from stage_rt.run.writer import pair_paths
-from stage_rt.samplers import steps_of
-from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec
+from stage_rt.spec import MANIFEST_FILE, RUN_FILE, PairRecord, RunSpec, is_newer
 
 LOCK_FILE = ".lock"
 INDEXED = 50_000
@@ -33,8 +33,6 @@ _OWN = re.compile("|".join(map(re.escape, (RUN_FILE, MANIFEST_FILE, INDEX_FILE, 
 _PAIR = re.compile(r"\d{6,}(_mask)?\.png")
 _CHECK = b',"check":"'
 _CONTENTS = {"normal_sha256": "normal", "label_sha256": "label"}
-_OF_THE_LAST_COMMAND = ("count", "batch", "backend")
-_DIGESTS = ("engine", "normals", "masks", "objects")
 
 
 class Place(NamedTuple):
@@ -228,8 +226,10 @@ def records_of(place: Place, prompt: str) -> Iterator[PairRecord]:
 
 
 @contextmanager
-def open_run(place: Place, spec: RunSpec) -> Iterator[Manifest]:
+def open_run(place: Place, spec: RunSpec, given: Callable[[], Given] = dict) -> Iterator[Manifest]:
     """Start the run at ``place``, or go on with it, and keep other processes out of it meanwhile.
+
+    ``given`` tells the job's files, to say which of them are others.
 
     Raises:
         RunError: the folder cannot be written, holds other files or another run, is damaged or in use.
@@ -239,7 +239,7 @@ def open_run(place: Place, spec: RunSpec) -> Iterator[Manifest]:
     claim(folder, RUN_FILE)
     with disk_failures(folder), locked_run(folder):
         content = describe(spec)
-        if same_job(folder / RUN_FILE, spec) != content:
+        if same_job(folder / RUN_FILE, spec, given) != content:
             write_atomic(folder / RUN_FILE, content)
         for staged in _left_by_a_crash(place, spec.prompt):
             staged.unlink()
@@ -341,8 +341,10 @@ def locked_run(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def same_job(path: Path, spec: RunSpec) -> bytes | None:
+def same_job(path: Path, spec: RunSpec, given: Callable[[], Given] = dict) -> bytes | None:
     """The ``run.json`` at ``path``, which the job of ``spec`` goes on with; None where there is none.
+
+    ``given`` tells the job's files, to say which of them are others.
 
     Raises:
         RunError: it is of another job, or damaged.
@@ -352,15 +354,15 @@ def same_job(path: Path, spec: RunSpec) -> bytes | None:
     try:
         old = path.read_bytes()
         there = RunSpec.model_validate_json(old)
-        fields = _flat(there)
+        fields_of(there)
     except (ValidationError, InputError) as damage:
+        if isinstance(damage, ValidationError) and is_newer(damage):
+            raise RunError(f"`{path}` was made by a newer stage-rt", "update this one") from damage
         raise RunError(f"`{path}` is damaged: start again in an empty folder") from damage
-    for field, value in _flat(spec).items():
-        if field not in ("recipe", *_OF_THE_LAST_COMMAND) and fields[field] != value:
-            raise RunError(
-                f"`{path.parent}` holds another run, whose {field} is {_shown(field, fields[field])} and not "
-                f"{_shown(field, value)}: give the job it was started with or another `-o`"
-            )
+    found = difference(there, spec, given, lambda: _readable(path.with_name(MANIFEST_FILE), there.prompt))
+    if found is not None:
+        told, way_back = found
+        raise RunError(f"`{path.parent}` holds another run, {told}", f"{way_back} or give another `-o`")
     if spec.count < there.count:
         raise RunError(
             f"`{path.parent}` holds a run of {there.count} pairs",
@@ -369,22 +371,17 @@ def same_job(path: Path, spec: RunSpec) -> bytes | None:
     return old
 
 
+def _readable(manifest: Path, prompt: str) -> Iterator[PairRecord]:
+    """The lines of a manifest that are as they were written."""
+    with manifest.open("rb") if manifest.is_file() else open(os.devnull, "rb") as lines:
+        for line in lines:
+            with suppress(ValueError):
+                yield read_line(line, prompt)
+
+
 def describe(spec: RunSpec) -> bytes:
     """The content of ``run.json``."""
     return spec.model_dump_json(indent=2).encode() + b"\n"
-
-
-def _flat(spec: RunSpec) -> dict[str, object]:
-    # Not as JSON, which leaves out what says nothing.
-    recipe = {f"recipe.{name}": value for name, value in spec.recipe}
-    steps = steps_of(spec.sampler, spec.recipe, spec.steps)
-    return dict(spec) | {"steps": steps} | recipe
-
-
-def _shown(field: str, value: object) -> str:
-    if field == "shard":
-        return str(value or "all of it")
-    return f"{str(value)[:12]}..." if field in _DIGESTS else repr(value)
 
 
 def line_of(record: PairRecord) -> bytes:

@@ -8,7 +8,7 @@ from time import monotonic
 
 import numpy as np
 
-from stage_rt.errors import RunError, StageError
+from stage_rt.errors import PromptError, RunError, StageError
 from stage_rt.images.inputs import network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
@@ -62,6 +62,9 @@ def plans(
         share = portion(progress, number / len(jobs), (number + 1) / len(jobs))
         try:
             made.append(make_plan(engine, job, _of(job.prompt, notify), share, checks))
+        except PromptError:
+            # It names the type.
+            raise
         except StageError as error:
             raise type(error)(f"{job.prompt}: {error.problem}", error.remedy) from error
     return made
@@ -124,7 +127,7 @@ def check_runs(made: Sequence[Plan], folder: Path, *, several: bool) -> None:
     if folder.is_dir():
         check_claim(folder, TYPES if several else RUN_FILE)
     for plan in made:
-        same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec)
+        same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec, plan.given)
 
 
 def _check_night(folder: Path) -> None:

@@ -48,7 +48,8 @@ class Plan:
     """Everything that decides the bytes of a run: its samples in order, and ``spec``, which is written down.
 
     ``together`` samples are read, painted and written at a time. ``digests`` are the sha256 of all files that are
-    used, ``normals`` those of all photographs, used or not. ``notices`` is what was told of the files.
+    used, ``normals`` those of all photographs, used or not. ``notices`` is what was told of the files, ``masks`` are
+    all that were given.
     """
 
     method: Method
@@ -58,6 +59,13 @@ class Plan:
     digests: Mapping[Path, str]
     normals: Mapping[Path, str] = field(default_factory=dict)
     notices: Sequence[str] = ()
+    masks: Sequence[Path] = ()
+
+    def given(self) -> dict[str, dict[str, str | None]]:
+        """All photographs and masks by their names, with the sha256 of those of which it is known."""
+        files = {"normals": list(self.normals), "masks": list(self.masks)}
+        known = {**self.digests, **self.normals}
+        return {kind: {readable(path): known.get(path) for path in paths} for kind, paths in files.items()}
 
     def digests_of(self, samples: Iterable[Sample]) -> dict[Path, str]:
         """Those of the files of some samples, for whoever paints them."""
@@ -121,7 +129,7 @@ def make_plan(
     objects = {path: _header(checks, path) for path in job.objects}
     spec = _described(engine, job, method, normals, masks, objects)
     together = _together(normals.values(), job.batch, method.region)
-    return Plan(method, samples, together, spec, digests, contents, notices)
+    return Plan(method, samples, together, spec, digests, contents, notices, job.masks)
 
 
 def _described(
@@ -135,6 +143,7 @@ def _described(
     """What ``run.json`` will hold."""
     return RunSpec(
         engine=engine.graphs_fingerprint,
+        dtype=engine.dtype,
         backend=engine.backend,
         recipe=method.recipe,
         sampler=job.sampler,

@@ -15,11 +15,13 @@ import httpx
 from stage_rt.errors import InputError, StageError
 from stage_rt.files import write_atomic
 from stage_rt.run.writer import defect_type
+from stage_rt.spec import CLIENT_FILE
 
 TRIES = 20
 """Times that a busy server is asked again."""
 PAUSE, BUSY = 1.0, 10.0
 """Seconds between two streams of one job, and until a busy server is asked again that does not say when."""
+_MARK = b'{"painted_by": "stage-rt client"}\n'
 
 
 class ServerError(StageError):
@@ -27,10 +29,12 @@ class ServerError(StageError):
 
 
 class Client:
-    """A server at ``url``; ``token`` is what it asks for, if it does. Close it, or use it in a ``with`` block.
+    """A server at ``url``, with or without its ``/v1``; ``token`` is what it asks for, if it does.
+
+    Close it, or use it in a ``with`` block.
 
     Raises:
-        InputError: the token has characters that no token has.
+        InputError: the address is none, or the token has characters that no token has.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -39,7 +43,13 @@ class Client:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         # A pair may take minutes; a server that is gone is told by the connection.
         timeout = httpx.Timeout(30.0, read=900.0)
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        try:
+            address = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        except httpx.InvalidURL:
+            raise _no_address(url) from None
+        if address.scheme not in ("http", "https") or not address.host:
+            raise _no_address(url)
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout, trust_env=False)
 
     def __enter__(self) -> "Client":
         return self
@@ -139,10 +149,12 @@ def paint_file(
     """Paint a pair of files and write it in the MVTec layout under ``output``, by the name of its image; its state.
 
     Another pair of that name, as of another seed, is left as it is: this one's name ends in ``_2``, ``_3``, ...
+    ``output`` is marked by a `CLIENT_FILE`, as a run is by its description.
 
     Raises:
-        InputError, ServerError: as `Client.pair`, or a file cannot be read.
+        InputError, ServerError: as `Client.pair`, a file cannot be read, or ``output`` holds other files.
     """
+    _check_own(output)
     try:
         contents = image.read_bytes(), mask.read_bytes()
     except OSError as error:
@@ -155,9 +167,27 @@ def paint_file(
         )
         if all(_free(*file) for file in zip(paths, (painted, label), strict=True)):
             break
+    write_atomic(output / CLIENT_FILE, _MARK)
     write_atomic(paths[1], label)
     write_atomic(paths[0], painted)
     return state | {"image": str(paths[0]), "mask": str(paths[1])}
+
+
+def _no_address(url: str) -> InputError:
+    return InputError(
+        f"`{url}` is no address of a server", "begin with `http://`, as `http://127.0.0.1:8080`"
+    )
+
+
+def _check_own(folder: Path) -> None:
+    """A painted pair among real ones, or in a run, would pass for one of them."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"`{folder}` is a file", "give a folder as `-o`")
+    others = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if others and not (folder / CLIENT_FILE).is_file():
+        raise InputError(
+            f"`{folder}` holds files that `stage-rt client` did not put there", "give an empty folder as `-o`"
+        )
 
 
 def _free(path: Path, content: bytes) -> bool:

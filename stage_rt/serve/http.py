@@ -43,6 +43,7 @@ _TYPES = {
     ".jsonl": "text/plain; charset=utf-8",
     ".log": "text/plain; charset=utf-8",
 }
+_DESCRIBED = "see `/openapi.json`, which describes every request"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
@@ -98,11 +99,17 @@ def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = printable(".".join(str(part) for part in first["loc"]))[:100]
-        return told(422, f"`{where}` is not valid ({printable(first['msg'])[:200]})")
+        if first["type"] == "missing":
+            return told(422, f"`{where}` is missing", "add it")
+        return told(422, f"`{where}` is not valid ({printable(first['msg'])[:200]})", _DESCRIBED)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return told(error.status_code, str(error.detail), **dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code in (404, 405):
+            asked = printable(f"{request.method} {request.url.path}")[:200]
+            return told(error.status_code, f"there is no `{asked}`", _DESCRIBED, **headers)
+        return told(error.status_code, str(error.detail), **headers)
 
     @app.exception_handler(OSError)
     async def _disk(request: Request, error: OSError) -> JSONResponse:

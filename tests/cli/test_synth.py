@@ -131,6 +131,16 @@ def test_failed_samples_are_exit_code_4_after_the_others_are_done(synth, here):
     assert (here / "run/report/index.html").is_file()
 
 
+def test_pairs_that_are_all_left_out_are_counted(synth, night):
+    engine, options = FakeEngine(idle=lambda stream: True), {"min-fill": 0.5, "retries": 1}
+    code, out, err = synth(engine, ["--strict"], **options)
+    assert (code, err) == (0, "")
+    assert out.startswith("0 pairs in `run` (0 new)\n4 painted again; 4 left out\ncontact sheet")
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    code, out, _ = night("-o", "night", "--strict", *arguments, *TYPES, engine=engine)
+    assert (code, out.splitlines()[1]) == (0, f"{PROMPT}: 0 pairs (0 new), 6 painted again; 6 left out")
+
+
 def test_notices_go_to_stderr(synth, here):
     labels(here / "masks", 4, size=(80, 60))
     code, out, err = synth()
@@ -140,6 +150,18 @@ def test_notices_go_to_stderr(synth, here):
         "`000_mask.png`, `001_mask.png`, `002_mask.png` and 1 more\n"
     )
     assert "notice" not in out
+
+
+def test_masks_from_the_folder_of_another_type_are_told_of(synth, here, monkeypatch):
+    labels(here / "set/crack", 2)
+    labels(here / "set/hole", 2)
+    labels(here / "set/dent", 2)
+    told = "notice: masks of 'tile+hole' are taken from `{}`, which is called after 'tile+crack'\n"
+    assert synth(masks="set/crack")[::2] == (0, told.format("set/crack"))
+    for folder in ("set/hole", "set/dent"):
+        assert synth(masks=folder, output=folder.replace("/", "-"))[::2] == (0, "")
+    monkeypatch.chdir(here / "set/crack")
+    assert synth(masks=".", normals="../../normals")[::2] == (0, told.format("."))
 
 
 def write(path, content):
@@ -171,6 +193,11 @@ BAD_INPUT = {
         lambda here: write(here / "set/crack/0.png", b""),
         {"masks": "set"},
         "`set` holds no PNG, JPEG, BMP or TIFF files: did you mean `set/crack`",
+    ),
+    "masks of three types": (
+        lambda here: [write(here / f"set/{kind}/0.png", b"") for kind in ("crack", "hole", "stain")],
+        {"masks": "set"},
+        "`set` holds no PNG, JPEG, BMP or TIFF files: did you mean `set/hole`",
     ),
     "truncated photograph": (
         lambda here: truncated(here / "normals/001.png"),
@@ -241,8 +268,7 @@ def test_the_output_folder_of_another_run_is_refused(synth, here):
     assert synth(seed=1) == (
         1,
         "",
-        "error: `run` holds another run, whose seed is 0 and not 1: "
-        "give the job it was started with or another `-o`\n",
+        "error: `run` holds another run, whose seed is 0 and not 1: add `--seed 0` or give another `-o`\n",
     )
     assert contents(here) == before
 
@@ -313,7 +339,7 @@ def test_a_recipe_for_other_steps_is_refused(synth, here):
 def test_steps_out_of_range_are_one_sentence(synth, here, steps):
     code, out, err = synth(FakeEngine(steps=1000), steps=steps)
     assert (code, out) == (1, "")
-    assert err == f"error: {steps} steps are not to be had: give sampler `stage` between 10 and 1000\n"
+    assert err == f"error: `steps` must be from 10 to 1000 for sampler `stage`, not {steps}\n"
     assert not (here / "run").exists()
 
 
@@ -344,8 +370,8 @@ def night(here, monkeypatch, capsys):
     """Run the command on several types of ``masks``."""
     labels(here / "cracks", 2)
 
-    def run(*arguments):
-        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(FakeEngine()))
+    def run(*arguments, engine=None):
+        monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine or FakeEngine()))
         with pytest.raises(SystemExit) as exited:
             main(["synth", "engine", "-o", "run", *arguments])
         captured = capsys.readouterr()
@@ -450,12 +476,22 @@ def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
     [
         ((), "give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`"),
         (("--prompt", PROMPT, *TYPES), "give `--prompt` and `--masks`, or `--type`"),
-        (("--prompt", PROMPT), "`--prompt`, `--masks` and `--normals` go together"),
+        (("--prompt", PROMPT), "`--normals` go together: add `--masks DIR` and `--normals DIR`"),
+        (("--prompt", PROMPT, "--masks", "masks"), "`--normals` go together: add `--normals DIR`"),
+        (("--masks", "masks", "--normals", "normals"), "`--normals` go together: add `--prompt NAME`"),
+        (
+            ("--normals", "normals", "--type", f"{PROMPT}=masks:2", "--count", "5"),
+            "every `--type` has its own count, so that `--count` says nothing: leave it out",
+        ),
+        (
+            ("--normals", "normals", "--type", "hole=masks"),
+            "error: unknown prompt 'hole': did you mean `tile+hole`",
+        ),
         (
             ("--normals", "normals", "--masks", "masks", "--prompt", PROMPT, "--prompt", "tile+crack"),
             "two prompts are given: use `--type` for each of several types",
         ),
-        (("--type", f"{PROMPT}=masks"), "`normals` is missing: add it"),
+        (("--type", f"{PROMPT}=masks"), "`normals` is missing: add `--normals DIR`"),
         ((*TYPES, "--type", f"{PROMPT}=cracks"), "both write `test/hole`"),
     ],
 )
@@ -464,6 +500,19 @@ def test_options_that_do_not_go_together_are_one_sentence(night, arguments, mess
     assert (code, out) == (1, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_count_is_for_the_types_that_have_none(night):
+    code, out, _ = night("--count", "3", "--normals", "normals", *TYPES[2:])
+    assert (code, out.splitlines()[0]) == (0, "9 pairs in `run` (9 new)")
+
+
+@pytest.mark.parametrize("option", ["--guidance", "--prompt-guidance"])
+@pytest.mark.parametrize("value", ["20.5", "-1"])
+def test_weights_out_of_range_are_wrong_usage(night, option, value):
+    code, _, err = night(*TYPES, option, value)
+    assert code == 2
+    assert f"Invalid value for '{option}'" in err
 
 
 @pytest.mark.parametrize("text", ["masks", "=masks", "hole=", "hole=:5"])

@@ -142,10 +142,15 @@ def test_a_missing_data_set_is_refused(tmp_path):
 
 @pytest.mark.parametrize("find", [normals, masks])
 def test_a_folder_without_images_is_refused_with_the_fix(tmp_path, find):
-    lay(tmp_path, "set/train/readme.txt", "set/train/good/0.png", "0.webp")
+    lay(tmp_path, "set/train/readme.txt", "set/train/good/0.png", "0.webp", "phone/1.HEIC", "phone/2.HEIC")
+    (tmp_path / "empty").mkdir()
     for folder, message in [
-        (tmp_path, "holds no PNG, JPEG, BMP or TIFF files: put the files directly into it"),
-        (tmp_path / "set", f"did you mean `{tmp_path}/set/train/good`"),
+        (
+            tmp_path,
+            "holds no PNG, JPEG, BMP or TIFF files: convert pictures that are `.webp` to one of those",
+        ),
+        (tmp_path / "phone", "TIFF files: convert pictures that are `.HEIC` to one of those"),
+        (tmp_path / "empty", "holds no PNG, JPEG, BMP or TIFF files: put the files directly into it"),
         (tmp_path / "set/train", f"did you mean `{tmp_path}/set/train/good`"),
         (tmp_path / "nowhere", "is not a folder: give a folder of PNG, JPEG, BMP or TIFF files"),
         (tmp_path / "0.webp", "is not a folder: give a folder of PNG, JPEG, BMP or TIFF files"),
@@ -153,4 +158,20 @@ def test_a_folder_without_images_is_refused_with_the_fix(tmp_path, find):
         with pytest.raises(DatasetError) as refused:
             find(folder)
         assert str(refused.value).startswith(f"`{folder}` ")
-        assert message in str(refused.value)
+        assert str(refused.value).endswith(message)
+
+
+def test_the_folder_that_is_meant_is_told(tmp_path):
+    lay(tmp_path, "part/train/good/0.png", "part/test/crack/0.png")
+    lay(tmp_path, *(f"part/ground_truth/{kind}/0_mask.png" for kind in ("crack", "hole", "stain")))
+    truth = tmp_path / "part/ground_truth"
+    for find, folder, fix in [
+        (normals, tmp_path / "part", f"did you mean `{tmp_path}/part/train/good`"),
+        (lambda folder: masks(folder, "hole"), tmp_path / "part", f"did you mean `{truth}/hole`"),
+        (lambda folder: masks(folder, "hole"), truth, f"did you mean `{truth}/hole`"),
+        (masks, truth, f"did you mean `{truth}/crack` or `{truth}/hole` or `{truth}/stain`"),
+        (masks, tmp_path / "part", "put the files directly into it"),
+    ]:
+        with pytest.raises(DatasetError) as refused:
+            find(folder)
+        assert refused.value.remedy == fix

@@ -50,6 +50,14 @@ def test_the_test_is_what_the_training_held_out(data: Path) -> None:
     assert parts.prompt("spot") == "part+spot"
 
 
+def test_painted_defects_test_nothing(data: Path) -> None:
+    (data / "run.json").write_text("{}")
+    with pytest.raises(
+        DatasetError, match=r"are painted, as its `run.json` tells: give a data set of real ones"
+    ):
+        split(data, model(HELD_OUT))
+
+
 def test_good_photographs_that_the_training_left_out_are_not_painted_on(data: Path) -> None:
     parts = split(data, model([*HELD_OUT, "part/good/3.png"]))
     assert [path.name for path in parts.good] == ["2.png", "4.png", "5.png"]

@@ -286,7 +286,7 @@ def test_masks_of_another_shape_are_left_out_with_a_notice(job, run, tmp_path):
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(job, run):
-    with pytest.raises(PromptError, match=r"unknown prompt 'hole': use one of tile\+crack, tile\+hole"):
+    with pytest.raises(PromptError, match=r"unknown prompt 'hole': did you mean `tile\+hole`"):
         fill(FakeEngine(), replace(job, prompt="hole"), run)
     assert not run.exists()
 
@@ -398,10 +398,15 @@ def test_a_changed_job_is_refused_with_the_field_named(job, run, changed):
     other = {"prompt": "tile+crack", "seed": 8, "composite": False}
     if changed in other:
         job = replace(job, **{changed: other[changed]})
+    way_back = {
+        "prompt": "add `--prompt tile.hole`",
+        "seed": "add `--seed 7`",
+        "composite": "leave `--no-composite` out",
+    }
     what = (
         "which was made from another `000.*` .*give the files it was"
         if changed in ("normals", "masks")
-        else f"whose {changed} is .* and not .*: give the job"
+        else f"whose {changed} is .*: {way_back.get(changed, 'give the engine it was started with')}"
     )
     with pytest.raises(RunError, match=f"holds another run, {what}"):
         fill(engine, job, run)
@@ -441,7 +446,7 @@ def test_a_run_does_not_shrink(job, run):
 def test_renaming_a_photograph_is_a_change(job, run):
     fill(FakeEngine(), job, run)
     renamed = job.normals[0].rename(job.normals[0].with_name("zzz.png"))
-    with pytest.raises(RunError, match="whose normals is"):
+    with pytest.raises(RunError, match=r"are others \(`000.png` removed or renamed; `zzz.png` added"):
         fill(FakeEngine(), replace(job, normals=[*job.normals[1:], renamed]), run)
 
 
@@ -536,11 +541,25 @@ def test_a_run_is_not_resumed_with_other_steps(job, run):
     fill(FakeEngine(steps=40), job, run)
     before = contents(run)
     with pytest.raises(
-        RunError, match="holds another run, whose steps is 40 and not 20: give the job it was"
+        RunError,
+        match="holds another run, whose steps is 40 and not 20: add `--steps 40` or give another `-o`",
     ):
         fill(FakeEngine(steps=40), replace(job, steps=20), run)
     assert contents(run) == before
     fill(FakeEngine(steps=40), replace(job, steps=40), run)
+
+
+def test_the_photograph_that_came_to_a_run_is_named(job, run):
+    fill(FakeEngine(), job, run)
+    before = contents(run)
+    [extra] = photographs(run.parent / "more", 1)
+    added = extra.rename(job.normals[0].with_name("new.png"))
+    told = r"whose photographs are others \(`new.png` added, or in no pair so far\): give the files"
+    with pytest.raises(RunError, match=told):
+        fill(FakeEngine(), replace(job, normals=[*job.normals, added]), run)
+    with pytest.raises(RunError, match=r"whose masks are others \(`003_mask.png` removed or renamed\)"):
+        fill(FakeEngine(), replace(job, masks=job.masks[:3]), run)
+    assert contents(run) == before
 
 
 def test_a_run_of_fewer_steps_is_not_resumed_with_all(job, run):
@@ -551,7 +570,7 @@ def test_a_run_of_fewer_steps_is_not_resumed_with_all(job, run):
 
 @pytest.mark.parametrize("steps", [0, 1, 41, -3])
 def test_steps_out_of_range_are_refused_before_anything_is_written(job, run, steps):
-    with pytest.raises(InputError, match=rf"^{steps} steps are not to be had: .* between 10 and 40$"):
+    with pytest.raises(InputError, match=rf"^`steps` must be from 10 to 40 for sampler `.*`, not {steps}$"):
         fill(FakeEngine(steps=40), replace(job, steps=steps), run)
     assert not run.exists()
 

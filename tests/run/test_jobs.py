@@ -67,14 +67,15 @@ def test_json_lines_say_the_same(tmp_path):
         ("- just words", "line 1 is no job: write `prompt`"),
         (
             "- {prompt: a, normals: n, masks: m}\n- {prompt: b, masks: m}",
-            "line 2: `normals` is missing: add it",
+            "line 2: `normals` is missing: add `normals: DIR`",
         ),
         (
             "\n\n- {prompt: a, normals: n, masks: m, cuont: 5}",
             "line 3: `cuont` is no field of a job: use some of prompt,",
         ),
-        ("- {prompt: a, normals: n, masks: m, count: 0}", "line 1: `count` is not valid ("),
-        ("- {prompt: a, normals: n, masks: m, guidance: .nan}", "line 1: `guidance` is not valid ("),
+        ("- {prompt: a, normals: n, masks: m, count: 0}", "line 1: `count: 0` is not valid ("),
+        ("- {prompt: a, normals: n, masks: m, guidance: .nan}", "line 1: `guidance: nan` is not valid ("),
+        ("- {prompt: a, normals: n, masks: m, steps: x}", "line 1: `steps: x` is not valid ("),
         ("- {prompt: a, normals: n, masks: m, count: !!python/object:os.system x}", "is no YAML ("),
         ("- \u0000", "is no YAML ("),
         (
@@ -155,6 +156,14 @@ def test_how_a_job_reads_its_masks_goes_before_how_the_command_does(tmp_path, ow
     first, second = read_jobs(written(tmp_path, text), {other: 1})
     assert (getattr(first, own), getattr(first, other)) == (1, None)
     assert (getattr(second, own), getattr(second, other)) == (None, 1)
+
+
+def test_an_option_that_is_wrong_is_named_as_it_was_given():
+    given = {"prompt": "a", "normals": "n", "masks": "m"}
+    with pytest.raises(InputError, match=r"^`--prompt-guidance 21` is not valid \(Input should be less than"):
+        entry(given | {"prompt_guidance": 21})
+    with pytest.raises(InputError, match=r"^`normals` is missing: add `--normals DIR`$"):
+        entry({name: value for name, value in given.items() if name != "normals"})
 
 
 def test_two_jobs_of_one_type_are_refused():

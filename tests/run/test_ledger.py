@@ -188,30 +188,101 @@ def test_a_run_opens_again_with_the_same_job_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("begun", "change", "message"),
     [
-        ({"seed": 1}, "whose seed is 0 and not 1"),
-        ({"prompt": "tile+crack"}, "whose prompt is 'tile+hole' and not 'tile+crack'"),
-        ({"composite": False}, "whose composite is True and not False"),
-        ({"masks": "f" * 64}, "whose masks is cccccccccccc... and not ffffffffffff..."),
-        ({"engine": "f" * 64}, "whose engine is aaaaaaaaaaaa... and not ffffffffffff..."),
+        ({}, {"seed": 1}, "whose seed is 0 and not 1: add `--seed 0`"),
+        ({"steps": 20}, {"steps": 50}, "whose steps is 20 and not 50: add `--steps 20`"),
+        ({}, {"steps": 50}, "whose steps is 1000 and not 50: add `--steps 1000`"),
+        ({}, {"min_fill": 0.5}, "whose min_fill is 0.0 and not 0.5: add `--min-fill 0`"),
+        ({}, {"mask_class": 3}, "whose mask_class is None and not 3: leave `--mask-class` out"),
         (
-            {"recipe": Recipe.authors().model_copy(update={"mask_rule": "authors"})},
-            "whose recipe.mask_rule is 'cover' and not 'authors'",
+            {},
+            {"prompt": "tile+crack"},
+            "whose prompt is 'tile+hole' and not 'tile+crack': add `--prompt tile+hole`",
         ),
-        ({"recipe": Recipe.paper()}, "whose recipe.name is 'authors' and not 'paper'"),
+        ({}, {"composite": False}, "whose composite is True and not False: leave `--no-composite` out"),
+        ({"strict": True}, {}, "whose strict is True and not False: add `--strict`"),
+        (
+            {},
+            {"region": {"least": 32, "slender": 4}},
+            "whose view is whole and not region: add `--view whole`",
+        ),
+        ({}, {"masks": "f" * 64}, "whose masks are others (0 are given): give the files it was started with"),
+        (
+            {},
+            {"engine": "f" * 64},
+            "whose engine is of other graphs (aaaaaaaaaaaa... and not ffffffffffff...): "
+            "give the engine it was started with",
+        ),
+        (
+            {"dtype": "bf16"},
+            {"engine": "f" * 64, "dtype": "fp32"},
+            "whose engine is bf16 and not fp32: give an engine that was built with `--dtype bf16`",
+        ),
+        (
+            {},
+            {"recipe": Recipe.authors().model_copy(update={"mask_rule": "authors"})},
+            "whose recipe.mask_rule is 'cover' and not 'authors': give the job it was started with",
+        ),
+        (
+            {},
+            {"recipe": Recipe.paper()},
+            "whose recipe.name is 'authors' and not 'paper': give the job it was started with",
+        ),
     ],
 )
-def test_another_job_is_refused_with_the_difference(tmp_path, change, message):
-    with open_run(Place.of(tmp_path), run_spec()):
+def test_another_job_is_refused_with_the_difference(tmp_path, begun, change, message):
+    with open_run(Place.of(tmp_path), run_spec(**begun)):
         pass
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(RunError) as refused, open_run(Place.of(tmp_path), run_spec(**change)):
         pass
-    assert str(refused.value) == (
-        f"`{tmp_path}` holds another run, {message}: give the job it was started with or another `-o`"
-    )
+    assert str(refused.value) == f"`{tmp_path}` holds another run, {message} or give another `-o`"
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_release_learns_its_dtype(tmp_path):
+    with open_run(Place.of(tmp_path), run_spec()):
+        assert "dtype" not in json.loads((tmp_path / "run.json").read_text())
+    with open_run(Place.of(tmp_path), run_spec(dtype="bf16")):
+        assert json.loads((tmp_path / "run.json").read_text())["dtype"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"new.png": None}, "`new.png` added, or in no pair so far"),
+        ({"b.png": None}, "`b.png` removed or renamed"),
+        (
+            {"b.png": None, "new.png": None},
+            "`b.png` removed or renamed; `new.png` added, or in no pair so far",
+        ),
+        ({"b.png": "f" * 64}, "`b.png` changed"),
+        (
+            {f"{n}.png": None for n in range(5)},
+            "`0.png`, `1.png`, `2.png` and 2 more added, or in no pair so far",
+        ),
+    ],
+)
+def test_files_that_are_not_those_of_before_are_named(tmp_path, others, message):
+    names = {"a.png": "1" * 64, "b.png": "2" * 64}
+    with open_run(Place.of(tmp_path), run_spec()) as manifest:
+        for number, (name, digest) in enumerate(names.items()):
+            manifest.append(
+                record(number, normal=name, normal_sha256=digest, label=name, label_sha256=digest)
+            )
+    given = {name: digest for name, digest in (names | others).items() if names.get(name) is None or digest}
+    names = {"normals": given, "masks": given}
+    for field, what in [("normals", "photographs"), ("masks", "masks")]:
+        with (
+            pytest.raises(RunError) as refused,
+            open_run(Place.of(tmp_path), run_spec(**{field: "f" * 64}), lambda: names),
+        ):
+            pass
+        assert str(refused.value) == (
+            f"`{tmp_path}` holds another run, whose {what} are others ({message}): "
+            "give the files it was started with or give another `-o`"
+        )
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
@@ -230,7 +301,13 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
             open_run(Place.of(folder), run_spec()).__enter__()
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 2}'])
+def test_a_run_of_a_later_release_is_told_apart(tmp_path):
+    (tmp_path / "run.json").write_text('{"format": 2}')
+    with pytest.raises(RunError, match=r"run.json` was made by a newer stage-rt: update this one$"):
+        open_run(Place.of(tmp_path), run_spec()).__enter__()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 0}'])
 def test_a_damaged_run_file_is_named(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json` is damaged: start again in an empty folder"):

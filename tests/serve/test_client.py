@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -65,6 +66,38 @@ def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path
         str(tmp_path / f"ground_truth/crack/{name}_mask.png") for name in names
     ]
     assert len({path.read_bytes() for path in (tmp_path / "test/crack").iterdir()}) == 3
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_is_not_its_own_is_left_as_it_is(site, tmp_path, capsys):
+    real, finished = tmp_path / "part", tmp_path / "run"
+    (real / "test/crack").mkdir(parents=True)
+    (real / "test/crack/000.png").write_bytes(b"a real defect")
+    job = Job(
+        [site.here / "normals/001.png"], [site.here / "masks/crack/002_mask.png"], "tile+crack", 1, 3, True, 4
+    )
+    fill(closed_engine(), replace(job, steps=15), finished)
+    for folder in (real, finished):
+        before = files_of(folder)
+        code, out, err = run(options(site, folder), capsys)
+        assert (code, out) == (1, "")
+        told = "holds files that `stage-rt client` did not put there: give an empty folder as `-o`"
+        assert err == f"error: `{folder}` {told}\n"
+        assert files_of(folder) == before
+    code, _, err = run(options(site, real / "test/crack/000.png"), capsys)
+    assert (code, err.endswith("000.png` is a file: give a folder as `-o`\n")) == (1, True)
+
+
+def test_a_folder_of_its_own_takes_another_pair(site, tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/.keep").touch()
+    for count in (1, 2):
+        code, _, err = run([*options(site, tmp_path / "set"), "--seed", str(count)], capsys)
+        assert (code, err) == (0, "")
+        assert len(list((tmp_path / "set/test/crack").iterdir())) == count
 
 
 def test_what_the_server_refuses_is_told(site, tmp_path, capsys):
@@ -145,6 +178,24 @@ def test_streams_that_end_at_once_are_not_asked_for_at_once(answering):
     with client:
         assert [one["state"] for one in client.follow("x")] == ["painting"] * 3 + ["done"]
     assert slept == [1, 1]
+
+
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "/"])
+def test_the_address_of_the_api_is_that_of_the_server(site, end):
+    with Client(site.url + end) as client:
+        assert [one["name"] for one in client.engines()] == ["tiles"]
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8765", "127.0.0.1:8765", "ftp://server", "http://", "http://x:port", "x y"]
+)
+def test_an_address_that_is_none_is_told_and_wrong_usage_where_it_lacks_its_beginning(tmp_path, capsys, url):
+    with pytest.raises(InputError, match="is no address of a server: begin with `http://`"):
+        Client(url)
+    files = ["--image", "a", "--mask", "b", "--prompt", "c", "-o", str(tmp_path / "set")]
+    code, _, err = run(["client", url, *files], capsys)
+    assert code == (1 if url.startswith("http://") else 2)
+    assert "`http://`" in err
 
 
 @pytest.mark.parametrize("token", ["schlüssel", "a\nb"])

@@ -22,6 +22,7 @@ from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 
 PROMPT = "tile+crack"
+DESCRIBED = "see `/openapi.json`, which describes every request"
 
 
 @pytest.fixture
@@ -199,8 +200,8 @@ def test_figures_are_counted(site, http):
         ({"photograph": None}, "give either `image` or `photograph`"),
         ({"mask": "ÿ"}, "`mask` is not base64"),
         ({"mask": "AAAA"}, "`mask` is not a PNG"),
-        ({"steps": 9}, "9 steps are not to be had"),
-        ({"steps": 41}, "41 steps are not to be had"),
+        ({"steps": 9}, "`steps` must be from 10 to 40 for sampler `stage`, not 9"),
+        ({"steps": 41}, "`steps` must be from 10 to 40 for sampler `stage`, not 41"),
         ({"seed": -1}, "`body.seed` is not valid"),
         ({"other": 1}, "`body.other` is not valid"),
         ({"min_fill": 2}, "`body.min_fill` is not valid"),
@@ -233,6 +234,26 @@ def test_what_is_not_there_or_no_request_is_refused(http, method, path, body, st
     headers = {"content-type": "application/json"}
     answer = http.request(method, path, content=body, headers=headers)
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "problem", "remedy"),
+    [
+        ("POST", "/v1/pairs", {}, "`body.prompt` is missing", "add it"),
+        (
+            "POST",
+            "/v1/pairs",
+            {"prompt": PROMPT, "mask": "", "seed": -1},
+            "`body.seed` is not valid (Input should be greater than or equal to 0)",
+            DESCRIBED,
+        ),
+        ("GET", "/v1/pair", None, "there is no `GET /v1/pair`", DESCRIBED),
+        ("PUT", "/v1/pairs", None, "there is no `PUT /v1/pairs`", DESCRIBED),
+    ],
+)
+def test_what_a_program_asks_wrongly_is_told_with_the_way_out(http, method, path, body, problem, remedy):
+    answer = http.request(method, path, json=body)
+    assert answer.json() == {"error": {"problem": problem, "remedy": remedy}}
 
 
 def test_other_sites_and_bodies_without_end_are_refused(site, http):

@@ -118,9 +118,12 @@ def test_half_precision_stays_close(graphs, server, ask, tmp_path):
             {"image": np.zeros((4001, 4000, 3), np.uint8), "mask": np.ones((4001, 4000), np.uint8)},
             "the picture has",
         ),
-        ({"steps": np.array([0], np.int32)}, "0 steps are not to be had"),
-        ({"steps": np.array([-5], np.int32)}, "-5 steps are not to be had"),
-        ({"steps": np.array([1001], np.int32)}, "1001 steps are not to be had"),
+        ({"steps": np.array([0], np.int32)}, "`steps` must be from 10 to 10 for sampler `stage`, not 0"),
+        ({"steps": np.array([-5], np.int32)}, "`steps` must be from 10 to 10 for sampler `stage`, not -5"),
+        (
+            {"steps": np.array([1001], np.int32)},
+            "`steps` must be from 10 to 10 for sampler `stage`, not 1001",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_request_is_its_error(ask, server, change, told):

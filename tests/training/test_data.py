@@ -9,7 +9,7 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.images.layouts import datasets
-from stage_rt.training.data import find, is_grey, load
+from stage_rt.training.data import find, is_grey, load, tell_few
 from stage_rt.training.train import _spec
 
 
@@ -45,6 +45,34 @@ def test_objects_of_the_same_name_are_refused(tmp_path: Path) -> None:
         DatasetError, match="leads to 2 objects called 'part', whose prompts would be the same: rename"
     ):
         find(lines)
+
+
+@pytest.mark.parametrize(
+    "mark", ["run.json", "types/dent/run.json", "pack.json", "client.json", "accepted.jsonl"]
+)
+def test_painted_defects_are_no_real_ones(tmp_path: Path, mark: str) -> None:
+    real, painted = write_dataset(tmp_path / "lines/a"), write_dataset(tmp_path / "lines/b")
+    assert len(find(tmp_path / "lines")) == 2
+    (painted / mark).parent.mkdir(parents=True, exist_ok=True)
+    (painted / mark).write_text("{}")
+    message = f"the defects in `{painted}` are painted, as its `{mark}` tells: give a data set of real ones"
+    for root in (painted, tmp_path / "lines"):
+        with pytest.raises(DatasetError) as refused:
+            find(root)
+        assert str(refused.value) == message
+    assert [dataset.name for dataset in find(real)] == ["a"]
+
+
+def test_types_of_few_photographs_are_told_of(tmp_path: Path) -> None:
+    found, said = find(write_dataset(tmp_path / "part", defects=8)), list[str]()
+    tell_few(found, said.append)
+    assert not said
+    found[0].defects["spot"].pop()
+    tell_few(found, said.append)
+    [told] = said
+    assert told.startswith(
+        "types with fewer than 8 labelled photographs to learn from: part+spot (7); label more"
+    )
 
 
 def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -> None:

@@ -118,6 +118,20 @@ def test_photographs_whose_names_are_no_text_can_be_held_out(
     assert sum(provenance_name("part", "dent", photo) in provenance["held_out"] for photo in shown) == 1
 
 
+def test_what_is_left_to_learn_from_is_told_of_where_it_is_little(
+    dataset: Path, tmp_path: Path, micro: Preset
+) -> None:
+    said: list[str] = []
+
+    def stop(stage: str, *_: object) -> None:
+        if stage == "reading":
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(dataset, tmp_path / "model", hold_out=0.3, report=stop, say=ignore, notify=said.append)
+    assert "part+dent (2), part+spot (2)" in said[0]
+
+
 def test_a_name_too_long_for_a_folder_that_is_staged_is_refused_at_once(
     dataset: Path, tmp_path: Path, micro: Preset
 ) -> None:
