@@ -312,7 +312,9 @@ def test_any_number_of_steps_is_taken_exactly(name: SamplerName, steps: int) -> 
 @pytest.mark.parametrize("steps", [0, 1, -5, 9, 1001, True, 10.0, "100"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_out_of_range_are_refused_with_the_range(name: str, steps: Any) -> None:
-    with pytest.raises(InputError, match=rf"give sampler `{name}` between 10 and (1000|999)$"):
+    with pytest.raises(
+        InputError, match=rf"`steps` must be from 10 to (1000|999) for sampler `{name}`, not {steps!r}$"
+    ):
         steps_of(name, Recipe.authors(), steps)
 
 

@@ -87,7 +87,7 @@ def split(
             f"train it with `stage-rt train {root} --hold-out 0.67`"
         )
     chosen = _types(dataset, model, types)
-    real, test = _sides(dataset, chosen, model, held_out)
+    real, test = _sides(root, dataset, chosen, model, held_out)
     if not dataset.normals:
         raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
     _refuse_two_types({kind: [*real[kind], *test[kind]] for kind in chosen})
@@ -106,7 +106,7 @@ Sides = dict[str, list[Pair]]
 
 
 def _sides(
-    dataset: Dataset, kinds: Sequence[str], model: ModelSpec, held_out: Sequence[object]
+    root: Path, dataset: Dataset, kinds: Sequence[str], model: ModelSpec, held_out: Sequence[object]
 ) -> tuple[Sides, Sides]:
     """What is learned from and what is tested on."""
     real: Sides = {}
@@ -122,7 +122,7 @@ def _sides(
         real[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) not in held_out]
         if not test[kind] or not real[kind]:
             raise DatasetError(
-                f"{dataset.name} is not what the model was trained on: of type {kind!r} "
+                f"`{root}` is not what the model was trained on: of type {kind!r} "
                 f"{len(test[kind])} photographs were held out and {len(real[kind])} not"
             )
         _refuse_later(dataset.name, kind, real[kind], model.provenance.get("learned"))

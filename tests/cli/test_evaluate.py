@@ -19,12 +19,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "part", defects=6)
 
+    other = ("part/dent/0.png", "part/dent/1.png")
+
     def command(*arguments: str, held_out=("part/dent/4.png", "part/dent/5.png")) -> tuple[int, str, str]:
-        engine = FakeEngine()
-        prompts, provenance = {"part+dent": "a"}, {"held_out": list(held_out)} if held_out else {}
-        model = engine.spec.model.model_copy(update={"prompts": prompts, "provenance": provenance})
-        engine.spec = engine.spec.model_copy(update={"model": model})
-        monkeypatch.setattr(loading, "load", lambda folder, notify: engine)
+        def load(folder: Path, notify: object) -> FakeEngine:
+            engine = FakeEngine()
+            names = other if folder.name == "other" else held_out
+            prompts, provenance = {"part+dent": "a"}, {"held_out": list(names)} if names else {}
+            model = engine.spec.model.model_copy(update={"prompts": prompts, "provenance": provenance})
+            engine.spec = engine.spec.model_copy(update={"model": model})
+            return engine
+
+        monkeypatch.setattr(loading, "load", load)
         with pytest.raises(SystemExit) as exited:
             main(["evaluate", "part", "--engine", "engine", "-o", "results", *arguments])
         captured = capsys.readouterr()
