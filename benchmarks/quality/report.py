@@ -16,6 +16,7 @@ from stage_rt.run.report import template
 from .metrics import FALSE_ALARMS, FOUND
 from .pictures import Pictures
 from .protocol import REAL, has_real
+from .statistics import FEWEST_DEFECTS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
@@ -35,6 +36,7 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
         "alone": best_alone(result),
         "unknown": unknown(result),
         "splits": result.get("splits", []),
+        "fewest": FEWEST_DEFECTS,
         "found": FOUND,
         "false_alarms": FALSE_ALARMS,
         "page": PAGE,
