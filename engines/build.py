@@ -9,7 +9,7 @@ from pathlib import Path
 from stage_rt.batches import check_sizes
 from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
 from stage_rt.files import digests, locked, staged_folder
-from stage_rt.folders import check_replaceable, read_engine, up_to_date
+from stage_rt.folders import as_calibrated, check_replaceable, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import tensors
 from stage_rt.progress import Progress, portion, silent
@@ -74,7 +74,7 @@ def build(
         if up_to_date(folder, wanted):
             return False
         check_replaceable(folder, backend, force=force)
-        _write(source, folder, wanted, builder, notify, progress)
+        _write(source, folder, as_calibrated(wanted, folder), builder, notify, progress)
     return True
 
 

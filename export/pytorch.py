@@ -14,7 +14,7 @@ from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
 from stage_rt.batches import autoencoder_bucket, check_sizes
 from stage_rt.errors import DeviceError, ParityError
 from stage_rt.files import digests, locked, staged_folder
-from stage_rt.folders import read_engine, up_to_date
+from stage_rt.folders import as_calibrated, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import TOLERANCE
 from stage_rt.spec import ENGINE_FILE, PROMPTS_FILE, VAE_DECODER, VAE_ENCODER, EngineSpec, ModelSpec
@@ -80,7 +80,7 @@ def build(
         if up_to_date(folder, wanted) and read_engine(folder).origin == wanted.origin:
             return False
         with staged_folder(folder, replace=(folder / ENGINE_FILE).is_file()) as staged:
-            write(model, wanted, staged, say=say)
+            write(model, as_calibrated(wanted, folder), staged, say=say)
     return True
 
 

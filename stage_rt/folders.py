@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from stage_rt.errors import EngineError, InputError, first_line
 from stage_rt.files import inside, sha256, staged_for
 from stage_rt.names import BackendName
-from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, first_fault, is_newer
+from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, PromptDefaults, first_fault, is_newer
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -120,6 +120,22 @@ def up_to_date(folder: Path, wanted: EngineSpec) -> bool:
     except EngineError:
         return False
     return found.fingerprint == wanted.fingerprint
+
+
+def as_calibrated(wanted: EngineSpec, folder: Path) -> EngineSpec:
+    """``wanted`` with what `stage-rt calibrate` found of the engine in ``folder`` if it has its graphs and dtype."""
+    try:
+        found = read_engine(folder)
+    except EngineError:
+        return wanted
+    if (found.graphs_fingerprint, found.dtype) != (wanted.graphs_fingerprint, wanted.dtype):
+        return wanted
+    defaults = dict(wanted.model.defaults)
+    for prompt, measured in found.model.defaults.items():
+        if measured.steps is not None:
+            own = defaults.get(prompt, PromptDefaults())
+            defaults[prompt] = own.model_copy(update={"steps": measured.steps})
+    return wanted.model_copy(update={"model": wanted.model.model_copy(update={"defaults": defaults})})
 
 
 def check_replaceable(folder: Path, backend: BackendName, *, force: bool) -> None:

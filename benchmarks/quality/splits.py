@@ -24,7 +24,7 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
     """Means over the splits in the form of one's result, of the rows that all have, with what was learned in each.
 
     How it was made is told where it is the same for all. Differences are those of
-    `stage_rt.quality.statistics.difference`. A source convinces in the types in which it does in all splits.
+    `stage_rt.quality.statistics.Drawn`. A source convinces in the types in which it does in all splits.
     """
     first = splits[0].result
     hows = [one.result["how"] for one in splits]

@@ -31,11 +31,13 @@ def client(
 
     A token that the server asks for is taken from the environment's STAGE_RT_TOKEN.
     """
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url!r} does not begin with `http://`", param_hint="URL")
     with console.extra("serve"):
-        from stage_rt.serve.client import Client, paint_file
+        from stage_rt.serve.client import AddressError, Client, paint_file
 
-    with Client(url, os.environ.get(TOKEN)) as server:
+    try:
+        client = Client(url, os.environ.get(TOKEN))
+    except AddressError as error:
+        raise typer.BadParameter(str(error), param_hint="URL") from None
+    with client as server:
         state = paint_file(server, image, mask, output, prompt, engine=engine, seed=seed, steps=steps)
     console.result(f"`{state['image']}`, {state['fill']:.0%} of the label painted", state, as_json=as_json)

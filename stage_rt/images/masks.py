@@ -8,7 +8,7 @@
    not: they are flat, or lie where no block of a JPEG has anything of the label.
 4. Up to eight other values, or such numbers, are classes that nobody has chosen one of: refused.
 5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of. If that
-   is more than a fifth of it, it is taken for a photograph in the place of a mask: refused.
+   is more than a fifth of it, and so is what lies between black and white, it is taken for a photograph: refused.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ MOST_CLASSES = 8
 BLOCK = 8
 """Side of JPEG's blocks in pixels: beyond those that an edge lies in it leaves no noise."""
 LARGE = 0.2
-"""Share of a mask in shades from which on it is no label with soft edges but a photograph, or a picture of both."""
+"""Share of a mask that is in shades, and that would be labelled, from which on it is no label with soft edges but a
+photograph."""
 STRAY = 0.01
 """Share of the label that pixels of class numbers may have and pass for a slip of the pen."""
 
@@ -98,7 +99,8 @@ def _label(values: Values, path: Path, reading: Reading) -> Mask:
             "save one alone, or choose with `--mask-class N` or `--mask-threshold 0.5` of `stage-rt synth`",
         )
     label = 2 * grey >= brightest
-    if not two_valued and label.mean() > LARGE:
+    between = (grey > ALIKE * brightest) & (grey < (1 - ALIKE) * brightest)
+    if label.mean() > LARGE and between.mean() > LARGE:
         raise MaskError(
             f"`{path}` is in shades of grey and would label {label.mean():.0%} of the picture, as a photograph does",
             "give a mask that is white on the defect and black elsewhere, or say from where on with "

@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+from stage_rt.run.sample import few_of
 from stage_rt.samplers import steps_of
 from stage_rt.spec import PairRecord, RunSpec
 
 Given = Mapping[str, Mapping[str, str | None]]
 """The names of all ``normals`` and ``masks`` that a job is given, with the sha256 of those that are known."""
 
-_FILES = {"normals": "photographs", "masks": "masks", "objects": "masks of the object"}
+_FILES = {"normals": "photographs", "masks": "masks"}
 _VALUES = ("prompt", "sampler", "seed", "steps", "min_fill", "retries", "mask_class", "mask_threshold")
+_OF_THE_RECIPE = {
+    "recipe.name": "--recipe",
+    "recipe.guidance": "--guidance",
+    "recipe.prompt_guidance": "--prompt-guidance",
+    "recipe.solver": "--solver",
+}
 _SWITCHES = {
     "composite": ("--no-composite", False),
     "strict": ("--strict", True),
@@ -17,8 +24,6 @@ _SWITCHES = {
 }
 """Options that say the one of two values that is not their default, and which one that is."""
 _MAY_DIFFER = ("recipe", "count", "batch", "backend")
-_SHOWN = 3
-"""Names of files that are told."""
 
 
 def fields_of(spec: RunSpec) -> dict[str, object]:
@@ -55,6 +60,8 @@ def difference(
 
 
 def _told(field: str, was: object, value: object) -> str:
+    if field == "objects":
+        return "whose masks of the object are others"
     if field == "dtype":
         return f"whose engine is {was} and not {value}"
     if field == "engine":
@@ -67,6 +74,8 @@ def _told(field: str, was: object, value: object) -> str:
 
 
 def _way_back(field: str, was: object) -> str:
+    if field == "objects":
+        return "leave `--object` out" if was is None else "give the `--object` it was started with"
     if field == "dtype":
         return f"give an engine that was built with `--dtype {was}`"
     if field == "engine":
@@ -76,11 +85,18 @@ def _way_back(field: str, was: object) -> str:
     if field in _SWITCHES:
         option, meant = _SWITCHES[field]
         return f"add `{option}`" if was == meant else f"leave `{option}` out"
+    if field == "rim":
+        return "leave `--no-rim` out" if was else "add `--no-rim`"
+    if field in _OF_THE_RECIPE:
+        return f"add `{_OF_THE_RECIPE[field]} {_shown(was)}`"
     if field in _VALUES:
         option = f"--{field.replace('_', '-')}"
-        shown = f"{was:g}" if isinstance(was, float) else was
-        return f"leave `{option}` out" if was is None else f"add `{option} {shown}`"
+        return f"leave `{option}` out" if was is None else f"add `{option} {_shown(was)}`"
     return "give the job it was started with"
+
+
+def _shown(value: object) -> object:
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _view(region: object) -> str:
@@ -110,10 +126,5 @@ def _other_files(what: str, given: Mapping[str, str | None], used: Mapping[str, 
         "changed": changed,
         "added, or in no pair so far": [name for name in given if name not in used] if used else [],
     }
-    told = "; ".join(f"{_listed(names)} {kind}" for kind, names in kinds.items() if names)
+    told = "; ".join(f"{few_of(names)} {kind}" for kind, names in kinds.items() if names)
     return f"whose {what} are others ({told or f'{len(given)} are given'})"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -10,7 +10,7 @@ from stage_rt.images.masks import AS_IT_IS, Reading
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.noise import ATTEMPT_BITS
 from stage_rt.recipe import Recipe
-from stage_rt.run.writer import check_type
+from stage_rt.run.writer import check_type, type_of
 from stage_rt.samplers import SAMPLERS, check_sampler, recipe_of, steps_of
 from stage_rt.spec import ModelSpec, PromptDefaults, RegionView
 
@@ -125,12 +125,8 @@ def resolve(job: Job, model: ModelSpec) -> Method:
 
 def _known(prompt: str, prompts: Iterable[str]) -> str:
     """What to give in place of a prompt that is none: that of its type, if one is."""
-    alike = [one for one in prompts if _type(one) == _type(prompt)]
+    alike = [one for one in prompts if type_of(one).casefold() == type_of(prompt).casefold()]
     return f"did you mean `{alike[0]}`" if len(alike) == 1 else f"use one of {', '.join(sorted(prompts))}"
-
-
-def _type(prompt: str) -> str:
-    return prompt.rpartition("+")[2].casefold()
 
 
 def _fewest(job: Job, defaults: PromptDefaults) -> int:

@@ -15,7 +15,7 @@ from stage_rt.images import layouts
 from stage_rt.images.masks import Reading
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
 from stage_rt.run.job import Job
-from stage_rt.run.writer import defect_type
+from stage_rt.run.writer import defect_type, type_of
 from stage_rt.spec import PromptName
 
 _READINGS = {"mask_class", "mask_threshold"}
@@ -89,7 +89,7 @@ class Entry(BaseModel):
     def tell_of_another_type(self, prompts: Iterable[str], notify: Callable[[str], None]) -> None:
         """Say so if the folder of the masks is called after another type of the ``prompts`` of a model."""
         name = Path(os.path.abspath(self.masks)).name
-        other = next((one for one in prompts if one.rpartition("+")[2] == name), None)
+        other = next((one for one in prompts if type_of(one) == name), None)
         if other is not None and name != defect_type(self.prompt):
             notify(f"masks of {self.prompt!r} are taken from `{self.masks}`, which is called after {other!r}")
 

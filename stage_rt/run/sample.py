@@ -32,8 +32,13 @@ def readable(path: Path) -> str:
 
 def listed(paths: Sequence[Path]) -> str:
     """The first few of some files by their names, and how many more there are."""
-    names = ", ".join(f"`{readable(path)}`" for path in paths[:3])
-    return names if len(paths) <= 3 else f"{names} and {len(paths) - 3} more"
+    return few_of([readable(path) for path in paths])
+
+
+def few_of(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 class Sight(NamedTuple):

@@ -22,13 +22,18 @@ GOOD = "good"
 """What good photographs are called where defect types are: no defect may be."""
 
 
+def type_of(prompt: str) -> str:
+    """What a prompt calls the type of its defects: what follows its last ``+``."""
+    return prompt.rpartition("+")[2]
+
+
 def defect_type(prompt: str) -> str:
-    """The folder name of a prompt's pairs: what follows its last ``+``.
+    """The folder name of a prompt's pairs, which is its `type_of`.
 
     Raises:
         PromptError: that is not a plain folder name.
     """
-    name = prompt.rpartition("+")[2]
+    name = type_of(prompt)
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise PromptError(
             f"prompt {prompt!r} does not end in a name a folder can have: rename it in the model"

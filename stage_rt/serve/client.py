@@ -28,6 +28,10 @@ class ServerError(StageError):
     """The server did not answer, or something of its broke."""
 
 
+class AddressError(InputError):
+    """A URL that no server can have."""
+
+
 class Client:
     """A server at ``url``, with or without its ``/v1``; ``token`` is what it asks for, if it does.
 
@@ -173,8 +177,8 @@ def paint_file(
     return state | {"image": str(paths[0]), "mask": str(paths[1])}
 
 
-def _no_address(url: str) -> InputError:
-    return InputError(
+def _no_address(url: str) -> AddressError:
+    return AddressError(
         f"`{url}` is no address of a server", "begin with `http://`, as `http://127.0.0.1:8080`"
     )
 

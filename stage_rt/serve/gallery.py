@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from stage_rt.errors import ImageError, InputError, printable
 from stage_rt.files import identity
-from stage_rt.images.inputs import Header, check_image, read_header
+from stage_rt.images.inputs import Header, check_image, read_header, read_image
 from stage_rt.run.checks import Checks
 from stage_rt.run.sample import readable
 from stage_rt.serve.pairs import Room
@@ -68,11 +68,16 @@ class Gallery:
         """Sizes of all photographs that can be used now."""
         found = {}
         for name, path in self.paths.items():
-            if name in self._damaged and self._damaged[name] == identity(path):
+            if self._known_damaged(name, path):
                 continue
             with suppress(ImageError, OSError):
                 found[name] = Header(*self._headers.of(path, "header", read_header))
         return found
+
+    def _known_damaged(self, name: str, path: Path) -> bool:
+        """Whether a photograph was found to be damaged, and is the same file still."""
+        found = self._damaged.get(name)
+        return found is not None and found == identity(path)
 
     def path(self, name: str) -> Path:
         """The file of a photograph; a name is looked up and never made a path.
@@ -95,6 +100,9 @@ class Gallery:
         """
         path = self.path(name)
         try:
+            if self._known_damaged(name, path):
+                # Its header may be whole; this says what is not.
+                read_image(path)
             return how(path)
         except (ImageError, OSError) as error:
             if not os.path.exists(path):

@@ -88,9 +88,9 @@ def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
             return answer
         kinds = (
             ((NotFoundError, GoneError), 404),
-            ((InputError,), 422),
-            ((LateError,), 504),
-            ((ClosedError,), 503),
+            (InputError, 422),
+            (LateError, 504),
+            (ClosedError, 503),
         )
         status = next((status for some, status in kinds if isinstance(error, some)), 500)
         return told(status, error.problem, error.remedy)

@@ -17,6 +17,7 @@ from stage_rt.errors import InputError, StageError
 from stage_rt.files import digests
 from stage_rt.folders import read_engine
 from stage_rt.loading import load
+from stage_rt.run.fewest import keep
 from stage_rt.spec import ENGINE_FILE, EngineSpec
 
 
@@ -121,6 +122,20 @@ def test_an_engine_of_another_builder_is_built_again(own, tmp_path, monkeypatch)
     assert not is_current(engine, "0" * 64, dtype="fp32", **how)
     assert built(own, engine, origin="0" * 64)
     assert is_current(engine, "0" * 64, dtype="fp32", **how)
+
+
+def test_calibrated_steps_outlive_another_builder_of_the_same_graphs(own, tmp_path, monkeypatch):
+    engine = tmp_path / "engine"
+    built(own, engine)
+    first = read_engine(engine)
+    prompt = next(iter(first.model.prompts))
+    keep(engine, first, prompt, 20)
+    monkeypatch.setattr("stage_rt.engines.build.sources", lambda: "b" * 64)
+    assert built(own, engine)
+    assert read_engine(engine).model.defaults[prompt].steps == 20
+    with_another_weight(own)
+    assert built(own, engine)
+    assert prompt not in read_engine(engine).model.defaults
 
 
 def test_every_file_of_the_builders_counts(tmp_path, monkeypatch):

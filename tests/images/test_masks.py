@@ -56,6 +56,15 @@ def test_a_label_with_soft_edges_is_a_mask(tmp_path: Path) -> None:
     assert 0.1 < mask.label.mean() < 0.2
 
 
+def test_a_large_label_with_soft_edges_is_a_mask_too(tmp_path: Path) -> None:
+    drawn = Image.new("L", (100, 100))
+    drawn.paste(255, (20, 20, 80, 80))
+    drawn.filter(ImageFilter.GaussianBlur(1)).save(tmp_path / "soft.png")
+    mask = read_mask(tmp_path / "soft.png")
+    assert mask.shaded
+    assert mask.label.mean() == pytest.approx(0.36, abs=0.01)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("values", [[0, 1, 3], [0, 1, 20], [0, 31, 2]])
 def test_class_numbers_are_labels(tmp_path: Path, values: list[int], dtype: type) -> None:

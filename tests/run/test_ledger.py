@@ -227,7 +227,20 @@ def test_a_run_opens_again_with_the_same_job_only(tmp_path):
         (
             {},
             {"recipe": Recipe.paper()},
-            "whose recipe.name is 'authors' and not 'paper': give the job it was started with",
+            "whose recipe.name is 'authors' and not 'paper': add `--recipe authors`",
+        ),
+        (
+            {"recipe": Recipe.authors().guided(2)},
+            {},
+            "whose recipe.guidance is 2.0 and not 1.0: add `--guidance 2`",
+        ),
+        ({"rim": (0.5,)}, {}, "whose rim is (0.5,) and not (): leave `--no-rim` out"),
+        ({}, {"rim": (0.5,)}, "whose rim is () and not (0.5,): add `--no-rim`"),
+        ({}, {"objects": "f" * 64}, "whose masks of the object are others: leave `--object` out"),
+        (
+            {"objects": "f" * 64},
+            {},
+            "whose masks of the object are others: give the `--object` it was started with",
         ),
     ],
 )

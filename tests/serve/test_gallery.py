@@ -154,6 +154,9 @@ def test_a_photograph_that_cannot_be_read_is_told_of_and_left_out_until_it_is_me
     assert {line["normal"] for line in manifest(run)} == {"000.png", "002.png"}
     answer = ask("GET", "/v1/photographs/001.png")
     assert (answer.status_code, str(damaged) in answer.json()["error"]["problem"]) == (422, True)
+    job = {"prompt": PROMPT, "masks": [mask_of(here)], "count": 1, "photographs": ["001.png"]}
+    answer = ask("POST", "/v1/jobs", job)
+    assert (answer.status_code, str(damaged) in answer.json()["error"]["problem"]) == (422, True)
     damaged.unlink()
     assert ask.names() == ["000.png", "002.png"]
     damaged.write_bytes(whole)
