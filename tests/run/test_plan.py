@@ -104,7 +104,7 @@ def test_what_is_certain_of_a_label_without_a_look_at_a_size_is_so(tmp_path):
     assert 0.5 * shown < certain < shown
 
 
-def test_the_notices_of_masks_are_those_of_before(many_sizes, tmp_path):
+def test_masks_that_are_left_out_or_resized_are_told_of(many_sizes, tmp_path):
     speck = tmp_path / "speck.png"
     drawn = np.zeros((600, 800), np.uint8)
     drawn[300, 401] = 255
@@ -112,4 +112,8 @@ def test_the_notices_of_masks_are_those_of_before(many_sizes, tmp_path):
     told = []
     job = replace(many_sizes, normals=many_sizes.normals[:4], masks=[speck, *many_sizes.masks])
     make_plan(FakeEngine().spec, job, told.append)
-    assert told == ["X"]
+    names = ", ".join(["`000_mask.png`"] * 3)
+    assert told == [
+        "masks left out, as nothing of some defect would be seen by the networks: `speck.png`",
+        f"masks resized to the size of their photograph: {names} and 1 more",
+    ]
