@@ -625,7 +625,7 @@ def test_who_runs_on_which_thread(job, run, monkeypatch):
 def test_guidance_is_part_of_the_recipe_and_of_what_a_run_was_started_with(job, run):
     fill(FakeEngine(), replace(job, guidance=2.5), run)
     assert json.loads((run / "run.json").read_text())["recipe"]["guidance"] == 2.5
-    with pytest.raises(RunError, match=r"whose recipe.guidance is 2.5 and not 1.0: give the job"):
+    with pytest.raises(RunError, match=r"whose recipe.guidance is 2.5 and not 1.0: add `--guidance 2.5`"):
         fill(FakeEngine(), job, run)
 
 
