@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from stage_rt.images.joining import joined
@@ -38,9 +38,8 @@ def composite(
     """``photo`` uint8 ``[H, W, 3]`` with ``painted`` uint8 ``[S, S, 3]`` in place of its labelled pixels.
 
     All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the bytes of
-    the photograph. ``exact``: the ramp is one pixel wide, a third of the paint, and the paint gets the photograph's
-    grain (`grain_of`). So a segmentation network learns outlines where they were drawn, and cannot
-    tell a defect by its being smooth. With a ``rim``, paint fades out beyond the label as it says instead; ``pixel``
+    the photograph. ``exact``: there is no ramp, and the paint gets the photograph's grain (`grain_of`). So a
+    segmentation network learns outlines where they were drawn, and cannot tell a defect by its being smooth. With a ``rim``, paint fades out beyond the label as it says instead; ``pixel``
     is how many pixels of the photograph one of the network is.
     """
     return _over(photo, photo, painted, label, label, exact=exact, rim=rim, pixel=pixel)
@@ -69,20 +68,19 @@ def _over(
     enlarged = np.asarray(Image.fromarray(painted).resize(label.shape[::-1], Image.Resampling.BICUBIC))
     if exact:
         enlarged = np.clip(enlarged + grain_of(photo, enlarged, label, labelled, reach), 0, 255)
-    alpha = fading(label[near], rim, pixel) if rim else _ramp_around(label[near], exact=exact)
+    if rim:
+        alpha = fading(label[near], rim, pixel)
+    else:
+        alpha = label[near].astype(np.float32) if exact else _ramp_around(label[near])
     alpha = alpha[..., None]
     result[near] = np.rint((1 - alpha) * under[near] + alpha * enlarged[near])
     return result
 
 
-def _ramp_around(label: NDArray[np.bool_], *, exact: bool) -> NDArray[np.float32]:
+def _ramp_around(label: NDArray[np.bool_]) -> NDArray[np.float32]:
     mask = Image.fromarray(label.astype(np.uint8) * 255)
-    if exact:
-        # A straight outline gets a third of the paint beyond it; less within would take a third from a thin label.
-        blurred = ImageChops.lighter(mask.filter(ImageFilter.BoxBlur(1)), mask)
-    else:
-        # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
-        blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))
+    # Blurring the label grown by the blur's own radius leaves the label itself at full strength.
+    blurred = mask.filter(ImageFilter.MaxFilter(2 * FEATHER + 1)).filter(ImageFilter.BoxBlur(FEATHER))
     return np.asarray(blurred, dtype=np.float32) / np.float32(255)
 
 

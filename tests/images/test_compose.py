@@ -74,15 +74,12 @@ def test_exact_paint_ends_at_the_labels_outline():
     photo, label = textured(96), np.zeros((96, 96), dtype=bool)
     label[40:60, 30:70] = True
     result = composite(photo, np.full((48, 48, 3), 30, dtype=np.uint8), label, exact=True)
-    away = ~np.asarray(Image.fromarray(label).filter(ImageFilter.MaxFilter(3)))
-    assert (result[away] == photo[away]).all()
+    assert (result[~label] == photo[~label]).all()
     edge = np.zeros_like(label)
     edge[40:60, 30:70] = True
     edge[41:59, 31:69] = False
     assert abs(result[label].mean() - 30) < 5
     assert abs(result[edge].mean() - 30) < 5
-    beyond = ~away & ~label
-    assert 80 < result[beyond].mean() < 100
 
 
 def test_exact_paint_has_the_photographs_grain():
