@@ -39,8 +39,9 @@ def composite(
 
     All paint on ``label`` bool ``[H, W]``, a linear ramp around it, and beyond ``2 * FEATHER`` pixels the bytes of
     the photograph. ``exact``: there is no ramp, and the paint gets the photograph's grain (`grain_of`). So a
-    segmentation network learns outlines where they were drawn, and cannot tell a defect by its being smooth. With a ``rim``, paint fades out beyond the label as it says instead; ``pixel``
-    is how many pixels of the photograph one of the network is.
+    segmentation network learns outlines where they were drawn, and cannot tell a defect by its being smooth. With a
+    ``rim``, paint fades out beyond the label as it says instead; ``pixel`` is how many pixels of the photograph one
+    of the network is.
     """
     return _over(photo, photo, painted, label, label, exact=exact, rim=rim, pixel=pixel)
 
