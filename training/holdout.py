@@ -11,11 +11,12 @@ from scipy import sparse
 from stage_rt.errors import DatasetError
 from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
-from stage_rt.images.layouts import Dataset
+from stage_rt.images.layouts import Dataset, provenance_name
+from stage_rt.images.masks import labelled
 from stage_rt.progress import Progress, counted, portion, silent
 
 from .crops import Crop
-from .data import GOOD, labelled
+from .data import GOOD
 
 
 def hold_out(
@@ -52,16 +53,6 @@ def hold_out(
         normals = [path for path in dataset.normals if path not in good]
         kept.append(replace(dataset, defects=rest, normals=normals))
     return kept, names
-
-
-def provenance_name(dataset: str, kind: str, photo: Path) -> str:
-    """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
-    return as_text(f"{dataset}/{kind}/{photo.name}")
-
-
-def as_text(name: str) -> str:
-    """The name of a file, which need not be text on the disk and must be in JSON: another one for each."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def learned(found: Iterable[Dataset]) -> list[str]:

@@ -21,8 +21,8 @@ from stage_rt.packs.survey import Survey, check_any, survey
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.sample import readable
 from stage_rt.run.writer import GOOD
+from stage_rt.spec import PACK_FILE
 
-PACK_FILE = "pack.json"
 PROVENANCE_FILE = "provenance.jsonl"
 
 _SURVEY = 0.1

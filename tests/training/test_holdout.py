@@ -10,8 +10,9 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError
+from stage_rt.images.layouts import provenance_name
 from stage_rt.training import data, holdout
-from stage_rt.training.holdout import hold_out, provenance_name
+from stage_rt.training.holdout import hold_out
 
 
 @pytest.fixture
