@@ -174,11 +174,11 @@ def _check_real(request: Request) -> None:
 
 
 def _real(request: Request, runs: Sequence[FinishedRun], progress: Progress) -> Real | None:
-    kinds = {run.kind for run in runs}
+    prompts = {run.spec.prompt for run in runs}
     if request.real is None:
         return None
     if request.engine is None:
-        return by_defect(request.real, kinds, request.split, request.seed, progress)
+        return by_defect(request.real, prompts, request.split, request.seed, progress)
     engine = read_engine(request.engine)
     for run in runs:
         if run.spec.engine != engine.graphs_fingerprint:
@@ -186,7 +186,7 @@ def _real(request: Request, runs: Sequence[FinishedRun], progress: Progress) -> 
                 f"`{run.ledger}` was not painted by `{request.engine}`",
                 "give its engine, and pack runs of other engines apart",
             )
-    return by_model(request.real, kinds, engine.model)
+    return by_model(request.real, prompts, engine.model, progress)
 
 
 def _reasons(request: Request, along: Real | None) -> LeftOut:
@@ -202,7 +202,7 @@ def _beside(
 ) -> dict[Path, str]:
     """Those of the good ``photographs`` that may be trained on beside real ones that validate."""
     kept = {path: digest for path, digest in photographs.items() if digest not in along.shown}
-    if shown := len(photographs) - len(kept):
+    if shown := len(photographs) - len(kept) + len(along.bad):
         found.skipped[SHOWN] += shown
     along.check({digest for _, digest in found.contents}, kept, progress)
     return kept

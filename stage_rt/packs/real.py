@@ -20,17 +20,18 @@ from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, as_text, datasets, provenance_name
 from stage_rt.images.masks import labelled
+from stage_rt.images.showing import showing_a_defect
 from stage_rt.packs.picture import Side
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.packs.split import alike, held_out
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.night import TYPES
 from stage_rt.run.sample import readable
-from stage_rt.run.writer import GOOD
+from stage_rt.run.writer import GOOD, defect_type
 from stage_rt.serve.kept import LIST
 from stage_rt.spec import CLIENT_FILE, PACK_FILE, RUN_FILE, ModelSpec, PairRecord
 
-SHOWN = "showing a part that validates"
+SHOWN = "showing a labelled part"
 LABELLED = "labelled as a photograph that validates"
 
 _PAINTED = (RUN_FILE, f"{TYPES}/*/{RUN_FILE}", PACK_FILE, CLIENT_FILE, LIST)
@@ -50,14 +51,15 @@ class Labelled(NamedTuple):
 class Real:
     """The real photographs of a pack: those with a label, and ``good`` ones, which validate.
 
-    ``normals`` are good photographs that may have been painted into. ``shown`` are the sha256 of those of them that
-    show a part of which a labelled photograph validates. ``masks`` are types and names of the masks that validate,
-    ``labels`` their sha256.
+    ``normals`` are good photographs that may have been painted into. ``shown`` are the sha256 of those that training
+    found to show a part with a labelled defect, ``bad`` are those of the others that do. ``masks`` are
+    types and names of the masks that validate, ``labels`` their sha256.
     """
 
     folder: Path
     labelled: list[Labelled]
     good: list[Path]
+    bad: list[Path]
     normals: list[Path]
     shown: frozenset[str]
     masks: frozenset[tuple[str, str]]
@@ -100,7 +102,8 @@ class Real:
         Raises:
             DatasetError: one that is trained on, or was painted into, validates too.
         """
-        tested = [each.photo for each in self.labelled if each.side == "val"] + self.good
+        tested = [each.photo for each in self.labelled if each.side == "val"]
+        tested += [*self.good, *self.bad]
         for path in tested:
             if sha256(path) in used:
                 raise DatasetError(
@@ -137,14 +140,16 @@ def real_datasets(root: Path) -> list[Dataset]:
     return found
 
 
-def by_model(root: Path, kinds: Collection[str], model: ModelSpec) -> Real:
+def by_model(root: Path, prompts: Collection[str], model: ModelSpec, progress: Progress = silent) -> Real:
     """The photographs of ``root`` on the sides of the training of ``model``: those held out validate.
+
+    ``progress`` is told the share that is compared.
 
     Raises:
         DatasetError: as `by_defect`, or ``root`` is not what the model was trained on.
         InputError: the model held nothing out.
     """
-    dataset = _object(root, kinds)
+    dataset = _object(root, prompts)
     names, known = (_names(model.provenance.get(field)) for field in ("held_out", "learned"))
     if not names:
         raise InputError(
@@ -169,11 +174,11 @@ def by_model(root: Path, kinds: Collection[str], model: ModelSpec) -> Real:
             "give the data set that it was trained on",
         )
     shown = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) in names]
-    return _real(dataset, out, shown)
+    return _real(dataset, out, shown, progress)
 
 
 def by_defect(
-    root: Path, kinds: Collection[str], share: float, seed: int, progress: Progress = silent
+    root: Path, prompts: Collection[str], share: float, seed: int, progress: Progress = silent
 ) -> Real:
     """The photographs of ``root``, of which about ``share`` of every type train and the others validate.
 
@@ -181,18 +186,18 @@ def by_defect(
     type they were saved. ``progress`` is told the share that is compared.
 
     Raises:
-        DatasetError: ``root`` is no data set of one object with labelled photographs of one of ``kinds``, or was
-            painted.
+        DatasetError: ``root`` is no data set of the object of ``prompts`` with labelled photographs of one of their
+            types, or was painted.
         InputError: they show one defect, so that none would be left for the other side.
         ImageError, MaskError: a file is unusable.
     """
-    dataset = _object(root, kinds)
+    dataset = _object(root, prompts)
     photos = {
         provenance_name(dataset.name, kind, photo): (kind, photo)
         for kind, pairs in dataset.defects.items()
         for photo, _ in pairs
     }
-    first = _first(dataset, progress) if 0 < share < 1 else {name: name for name in photos}
+    first = _first(dataset, portion(progress, 0.0, 0.7)) if 0 < share < 1 else {name: name for name in photos}
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, (kind, _) in photos.items():
         counts[first[name]][kind] += 1
@@ -202,16 +207,25 @@ def by_defect(
             "label another, or leave out `--real`",
         )
     out = held_out(counts, share, seed)
-    return _real(dataset, {photo for name, (_, photo) in photos.items() if first[name] in out}, ())
+    tested = {photo for name, (_, photo) in photos.items() if first[name] in out}
+    return _real(dataset, tested, (), portion(progress, 0.7, 1.0))
 
 
-def _object(root: Path, kinds: Collection[str]) -> Dataset:
+def _object(root: Path, prompts: Collection[str]) -> Dataset:
     found = real_datasets(root)
     if len(found) != 1:
         names = ", ".join(dataset.name for dataset in found)
         raise DatasetError(f"`{root}` holds several objects ({names})", "give the folder of one")
     (dataset,) = found
-    if not dataset.defects.keys() & set(kinds):
+    for prompt in sorted(prompts):
+        name = prompt.rpartition("+")[0]
+        if name not in ("", dataset.name):
+            raise DatasetError(
+                f"`{root}` is called {dataset.name!r}, and the runs painted {prompt!r}",
+                f"give the data set of that object, or call its folder {name!r}",
+            )
+    kinds = {defect_type(prompt) for prompt in prompts}
+    if not dataset.defects.keys() & kinds:
         raise DatasetError(
             f"`{root}` has no labelled photographs of what the runs painted ({', '.join(sorted(kinds))})",
             "give the data set that their model was trained on",
@@ -251,7 +265,8 @@ def _noted(
         yield pixels, label
 
 
-def _real(dataset: Dataset, out: Collection[Path], shown: Iterable[Path]) -> Real:
+def _real(dataset: Dataset, out: Collection[Path], shown: Iterable[Path], progress: Progress) -> Real:
+    bad = showing_a_defect(dataset.tested, dataset, progress)
     found = [
         Labelled(kind, photo, mask, "val" if photo in out else "train")
         for kind, pairs in dataset.defects.items()
@@ -261,7 +276,8 @@ def _real(dataset: Dataset, out: Collection[Path], shown: Iterable[Path]) -> Rea
     return Real(
         folder=dataset.folder,
         labelled=found,
-        good=dataset.tested,
+        good=[path for path in dataset.tested if path not in bad],
+        bad=bad,
         normals=dataset.normals,
         shown=frozenset(map(sha256, shown)),
         masks=frozenset((each.kind, readable(each.mask)) for each in tested),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stage_rt.errors import InputError, RunError
+from stage_rt.packs.real import LABELLED
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.progress import Progress
 from stage_rt.run.writer import GOOD
@@ -82,7 +83,8 @@ def check_any(pairs: int, skipped: Mapping[str, int]) -> None:
         raise InputError("there is no pair to pack: the runs have no samples")
     if not pairs:
         reasons = ", ".join(f"{count} are {reason}" for reason, count in skipped.items())
-        raise InputError(f"there is no pair to pack: of the samples {reasons}")
+        remedy = "paint with the masks of photographs that train" if LABELLED in skipped else None
+        raise InputError(f"there is no pair to pack: of the samples {reasons}", remedy)
 
 
 def _check_sizes(sizes: Mapping[Path, Sizes]) -> None:

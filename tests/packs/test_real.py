@@ -162,6 +162,22 @@ def test_photographs_of_one_defect_stand_on_one_side(packed, copied):
         shutil.rmtree(folder)
 
 
+def test_a_good_photograph_of_a_labelled_part_does_not_validate(packed, copied):
+    """Lit otherwise: it shows what is learned from, or calls a defect good."""
+    shutil.rmtree(copied / "test/crack")
+    holes = photographs(copied / "test/hole", 8, (96, 72), seed=50)
+    for mask in (copied / "ground_truth/hole").iterdir():
+        opened(mask).resize((96, 72), Image.Resampling.NEAREST).save(mask)
+    photographs(copied / "test/good", 3, (96, 72), seed=51)
+    dark = (np.asarray(opened(holes[2])) * 0.8).astype(np.uint8)
+    Image.fromarray(dark).save(copied / "test/good/dark.png")
+    folder, summary = packed("yolo", real=copied)
+    assert {place for place in sides(folder)["val"] if "good" in place} == {
+        f"test/good/00{n}.png" for n in range(3)
+    }
+    assert summary.skipped[SHOWN] == 1
+
+
 class TestByTheModel:
     """What its training held out validates, whatever the split says."""
 
@@ -282,7 +298,7 @@ class TestLabels:
 
     def test_nothing_is_left(self, refused, copied, from_masks):
         run = from_masks(sorted((copied / "ground_truth/hole").iterdir()))
-        match = f"no pair to pack: of the samples 16 are {LABELLED}"
+        match = f"no pair to pack: of the samples 16 are {LABELLED}: paint with the masks of"
         refused(InputError, match, runs=[run], real=copied, split=0)
 
 
@@ -351,6 +367,11 @@ class TestRefused:
                 (copied / folder / kind).rename(copied / folder / f"{kind}s")
         match = r"no labelled photographs of what the runs painted \(crack, hole\): give the data set"
         refused(DatasetError, match, real=copied)
+
+    def test_another_object(self, refused, copied):
+        other = copied.rename(copied.with_name("bottle"))
+        match = "bottle` is called 'bottle', and the runs painted 'tile\\+crack': give the data set of that"
+        refused(DatasetError, match, real=other)
 
     def test_several_objects(self, refused, copied):
         shutil.copytree(copied, copied.parent / "other")
