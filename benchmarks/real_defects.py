@@ -19,14 +19,13 @@ from scipy import ndimage
 
 import stage_rt
 from stage_rt.images.inputs import fit_mask, read_image
-from stage_rt.images.layouts import datasets
+from stage_rt.images.layouts import datasets, provenance_name
 from stage_rt.images.masks import read_mask
 from stage_rt.images.regions import regions
 from stage_rt.machine import cpu_name
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.spec import RegionView
-from stage_rt.training.holdout import provenance_name
 
 VISIBLE, TILE, SHOWN = 15, 128, 12
 SHEET_VIEW = RegionView(context=0.5, least=64)

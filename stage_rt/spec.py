@@ -30,6 +30,7 @@ RUN_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
 CLIENT_FILE = "client.json"
 """What marks a folder of pairs that ``stage-rt client`` had painted."""
+PACK_FILE = "pack.json"
 PROMPTS_FILE = "prompts.safetensors"
 
 UNET = "unet"

@@ -20,15 +20,13 @@ from stage_rt.images.inputs import (
     read_header,
     read_image,
 )
-from stage_rt.images.layouts import Dataset, datasets
+from stage_rt.images.layouts import Dataset
 from stage_rt.images.masks import read_mask
-from stage_rt.packs.pack import PACK_FILE
+from stage_rt.packs.real import real_datasets
 from stage_rt.progress import Progress, silent
-from stage_rt.run.night import TYPES
 from stage_rt.run.plan import COVERING, Notify
 from stage_rt.run.sample import listed
-from stage_rt.serve.kept import LIST
-from stage_rt.spec import CLIENT_FILE, LONGEST_PROMPT, RUN_FILE, ModelSpec, PromptName, RegionView
+from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
 
 from . import crops
 
@@ -42,9 +40,6 @@ NEARLY_BLACK = 16
 
 FEW = 8
 """Labelled photographs of a type below which a training tells that there are few."""
-
-_PAINTED = (RUN_FILE, f"{TYPES}/*/{RUN_FILE}", PACK_FILE, CLIENT_FILE, LIST)
-"""Files that only folders of painted pairs have."""
 
 _PROMPT = TypeAdapter[str](PromptName)
 
@@ -187,12 +182,12 @@ class _Read:
         return photo
 
     def labelled(self, image: Path, mask: Path) -> crops.Crop:
-        """As `labelled`."""
+        """As `stage_rt.images.masks.labelled`."""
         photo = self.photograph(image)
         label, shaded = read_mask(mask)
         self._shaded += [mask] * shaded
         self._covering += [mask] * bool(label.mean() > COVERING)
-        return photo, _fitted(label, photo, mask)
+        return photo, fit_mask(label, (photo.shape[1], photo.shape[0]), mask)
 
     def tell(self, notify: Notify) -> None:
         """Say what a run says of photographs and masks that it is given (`stage_rt.run.plan`)."""
@@ -252,16 +247,6 @@ class _Crops:
                 yield photo
 
 
-def labelled(image: Path, mask: Path) -> crops.Crop:
-    """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``."""
-    photo = read_image(image)
-    return photo, _fitted(read_mask(mask).label, photo, mask)
-
-
-def _fitted(label: NDArray[np.bool_], photo: NDArray[np.uint8], mask: Path) -> NDArray[np.bool_]:
-    return fit_mask(label, (photo.shape[1], photo.shape[0]), mask)
-
-
 def find(root: Path) -> list[Dataset]:
     """The objects of ``root`` that can be trained on.
 
@@ -278,23 +263,6 @@ def find(root: Path) -> list[Dataset]:
             raise DatasetError(
                 f"`{root}`: object {dataset.name!r} has no labelled defects in `test/<type>` with masks in "
                 "`ground_truth/<type>`"
-            )
-    return found
-
-
-def real_datasets(root: Path) -> list[Dataset]:
-    """The objects of ``root`` as `datasets` finds them, none of which stage-rt painted.
-
-    Raises:
-        DatasetError: nothing found, or the defects of one are painted.
-    """
-    found = datasets(root)
-    for dataset in found:
-        mark = next((path for mark in _PAINTED for path in dataset.folder.glob(mark)), None)
-        if mark is not None:
-            raise DatasetError(
-                f"the defects in `{dataset.folder}` are painted, as its `{mark.relative_to(dataset.folder)}` tells",
-                "give a data set of real ones",
             )
     return found
 

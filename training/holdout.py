@@ -10,12 +10,14 @@ from scipy import sparse
 
 from stage_rt.errors import DatasetError
 from stage_rt.images import twins
-from stage_rt.images.inputs import pixels_digest, read_image
-from stage_rt.images.layouts import Dataset
+from stage_rt.images.inputs import pixels_digest
+from stage_rt.images.layouts import Dataset, provenance_name
+from stage_rt.images.masks import labelled
+from stage_rt.images.showing import showing_a_defect
 from stage_rt.progress import Progress, counted, portion, silent
 
 from .crops import Crop
-from .data import GOOD, labelled
+from .data import GOOD
 
 
 def hold_out(
@@ -54,16 +56,6 @@ def hold_out(
     return kept, names
 
 
-def provenance_name(dataset: str, kind: str, photo: Path) -> str:
-    """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
-    return as_text(f"{dataset}/{kind}/{photo.name}")
-
-
-def as_text(name: str) -> str:
-    """The name of a file, which need not be text on the disk and must be in JSON: another one for each."""
-    return name.encode(errors="backslashreplace").decode()
-
-
 def learned(found: Iterable[Dataset]) -> list[str]:
     """The names of all labelled photographs of the data sets."""
     return [
@@ -72,18 +64,6 @@ def learned(found: Iterable[Dataset]) -> list[str]:
         for kind, pairs in dataset.defects.items()
         for image, _ in pairs
     ]
-
-
-def showing_a_defect(photographs: Collection[Path], dataset: Dataset, progress: Progress) -> list[Path]:
-    """Those of the good ``photographs`` that show a part of which the data set has a photograph with a label.
-
-    None of them where that is all: then these are photographs that show no single part.
-    """
-    pairs = [pair for defects in dataset.defects.values() for pair in defects]
-    read = (read_image(path) for path in counted(photographs, portion(progress, 0.2, 0.6)))
-    shown = twins.showing(read, _read(pairs, portion(progress, 0.0, 0.2)), portion(progress, 0.6, 1.0))
-    found = [path for path, parts in zip(photographs, shown, strict=True) if parts.any()]
-    return found if len(found) < len(photographs) else []
 
 
 def _chosen(

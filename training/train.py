@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stage_rt.errors import InputError, amount
 from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
+from stage_rt.images.layouts import as_text
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
 from stage_rt.run.ledger import disk_failures
@@ -220,7 +221,7 @@ def _provenance(
     root: Path, examples: data.Examples, learned: list[str], held_out: list[str], preset: str, seed: int
 ) -> dict[str, JsonValue]:
     return {
-        "trained_on": holdout.as_text(root.resolve().name),
+        "trained_on": as_text(root.resolve().name),
         "held_out": list(held_out),
         "learned": list(learned),
         "images": len(examples.images),

@@ -24,6 +24,7 @@ from stage_rt.engine import Engine
 from stage_rt.errors import InputError
 from stage_rt.files import sha256, write_atomic
 from stage_rt.images.inputs import read_image
+from stage_rt.images.masks import labelled
 from stage_rt.progress import Progress, portion
 from stage_rt.run.checks import Checks
 from stage_rt.run.fill import fill
@@ -32,7 +33,6 @@ from stage_rt.run.plan import make_plan
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
-from stage_rt.training.data import labelled
 
 from . import baselines, procedural, published
 from .baselines import BASELINES

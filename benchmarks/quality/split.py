@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
-from stage_rt.images.layouts import Dataset
+from stage_rt.images.layouts import Dataset, provenance_name
+from stage_rt.images.masks import labelled
+from stage_rt.images.showing import showing_a_defect
+from stage_rt.packs.real import real_datasets
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
-from stage_rt.training.data import GOOD, labelled, real_datasets
-from stage_rt.training.holdout import provenance_name, showing_a_defect
+from stage_rt.training.data import GOOD
 
 FEWEST = 6
 """Labelled photographs a type must have: a third of fewer is one, and says nothing."""

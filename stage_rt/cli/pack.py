@@ -1,4 +1,4 @@
-"""``stage-rt pack``: finished runs as one data set for other tools."""
+"""``stage-rt pack``: finished runs, and real photographs with them, as one data set for other tools."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,9 @@ def pack(
     split: Annotated[
         float,
         typer.Option(
-            metavar="SHARE", help="Share to train on; all pairs of one photograph stay on one side."
+            metavar="SHARE",
+            help="Share to train on; all pairs of one photograph stay on one side. With `--real` all photographs of "
+            "one real defect do, and every pair is to train on.",
         ),
     ] = 0.8,
     seed: Annotated[int, typer.Option(help="Decides which photographs are held out.")] = 0,
@@ -39,6 +41,24 @@ def pack(
         typer.Option(
             metavar="DIR",
             help="Photographs the runs were painted into, to go along as good parts; may be given again.",
+            show_default="none",
+        ),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="The data set the model was trained on: its labelled photographs go along, and only real ones "
+            "validate.",
+            show_default="none",
+        ),
+    ] = None,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="With `--real`: the engine of the runs, of a model from `stage-rt train --hold-out`; what that held "
+            "out validates, whatever `--split` says.",
             show_default="none",
         ),
     ] = None,
@@ -54,7 +74,7 @@ def pack(
     from stage_rt.packs.pack import pack as write
     from stage_rt.packs.pictures import IN_TRAIN
 
-    request = Request(runs, layout, split, seed, normals or (), weak=not no_weak)
+    request = Request(runs, layout, split, seed, normals or (), weak=not no_weak, real=real, engine=engine)
     with watched_share("packing") as progress:
         summary = write(request, output, progress)
     if skipped := summary.skipped.get(IN_TRAIN):
@@ -68,27 +88,43 @@ def pack(
     if layout == "mvtec" and not summary.pictures["train"]:
         fix = "take a larger `--split`" if normals else "add `--normals DIR`"
         console.message("notice", f"`train/good` is empty, which anomalib does not train on: {fix}")
+    if real is not None and engine is None:
+        console.message(
+            "notice",
+            "the model that painted may have learned from photographs that validate: with `--engine ENGINE` those "
+            "that its training held out do (`stage-rt train --hold-out`)",
+        )
     console.result(_text(summary, output, FORMATS[layout].called), _fields(summary, output), as_json=as_json)
 
 
 def _text(summary: "Summary", output: Path, called: "Mapping[Side, str]") -> str:
     total = sum(map(summary.pairs, summary.pictures))
-    lines = [f"{amount(total, 'pair')} in `{output}`"]
-    lines += [f"{called[side]:<5} {_side(pictures)}" for side, pictures in summary.pictures.items()]
+    along = sum(sum(each.values()) for each in summary.real.values())
+    told = amount(total, "pair")
+    if along:
+        told = f"{amount(total, 'painted pair')} and {amount(along, 'labelled photograph')}"
+    lines = [f"{told} in `{output}`"]
+    lines += [f"{called[side]:<5} {_side(summary, side)}" for side in summary.pictures]
     if summary.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
         lines.append(f"left out: {reasons}")
     return "\n".join(lines)
 
 
-def _side(pictures: "Mapping[str, int]") -> str:
+def _side(summary: "Summary", side: "Side") -> str:
     from stage_rt.run.writer import GOOD
 
-    kinds = {kind: number for kind, number in sorted(pictures.items()) if kind != GOOD}
-    each = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-    told = [f"{amount(sum(kinds.values()), 'pair')} ({each})"] if kinds else []
-    told += [amount(pictures[GOOD], "good photograph")] if GOOD in pictures else []
+    pair = "painted pair" if summary.real else "pair"
+    counts = ((pair, summary.painted(side)), ("labelled photograph", summary.real.get(side, {})))
+    told = [_kinds(noun, kinds) for noun, kinds in counts if kinds]
+    if number := summary.pictures[side].get(GOOD):
+        told.append(amount(number, "good photograph"))
     return ", ".join(told) or "nothing"
+
+
+def _kinds(noun: str, kinds: "Mapping[str, int]") -> str:
+    each = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return f"{amount(sum(kinds.values()), noun)} ({each})"
 
 
 def _fields(summary: "Summary", output: Path) -> dict[str, object]:
@@ -97,5 +133,6 @@ def _fields(summary: "Summary", output: Path) -> dict[str, object]:
         "classes": summary.classes,
         "pairs": {side: summary.pairs(side) for side in summary.pictures},
         "pictures": summary.pictures,
+        **({"real": summary.real} if summary.real else {}),
         "skipped": summary.skipped,
     }

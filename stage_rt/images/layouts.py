@@ -88,6 +88,16 @@ def datasets(root: Path) -> list[Dataset]:
     return found
 
 
+def provenance_name(dataset: str, kind: str, photo: Path) -> str:
+    """How a model's provenance names a photograph of a type of defect, or one that stands among the good ones."""
+    return as_text(f"{dataset}/{kind}/{photo.name}")
+
+
+def as_text(name: str) -> str:
+    """The name of a file, which need not be text on the disk and must be in JSON: another one for each."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _dataset(root: Path) -> Dataset | None:
     for good, images, labels in _LAYOUTS:
         folders = [root / folder for folder in good if (root / folder).is_dir()]

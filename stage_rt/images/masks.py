@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from stage_rt.errors import MaskError
-from stage_rt.images.inputs import Values, grey_of, read_grey
+from stage_rt.images.inputs import Values, fit_mask, grey_of, read_grey, read_image
 
 ALIKE = 0.1
 """Share of a mask's brightest value within which values are the same."""
@@ -63,6 +63,16 @@ def read_mask(path: Path, reading: Reading = AS_IT_IS, digest: str | None = None
             labelled, it shows classes of which none was chosen, or it looks like a photograph.
     """
     return _label(read_grey(path, digest), path, reading)
+
+
+def labelled(photo: Path, mask: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A photograph uint8 ``[H, W, 3]`` and its label bool ``[H, W]``.
+
+    Raises:
+        ImageError, MaskError: one of the files is unusable, or they do not belong together.
+    """
+    pixels = read_image(photo)
+    return pixels, fit_mask(read_mask(mask).label, (pixels.shape[1], pixels.shape[0]), mask)
 
 
 def mask_of(content: bytes, name: Path) -> Mask:

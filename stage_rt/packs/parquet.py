@@ -15,7 +15,7 @@ ROW_GROUP_BYTES = 64 * 2**20
 FILE_BYTES = 2**30
 """About how large a file becomes before the next one is begun."""
 
-_TEXTS = ("normal", "label", "prompt", "sampler", "recipe", "engine")
+_TEXTS = ("normal", "real", "label", "prompt", "sampler", "recipe", "engine")
 _NUMBERS = ("run", "index", "steps", "attempts", "regions", "label_pixels")
 _SHARES = ("fill", "leak", "contrast")
 

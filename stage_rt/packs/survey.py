@@ -1,17 +1,20 @@
 """What runs hold, by their manifests, before a picture is read."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stage_rt.errors import InputError, RunError
+from stage_rt.packs.real import LABELLED
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.progress import Progress
 from stage_rt.run.writer import GOOD
 from stage_rt.spec import PairRecord
 
 Sizes = set[tuple[int, int]]
+LeftOut = Callable[[FinishedRun, PairRecord], str | None]
+"""Why a sample of a run is no picture of a pack; None for one that is."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ def left_out(record: PairRecord, *, weak: bool) -> str | None:
     return "weak" if record.weak and not weak else None
 
 
-def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Survey:
+def survey(runs: Sequence[FinishedRun], reason_of: LeftOut, progress: Progress) -> Survey:
     """Go through the manifests of all runs, and through the headers of their images.
 
     Raises:
@@ -60,7 +63,7 @@ def survey(runs: Sequence[FinishedRun], *, weak: bool, progress: Progress) -> Su
             done += 1
             found.used[run][record.normal].add(record.normal_sha256)
             found.contents.add((record.normal, record.normal_sha256))
-            if reason := left_out(record, weak=weak):
+            if reason := reason_of(run, record):
                 found.skipped[reason] += 1
                 continue
             found.painted[record.normal][run.kind] += 1
@@ -80,7 +83,8 @@ def check_any(pairs: int, skipped: Mapping[str, int]) -> None:
         raise InputError("there is no pair to pack: the runs have no samples")
     if not pairs:
         reasons = ", ".join(f"{count} are {reason}" for reason, count in skipped.items())
-        raise InputError(f"there is no pair to pack: of the samples {reasons}")
+        remedy = "paint with the masks of photographs that train" if LABELLED in skipped else None
+        raise InputError(f"there is no pair to pack: of the samples {reasons}", remedy)
 
 
 def _check_sizes(sizes: Mapping[Path, Sizes]) -> None:

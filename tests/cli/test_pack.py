@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from fake_engine import FakeEngine, ten_pairs
+from fake_engine import FakeEngine, photographs, ten_pairs
+from PIL import Image
 
 from stage_rt.cli import main
 from stage_rt.run.fill import fill
@@ -69,6 +70,59 @@ def test_the_split_that_a_notice_names_keeps_every_pair(pack):
     )
     assert err == (
         "notice: `train/good` is empty, which anomalib does not train on: take a larger `--split`\n"
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data set of five holes of one label each and two good photographs, in the working folder."""
+    (tmp_path / "tile/ground_truth/hole").mkdir(parents=True)
+    for n, photo in enumerate(photographs(tmp_path / "tile/test/hole", 5, seed=1)):
+        label = Image.new("L", (40, 30))
+        label.paste(255, (2 + 7 * n, 16, 7 + 7 * n, 22))
+        label.save(tmp_path / f"tile/ground_truth/hole/{photo.stem}_mask.png")
+    photographs(tmp_path / "tile/test/good", 2, seed=2)
+
+
+@pytest.mark.usefixtures("data")
+def test_real_photographs_are_counted_apart(pack):
+    arguments = ("run", "--format", "coco", "--normals", "normals", "--real", "tile", "--split", "0.6")
+    code, out, err = pack(*arguments, "-o", "set")
+    assert (code, out) == (
+        0,
+        "9 painted pairs and 5 labelled photographs in `set`\n"
+        "train 9 painted pairs (9 hole), 3 labelled photographs (3 hole), 5 good photographs\n"
+        "val   2 labelled photographs (2 hole), 2 good photographs\nleft out: 1 failed\n",
+    )
+    assert err == (
+        "notice: the model that painted may have learned from photographs that validate: with `--engine ENGINE` "
+        "those that its training held out do (`stage-rt train --hold-out`)\n"
+    )
+    told = json.loads(pack(*arguments, "-o", "other", "--json")[1])
+    assert told["pairs"] == {"train": 9, "val": 0}
+    assert told["real"] == {"train": {"hole": 3}, "val": {"hole": 2}}
+    assert told["pictures"] == {"train": {"hole": 12, "good": 5}, "val": {"hole": 2, "good": 2}}
+
+
+@pytest.mark.usefixtures("data")
+def test_the_engine_says_what_validates(pack, tmp_path):
+    spec = FakeEngine().spec
+    held = {"held_out": [f"tile/hole/00{n}.png" for n in (1, 4)]}
+    sealed = spec.model_copy(update={"model": spec.model.model_copy(update={"provenance": held})}).sealed()
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/engine.json").write_text(sealed)
+    code, out, err = pack("run", "-o", "set", "--format", "yolo", "--real", "tile", "--engine", "engine")
+    assert (code, err) == (0, "")
+    assert "\nval   2 labelled photographs (2 hole), 2 good photographs\n" in out
+
+
+@pytest.mark.usefixtures("data")
+def test_real_photographs_have_no_place_in_mvtec(pack):
+    assert pack("run", "-o", "set", "--format", "mvtec", "--real", "tile") == (
+        1,
+        "",
+        "error: readers of `mvtec` learn from good photographs alone, so that pairs to train on have no place in it: "
+        "leave out `--real`, or take another `--format`\n",
     )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, manifest, opened, photographs
-from PIL import Image
+from fake_engine import PROMPT, FakeEngine, manifest, opened, photographs
+from PIL import Image, ImageOps
 
 from stage_rt.packs.pack import Request, Summary, pack
 from stage_rt.run.fill import fill
@@ -57,6 +57,21 @@ def runs(here) -> list[Path]:
     return [here / "hole", here / "crack"]
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A data set of the object: 8 holes, 5 cracks, 3 good photographs beside them; read only."""
+    folder = tmp_path_factory.mktemp("data") / PROMPT.partition("+")[0]
+    masks = awkward_labels(folder.parent / "drawn")
+    for seed, (kind, count) in enumerate({"hole": 8, "crack": 5}.items(), start=20):
+        (folder / "ground_truth" / kind).mkdir(parents=True)
+        for n, photo in enumerate(photographs(folder / "test" / kind, count, seed=seed)):
+            # Other labels than those of the runs, of which pairs would be left out.
+            turned = ImageOps.mirror(opened(masks[n % 4]))
+            turned.save(folder / "ground_truth" / kind / f"{photo.stem}_mask.png")
+    photographs(folder / "test/good", 3, seed=30)
+    return folder
+
+
 @pytest.fixture
 def packed(here, runs, tmp_path):
     """``packed(format)`` packs both runs with their photographs; returns the folder and what was said of it."""
@@ -72,6 +87,15 @@ def packed(here, runs, tmp_path):
 def areas(runs) -> dict[str, list[int]]:
     """The labelled pixels of every pair of both runs by type, ascending; what a reader has to find."""
     return {run.name: sorted(written_areas(run)) for run in runs}
+
+
+@pytest.fixture(scope="session")
+def real_areas(data) -> dict[str, list[int]]:
+    """The labelled pixels of every labelled photograph of `data`, as `areas`."""
+    return {
+        kind.name: sorted(int((np.asarray(opened(mask)) > 0).sum()) for mask in kind.iterdir())
+        for kind in (data / "ground_truth").iterdir()
+    }
 
 
 def written_areas(run: Path) -> list[int]:

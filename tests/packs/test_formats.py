@@ -5,6 +5,7 @@ Each test finds the pictures of both sides, and of every pair the exact pixels o
 
 import json
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet
@@ -40,6 +41,14 @@ def test_there_is_a_test_for_every_format():
     }
 
 
+@pytest.fixture(params=["painted", "beside real ones"])
+def both(request, packed, areas, data, real_areas):
+    """``both[0](format)`` packs, ``both[1]`` are the areas that are to be found."""
+    if request.param == "painted":
+        return packed, areas
+    return partial(packed, real=data), {kind: sorted(each + real_areas[kind]) for kind, each in areas.items()}
+
+
 def test_mvtec_gives_back_every_pixel(packed, areas):
     folder, summary = packed("mvtec", split=0)
     (dataset,) = datasets(folder)
@@ -50,7 +59,8 @@ def test_mvtec_gives_back_every_pixel(packed, areas):
 
 
 @pytest.mark.parametrize("file", ["instances", "polygons"])
-def test_coco_gives_back_every_pixel(packed, areas, file):
+def test_coco_gives_back_every_pixel(both, file):
+    packed, areas = both
     folder, summary = packed("coco")
     found = []
     for side in ("train", "val"):
@@ -78,7 +88,8 @@ def of_supervision(dataset, side, found):
         found.append((side, *kinds, area if len(detections) else 0))
 
 
-def test_yolo_gives_back_every_pixel(packed, areas):
+def test_yolo_gives_back_every_pixel(both):
+    packed, areas = both
     folder, summary = packed("yolo")
     found = []
     for side in ("train", "val"):
@@ -99,8 +110,9 @@ def test_yolo_lists_types_by_the_names_they_have(tmp_path):
     assert said == {"train": "images/train", "val": "images/val", "names": dict(enumerate(names))}
 
 
-def test_mmseg_gives_back_every_pixel(packed, areas):
+def test_mmseg_gives_back_every_pixel(both):
     """By the rules of its BaseSegDataset: suffixes are exchanged, a value is a class, 255 would be ignored."""
+    packed, areas = both
     folder, summary = packed("mmseg")
     metainfo = json.loads((folder / "metainfo.json").read_text())
     assert metainfo["classes"] == ["background", *CLASSES]
@@ -117,7 +129,8 @@ def test_mmseg_gives_back_every_pixel(packed, areas):
     assert counted(found, summary) == areas
 
 
-def test_voc_gives_back_every_pixel(packed, areas):
+def test_voc_gives_back_every_pixel(both):
+    packed, areas = both
     folder, summary = packed("voc")
     names = (folder / "labels.txt").read_text().split()
     found, boxes = [], 0
@@ -147,9 +160,10 @@ def test_voc_gives_back_every_pixel(packed, areas):
     assert counted(found, summary) == areas
 
 
-def test_parquet_gives_back_every_pixel(packed, areas, tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 20_000)
-    monkeypatch.setattr(parquet, "FILE_BYTES", 40_000)
+def test_parquet_gives_back_every_pixel(both, tmp_path, monkeypatch):
+    packed, areas = both
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 5_000)
+    monkeypatch.setattr(parquet, "FILE_BYTES", 10_000)
     folder, summary = packed("parquet")
     found, files = [], set()
     for side in ("train", "val"):
@@ -163,7 +177,7 @@ def test_parquet_gives_back_every_pixel(packed, areas, tmp_path, monkeypatch):
                 assert opened(tmp_path / row[field]["path"]).size == (row["width"], row["height"])
             mask = np.asarray(opened(tmp_path / row["mask"]["path"]))
             assert ["good", *CLASSES][row["class"]] == row["type"]
-            if row["type"] != "good":
+            if row["type"] != "good" and row["real"] is None:
                 assert (row["seed"], row["engine"]) == (7 if row["type"] == "hole" else 8, "0" * 64)
                 assert 0 <= row["fill"] <= 1
             files.add(row["image"]["path"])

@@ -10,8 +10,10 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import DatasetError
+from stage_rt.images import showing
+from stage_rt.images.layouts import provenance_name
 from stage_rt.training import data, holdout
-from stage_rt.training.holdout import hold_out, provenance_name
+from stage_rt.training.holdout import hold_out
 
 
 @pytest.fixture
@@ -39,7 +41,8 @@ def test_a_comparison_can_be_ended_before_every_photograph(dataset: Path, monkey
         return lambda *paths: told.append(None) or read(*paths)
 
     monkeypatch.setattr(holdout, "labelled", opening(holdout.labelled))
-    monkeypatch.setattr(holdout, "read_image", opening(holdout.read_image))
+    monkeypatch.setattr(showing, "labelled", opening(showing.labelled))
+    monkeypatch.setattr(showing, "read_image", opening(showing.read_image))
     hold_out(data.find(dataset), 0.3, 0, told.append)
     assert told.count(None) == 6 + 2 * 6
     assert not any(one is other is None for one, other in pairwise(told))

@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stage_rt.errors import DatasetError, InputError, ModelError, StageError
-from stage_rt.images.layouts import datasets
+from stage_rt.images.layouts import datasets, provenance_name
 from stage_rt.recipe import Branch
 from stage_rt.training.folder import load_model, save_model
-from stage_rt.training.holdout import provenance_name
 from stage_rt.training.presets import Preset
 from stage_rt.training.train import _adapter_names, _open_work, train
 
