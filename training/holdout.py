@@ -1,22 +1,16 @@
 """Which labelled photographs a training does not see, so that what it makes can be judged by them."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from stage_rt.errors import DatasetError
-from stage_rt.images import twins
-from stage_rt.images.inputs import pixels_digest
 from stage_rt.images.layouts import Dataset, provenance_name
-from stage_rt.images.masks import labelled
-from stage_rt.images.showing import showing_a_defect
-from stage_rt.progress import Progress, counted, portion, silent
+from stage_rt.images.showing import defects_of, showing_a_defect
+from stage_rt.progress import Progress, portion, silent
 
-from .crops import Crop
 from .data import GOOD
 
 
@@ -39,7 +33,7 @@ def hold_out(
     rng, kept, names = np.random.default_rng(seed), [], []
     for number, dataset in enumerate(found):
         part = portion(progress, number / len(found), (number + 1) / len(found))
-        shown, rest = _defects(dataset, portion(part, 0.0, 0.5)), {}
+        shown, rest = defects_of(dataset, portion(part, 0.0, 0.5)), {}
         out = _chosen(dataset.name, shown, share, rng)
         for kind, pairs in dataset.defects.items():
             sides = [defect in out for defect in shown[kind].tolist()]
@@ -94,37 +88,6 @@ def _in_turn(shown: Mapping[str, NDArray[np.intp]]) -> list[str]:
     if len(set().union(*each.values())) == sum(map(len, each.values())):
         return list(each)
     return sorted(each, key=lambda kind: len(each[kind]))
-
-
-def _read(pairs: list[tuple[Path, Path]], progress: Progress) -> Iterator[Crop]:
-    return (labelled(image, mask) for image, mask in counted(pairs, progress))
-
-
-def _noted(read: Iterable[Crop], digests: list[str]) -> Iterator[Crop]:
-    for photo, label in read:
-        digests.append(pixels_digest(photo))
-        yield photo, label
-
-
-def _defects(dataset: Dataset, progress: Progress) -> dict[str, NDArray[np.intp]]:
-    """Which defect each photograph of every type shows, numbered over all types; one photograph shows one defect, in
-    whatever format it was saved."""
-    shown, first = {}, 0
-    known: dict[str, int] = {}
-    same: list[tuple[int, int]] = []
-    kinds = len(dataset.defects)
-    for place, (kind, pairs) in enumerate(dataset.defects.items()):
-        part = portion(progress, place / kinds, (place + 1) / kinds)
-        digests: list[str] = []
-        read = _noted(_read(pairs, portion(part, 0.0, 0.3)), digests)
-        shown[kind] = first + twins.defects(read, portion(part, 0.3, 1.0))
-        for digest, number in zip(digests, shown[kind].tolist(), strict=True):
-            same.append((known.setdefault(digest, number), number))
-        first = int(shown[kind].max()) + 1
-    one, other = np.array(same).T
-    joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))
-    numbers = sparse.csgraph.connected_components(joined, directed=False)[1].astype(np.intp)
-    return {kind: numbers[each] for kind, each in shown.items()}
 
 
 def _about(

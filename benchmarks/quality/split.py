@@ -12,8 +12,8 @@ from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, provenance_name
 from stage_rt.images.masks import labelled
-from stage_rt.images.showing import showing_a_defect
-from stage_rt.packs.real import real_datasets
+from stage_rt.images.showing import same_picture, showing_a_defect
+from stage_rt.packs.real import real_dataset
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import GOOD
@@ -77,11 +77,7 @@ def split(
             test.
         InputError: the model was trained on every photograph, or does not know a type.
     """
-    found = real_datasets(root)
-    if len(found) != 1:
-        names = ", ".join(dataset.name for dataset in found)
-        raise DatasetError(f"`{root}` holds several objects ({names}): give the folder of one")
-    dataset = found[0]
+    dataset = real_dataset(root)
     held_out = model.provenance.get("held_out")
     if not isinstance(held_out, list) or not held_out:
         raise InputError(
@@ -184,12 +180,9 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
         DatasetError: it is.
     """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
-    known = {pixels_digest(read_image(path)): path for path in tested}
-    for path in learned:
-        if (twin := known.get(pixels_digest(read_image(path)))) is not None:
-            raise DatasetError(
-                f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them"
-            )
+    if found := same_picture(tested, list(learned)):
+        path, twin = found
+        raise DatasetError(f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them")
 
 
 def numbered(names: Iterable[str]) -> NDArray[np.intp]:

@@ -1,13 +1,61 @@
-"""Good photographs that show a part of which a data set has a photograph with a label."""
+"""What the photographs of a data set show: the same defect, a part that has a label elsewhere, the same picture."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
 from stage_rt.images import twins
-from stage_rt.images.inputs import read_image
+from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset
 from stage_rt.images.masks import labelled
 from stage_rt.progress import Progress, counted, portion, silent
+
+
+def defects_of(dataset: Dataset, progress: Progress = silent) -> dict[str, NDArray[np.intp]]:
+    """Which defect each photograph of every type shows, numbered over all types; one photograph shows one defect, in
+    whatever format it was saved."""
+    shown, first = {}, 0
+    known: dict[str, int] = {}
+    same: list[tuple[int, int]] = []
+    kinds = len(dataset.defects)
+    for place, (kind, pairs) in enumerate(dataset.defects.items()):
+        part = portion(progress, place / kinds, (place + 1) / kinds)
+        digests: list[str] = []
+        read = _noted(counted(pairs, portion(part, 0.0, 0.3)), digests)
+        shown[kind] = first + twins.defects(read, portion(part, 0.3, 1.0))
+        for digest, number in zip(digests, shown[kind].tolist(), strict=True):
+            same.append((known.setdefault(digest, number), number))
+        first = int(shown[kind].max()) + 1
+    one, other = np.array(same).T
+    joined = sparse.coo_array((np.ones(len(same)), (one, other)), shape=(first, first))
+    numbers = sparse.csgraph.connected_components(joined, directed=False)[1].astype(np.intp)
+    return {kind: numbers[each] for kind, each in shown.items()}
+
+
+def _noted(
+    pairs: Iterable[tuple[Path, Path]], digests: list[str]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    for photo, mask in pairs:
+        pixels, label = labelled(photo, mask)
+        digests.append(pixels_digest(pixels))
+        yield pixels, label
+
+
+def same_picture(
+    tested: Collection[Path], learned: Collection[Path], progress: Progress = silent
+) -> tuple[Path, Path] | None:
+    """The first of ``learned`` that is one of ``tested``, and that one, whatever they are called and however saved.
+
+    ``progress`` is told the share of the photographs that was read.
+    """
+    known = {pixels_digest(read_image(path)): path for path in counted(tested, portion(progress, 0.0, 0.5))}
+    for path in counted(learned, portion(progress, 0.5, 1.0)):
+        if (twin := known.get(pixels_digest(read_image(path)))) is not None:
+            return path, twin
+    return None
 
 
 def showing_a_defect(

@@ -6,25 +6,19 @@ times. A pair that shows the training side what validates is left out.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.files import sha256
-from stage_rt.images import twins
-from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, as_text, datasets, provenance_name
-from stage_rt.images.masks import labelled
-from stage_rt.images.showing import showing_a_defect
+from stage_rt.images.showing import defects_of, same_picture, showing_a_defect
 from stage_rt.packs.picture import Side
 from stage_rt.packs.runs import FinishedRun
 from stage_rt.packs.split import alike, held_out
-from stage_rt.progress import Progress, counted, portion, silent
+from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.night import TYPES
 from stage_rt.run.sample import readable
 from stage_rt.run.writer import GOOD, defect_type
@@ -110,17 +104,13 @@ class Real:
                     f"`{path}` is to validate and was painted into",
                     "take it out of the data set, or paint into others",
                 )
-        known = {
-            pixels_digest(read_image(path)): path for path in counted(tested, portion(progress, 0.0, 0.5))
-        }
         learned = [each.photo for each in self.labelled if each.side == "train"]
         learned += [*normals, *(path for path in self.normals if sha256(path) in used)]
-        for path in counted(learned, portion(progress, 0.5, 1.0)):
-            if (twin := known.get(pixels_digest(read_image(path)))) is not None:
-                raise DatasetError(
-                    f"`{path}` is to be learned from and is `{twin}`, which is to validate",
-                    "remove one of them",
-                )
+        if found := same_picture(tested, learned, progress):
+            path, twin = found
+            raise DatasetError(
+                f"`{path}` is to be learned from and is `{twin}`, which is to validate", "remove one of them"
+            )
 
 
 def real_datasets(root: Path) -> list[Dataset]:
@@ -138,6 +128,19 @@ def real_datasets(root: Path) -> list[Dataset]:
                 "give a data set of real ones",
             )
     return found
+
+
+def real_dataset(root: Path) -> Dataset:
+    """The one object of ``root``.
+
+    Raises:
+        DatasetError: as `real_datasets`, or there are several.
+    """
+    found = real_datasets(root)
+    if len(found) != 1:
+        names = ", ".join(dataset.name for dataset in found)
+        raise DatasetError(f"`{root}` holds several objects ({names})", "give the folder of one")
+    return found[0]
 
 
 def by_model(root: Path, prompts: Collection[str], model: ModelSpec, progress: Progress = silent) -> Real:
@@ -212,11 +215,7 @@ def by_defect(
 
 
 def _object(root: Path, prompts: Collection[str]) -> Dataset:
-    found = real_datasets(root)
-    if len(found) != 1:
-        names = ", ".join(dataset.name for dataset in found)
-        raise DatasetError(f"`{root}` holds several objects ({names})", "give the folder of one")
-    (dataset,) = found
+    dataset = real_dataset(root)
     for prompt in sorted(prompts):
         name = prompt.rpartition("+")[0]
         if name not in ("", dataset.name):
@@ -244,25 +243,11 @@ def _names(listed: object) -> frozenset[object]:
 
 def _first(dataset: Dataset, progress: Progress) -> dict[str, str]:
     """The name of every labelled photograph by the first of all that show the same defect."""
-    named: list[tuple[str, str | None]] = []
-    for place, (kind, pairs) in enumerate(dataset.defects.items()):
-        part = portion(progress, place / len(dataset.defects), (place + 1) / len(dataset.defects))
-        digests: list[str] = []
-        read = _noted(counted(pairs, portion(part, 0.0, 0.3)), digests)
-        numbers = twins.defects(read, portion(part, 0.3, 1.0)).tolist()
-        for (photo, _), digest, number in zip(pairs, digests, numbers, strict=True):
-            name = provenance_name(dataset.name, kind, photo)
-            named += [(name, digest), (name, f"{kind}/{number}")]
-    return alike(named)
-
-
-def _noted(
-    pairs: Iterable[tuple[Path, Path]], digests: list[str]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    for photo, mask in pairs:
-        pixels, label = labelled(photo, mask)
-        digests.append(pixels_digest(pixels))
-        yield pixels, label
+    return alike(
+        (provenance_name(dataset.name, kind, photo), str(number))
+        for kind, numbers in defects_of(dataset, progress).items()
+        for (photo, _), number in zip(dataset.defects[kind], numbers.tolist(), strict=True)
+    )
 
 
 def _real(dataset: Dataset, out: Collection[Path], shown: Iterable[Path], progress: Progress) -> Real:

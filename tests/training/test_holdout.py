@@ -12,7 +12,7 @@ from PIL import Image
 from stage_rt.errors import DatasetError
 from stage_rt.images import showing
 from stage_rt.images.layouts import provenance_name
-from stage_rt.training import data, holdout
+from stage_rt.training import data
 from stage_rt.training.holdout import hold_out
 
 
@@ -40,7 +40,6 @@ def test_a_comparison_can_be_ended_before_every_photograph(dataset: Path, monkey
     def opening(read):
         return lambda *paths: told.append(None) or read(*paths)
 
-    monkeypatch.setattr(holdout, "labelled", opening(holdout.labelled))
     monkeypatch.setattr(showing, "labelled", opening(showing.labelled))
     monkeypatch.setattr(showing, "read_image", opening(showing.read_image))
     hold_out(data.find(dataset), 0.3, 0, told.append)
