@@ -24,7 +24,7 @@ from stage_rt.images.layouts import Dataset
 from stage_rt.images.masks import read_mask
 from stage_rt.packs.real import real_datasets
 from stage_rt.progress import Progress, silent
-from stage_rt.run.plan import COVERING, Notify
+from stage_rt.run.plan import COVERING, Notify, cover_nearly_all
 from stage_rt.run.sample import listed
 from stage_rt.spec import LONGEST_PROMPT, ModelSpec, PromptName, RegionView
 
@@ -201,10 +201,7 @@ class _Read:
                 f"masks in shades of grey, labelled from half of their brightest on: {listed(self._shaded)}"
             )
         if self._covering:
-            notify(
-                f"masks that label more than {COVERING:.0%} of the photograph: {listed(self._covering)}; "
-                "if they are inverted, make the defect white"
-            )
+            notify(cover_nearly_all(self._covering))
 
 
 class _Whole:

@@ -332,10 +332,15 @@ def _check_masks(
             "`--mask-threshold` sets another"
         )
     if covering:
-        notify(
-            f"masks that label more than {COVERING:.0%} of the photograph: {listed(covering)}; "
-            "if they are inverted, make the defect white"
-        )
+        notify(cover_nearly_all(covering))
+
+
+def cover_nearly_all(masks: Sequence[Path]) -> str:
+    """What is told of masks that label more than `COVERING`."""
+    return (
+        f"masks that label more than {COVERING:.0%} of the photograph: {listed(masks)}; "
+        "if they are inverted, make the defect white"
+    )
 
 
 def _mask_at(mask: Path, reading: Reading, sizes: Collection[tuple[int, int]]) -> tuple[bool, float]:
