@@ -221,12 +221,24 @@ def _text_context(source: Path, pipeline: str, text: str, options: Options) -> T
         ) from None
     if pipeline == _STABLE:
         _check_clip(encoder, clip, told["missing_keys"])
-        ids = tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        context: Tensor = clip.float()(ids).last_hidden_state[0]
+        places = clip.config.max_position_embeddings
+        ids = tokenizer(text, padding="max_length", truncation=True, max_length=places).input_ids
+        _require_known(tokenizers, ids, clip.config.vocab_size)
+        context: Tensor = clip.float()(torch.tensor([ids])).last_hidden_state[0]
         return context
     bert = _bert(encoder, options)
-    tokens = tokenizer(text, padding="max_length", truncation=True, max_length=bert.sizes.tokens).input_ids
-    return encode(bert.read, bert.sizes, tokens)
+    ids = tokenizer(text, padding="max_length", truncation=True, max_length=bert.sizes.tokens).input_ids
+    _require_known(tokenizers, ids, bert.sizes.words)
+    return encode(bert.read, bert.sizes, ids)
+
+
+def _require_known(tokenizers: Path, ids: Sequence[int], words: int) -> None:
+    """Refuse ids of a tokenizer that is another encoder's."""
+    if max(ids) >= words:
+        raise CheckpointError(
+            f"`{tokenizers}` gives a text the token {max(ids)}, of which its text encoder knows {words}: "
+            "they are not of one model, fetch the folder again"
+        )
 
 
 def _check_clip(encoder: Path, clip: torch.nn.Module, missing: Collection[str]) -> None:

@@ -342,6 +342,10 @@ DAMAGES = {
         lambda folder: change(folder / "text_encoder" / "config.json", hidden_size=32),
         "has no usable tokenizer and text encoder",
     ),
+    "a tokenizer of more words": (
+        lambda folder: change(folder / "tokenizer" / "vocab.json", **{"a</w>": 4}),
+        "tokenizer` gives a text the token 4, of which its text encoder knows 4: they are not of one model",
+    ),
     "no vocabulary": (
         lambda folder: (folder / "tokenizer" / "vocab.json").write_text("["),
         r"has no usable tokenizer and text encoder \(Error while initializing BPE",
@@ -356,6 +360,11 @@ def test_a_text_encoder_that_is_not_whole_is_refused(stable, tmp_path, damage):
     with pytest.raises(CheckpointError, match=message):
         import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"})
     assert not (tmp_path / "model").exists()
+
+
+def test_a_tokenizer_of_longer_texts_fills_the_places_of_its_encoder(stable, tmp_path):
+    change(stable / "tokenizer" / "tokenizer_config.json", model_max_length=77)
+    assert import_diffusers(stable, tmp_path / "model", texts={"dent": "a dent"}).tokens == 9
 
 
 def test_positions_of_a_text_encoder_may_be_whole_numbers(stable, tmp_path):
