@@ -20,7 +20,7 @@ from stage_rt.quality.learning import Found
 from stage_rt.quality.pictures import Pictures
 from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, lesson_of, side_of
-from stage_rt.quality.split import split
+from stage_rt.quality.split import Split, split
 from stage_rt.quality.trials import Job, Opinion
 from stage_rt.run import plan
 from stage_rt.run.sample import Sample
@@ -244,6 +244,18 @@ def test_on_another_test_what_was_learned_is_only_tested_again(
 
 def refused(*_) -> None:
     raise AssertionError("learned again")
+
+
+def test_distances_follow_which_photographs_of_the_test_show_one_defect(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated(data, tmp_path / "r", sources=["ours"], seeds=1)
+    # Four photographs of each type, then the good one.
+    monkeypatch.setattr(Split, "subjects", lambda parts: np.array([0, 0, 1, 1, 2, 2, 3, 3, 4]))
+    anew = evaluated(data, tmp_path / "anew", sources=["ours"], seeds=1)
+    monkeypatch.setattr(trials, "learn", refused)
+    second = evaluated(data, tmp_path / "r", sources=["ours"], seeds=1)
+    assert second["agreement"] == anew["agreement"] != first["agreement"]
 
 
 def test_a_segmenter_is_trained_on_one_thread_wherever_that_is(
