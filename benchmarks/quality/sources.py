@@ -144,7 +144,7 @@ class Sources:
     def _baseline(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
         """Pairs under the labels of our plan's samples, and what each was made of in ``manifest.jsonl``.
 
-        A pair that was made of the same is not made again.
+        A pair that was made of the same, and whose files are those that were written, is not made again.
         """
         paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
         code = _code_of(name)
@@ -166,12 +166,15 @@ class Sources:
                 "normal": sample.normal.name,
                 "made_of": _made_of(name, code, seed, photo, label, other),
             }
-            if known.get(sample.index) != line or not image.exists() or not mask.exists():
+            found = {"image_sha256": _content(image), "mask_sha256": _content(mask)}
+            if None in found.values() or known.get(sample.index) != line | found:
                 painted, label = paint(photo, label, other, rng)
                 picture = Image.fromarray(painted)
-                write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
+                picture = picture.convert("L") if sample.grey else picture
+                digests = write_pair(run, paths, png(picture), png_of(label))
+                found = dict(zip(found, digests, strict=True))
             made.append((image, mask))
-            lines.append(line)
+            lines.append(line | found)
             progress(done / len(plan.samples))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomic(run / MANIFEST_FILE, text.encode())
@@ -200,6 +203,11 @@ def _refuse_fewer(run: Path, order: Order) -> None:
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:
     for line in (run / MANIFEST_FILE).read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
+
+
+def _content(path: Path) -> str | None:
+    """The sha256 of a file, None where there is none."""
+    return sha256(path) if path.is_file() else None
 
 
 def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageFont
 
 from stage_rt.errors import DatasetError, InputError, MaskError, StageError
 from stage_rt.images.inputs import Header
+from stage_rt.progress import Progress, silent
 from stage_rt.quality import evaluate, protocol, report, sources, trials
 from stage_rt.quality.learning import Found
 from stage_rt.quality.pictures import Pictures
@@ -220,10 +221,12 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
     # Two seeds beside real pairs and two alone.
     assert len(learned) == 4
-    image = tmp_path / "r" / "pairs" / "draem" / "dent" / "test" / "dent" / "000001.png"
+    image = published(data, tmp_path / "theirs") / "dent" / "image" / "1.png"
+    theirs = ["ours", f"dfmgan={tmp_path / 'theirs'}"]
+    evaluated(data, tmp_path / "r", sources=theirs)
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(image)
     learned.clear()
-    evaluated(data, tmp_path / "r", sources=["ours", "draem"])
+    evaluated(data, tmp_path / "r", sources=theirs)
     assert len(learned) == 4
 
 
@@ -428,6 +431,37 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
     assert [path.read_bytes() for path in files] == [
         (ours / path.relative_to(run)).read_bytes() for path in files
     ]
+
+
+def test_a_baseline_that_another_order_left_half_painted_is_painted_again(data: Path, tmp_path: Path) -> None:
+    """And so is a file that was changed or is gone: a line of the manifest tells the bytes that were written."""
+    run = tmp_path / "cutpaste" / "dent"
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(run.rglob("*.png"))}
+
+    paint(data, tmp_path, seed=0)
+    whole = files()
+    with pytest.raises(KeyboardInterrupt):
+        paint(data, tmp_path, seed=1, progress=interrupt)
+    assert files() != whole
+    paint(data, tmp_path, seed=0)
+    assert files() == whole
+    (run / "test/dent/000001.png").write_bytes(whole["000000.png"])
+    (run / "ground_truth/dent/000002_mask.png").unlink()
+    paint(data, tmp_path, seed=0)
+    assert files() == whole
+
+
+def paint(data: Path, folder: Path, *, seed: int, progress: Progress = silent) -> None:
+    """A baseline's pairs, three of each type."""
+    made = engine()
+    order = sources.Order(pairs=3, steps=10, seed=seed)
+    sources.Sources(split(data, made.spec.model), order, made, folder).make("cutpaste", progress)
+
+
+def interrupt(share: float) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_paints_a_baseline_are_all_modules_it_may_call_and_their_libraries(
