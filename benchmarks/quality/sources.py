@@ -69,6 +69,10 @@ class Order:
     steps: int
     seed: int
 
+    def seed_of(self, kind: str) -> int:
+        """A type's own seed: by the order's alone pair *k* of every type would have one photograph, place and noise."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {kind}".encode()).digest()[:4])
+
 
 def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> Job:
     """The pairs of a type: labels made of those of the real photographs, on good ones.
@@ -81,7 +85,7 @@ def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> 
         masks=[mask for _, mask in split.real[kind]],
         prompt=split.prompt(kind),
         count=order.pairs,
-        seed=order.seed,
+        seed=order.seed_of(kind),
         composite=True,
         batch=max(engine.spec.batch),
         steps=order.steps,
@@ -146,7 +150,7 @@ class Sources:
 
         A pair that was made of the same, and whose files are those that were written, is not made again.
         """
-        paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
+        paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed_of(kind)
         code = _code_of(name)
         wanted = job(self.split, kind, self.order, self.engine)
         plan = make_plan(self.engine.spec, wanted, lambda notice: None, checks=self._checks)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluations import SOURCES, engine, evaluated, request, run_with
-from fake_engine import opened
+from fake_engine import manifest, opened
 from PIL import Image, ImageFont
 
 from stage_rt.errors import DatasetError, InputError, MaskError, StageError
@@ -189,6 +190,27 @@ def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
         beyond = np.asarray(opened(ours / mask)) == 0
         assert (first != second).any()
         assert (first[beyond] == second[beyond]).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["ours", "cutpaste"])
+def test_types_share_no_random_number(data: Path, tmp_path: Path, name: str) -> None:
+    """Of types with the same masks neither the photographs, in their order, nor the labels are the same."""
+    for n in range(6):
+        mask = f"{n}_mask.png"
+        shutil.copy(data / "ground_truth" / "dent" / mask, data / "ground_truth" / "spot" / mask)
+    evaluated(data, tmp_path / "r", sources=[name], seeds=1)
+    used, drawn = [], []
+    for kind in ("dent", "spot"):
+        run = tmp_path / "r" / "pairs" / name / kind
+        used.append([line["normal"] for line in manifest(run)])
+        drawn.append([(run / line["mask"]).read_bytes() for line in manifest(run)])
+    assert used[0] != used[1]
+    assert not set(drawn[0]) & set(drawn[1])
+
+
+def test_a_type_has_the_same_seed_everywhere() -> None:
+    seeds = [sources.Order(1, 1, seed).seed_of(kind) for seed in (0, 1) for kind in ("dent", "spot")]
+    assert seeds == [590603141, 675482009, 3845981801, 1199761819]
 
 
 def test_shifted_labels_are_the_same_labels_elsewhere(data: Path, tmp_path: Path) -> None:
