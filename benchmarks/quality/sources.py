@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from stage_rt.progress import Progress, portion
 from stage_rt.run.checks import Checks
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.plan import make_plan
+from stage_rt.run.plan import RULES, make_plan
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
@@ -70,7 +71,7 @@ class Order:
     seed: int
 
     def seed_of(self, kind: str) -> int:
-        """A type's own seed: by the order's alone pair *k* of every type would have one photograph, place and noise."""
+        """A type's own seed: by the order's alone pair *k* of all types would have one photograph, place and noise."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {kind}".encode()).digest()[:4])
 
 
@@ -136,7 +137,7 @@ class Sources:
         suffix = f"-{self.recipe}" if self.recipe else ""
         run = self.folder / f"{'ours' if name == SHIFTED else name}{suffix}" / kind
         other = OURS[name] | ({"recipe": self.recipe} if self.recipe else {})
-        _refuse_fewer(run, self.order)
+        _make_room(run, self.order)
         fill(self.engine, job(self.split, kind, self.order, self.engine, **other), run, progress=progress)
         pairs = [
             (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
@@ -192,16 +193,31 @@ class Sources:
         return np.asarray(Image.open(io.BytesIO(self._labels[key]))) > 0
 
 
-def _refuse_fewer(run: Path, order: Order) -> None:
+def _make_room(run: Path, order: Order) -> None:
+    """Remove our pairs whose labels or paint are by the rules of another release, beside which no other source's of
+    today can be held; refuse fewer than there are."""
     try:
-        count = RunSpec.model_validate_json((run / RUN_FILE).read_bytes()).count
+        there = RunSpec.model_validate_json((run / RUN_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         # A run that is damaged is told of when it is filled.
         return
-    if count > order.pairs:
+    if there.rules != RULES:
+        _remove(run)
+    elif there.count > order.pairs:
         raise InputError(
-            f"`{run}` holds {count} pairs already", f"give `--pairs {count}` or more, or another `-o`"
+            f"`{run}` holds {there.count} pairs already",
+            f"give `--pairs {there.count}` or more, or another `-o`",
         )
+
+
+def _remove(run: Path) -> None:
+    """Empty the folder of a run, of which the description goes last: what is cut off goes on."""
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != RUN_FILE:
+            path.unlink()
+    (run / RUN_FILE).unlink()
 
 
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:

@@ -537,6 +537,34 @@ def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: 
         evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=2)
 
 
+def test_our_pairs_of_other_rules_are_painted_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else of the evaluation is kept, and however many there were."""
+    evaluated(data, tmp_path / "r", sources=["ours", "cutpaste"], seeds=1, pairs=3)
+    runs = [tmp_path / "r" / "pairs" / name / "dent" for name in ("ours", "cutpaste")]
+    told = json.loads((runs[0] / "run.json").read_text())
+    assert told.pop("rules") == plan.RULES
+    (runs[0] / "run.json").write_text(json.dumps(told | {"count": 4}))
+
+    def seen() -> list[tuple[bytes, int]]:
+        images = [run / "test/dent/000001.png" for run in runs]
+        return [(image.read_bytes(), image.stat().st_mtime_ns) for image in images]
+
+    before = seen()
+    with monkeypatch.context() as cut:
+        cut.setattr(sources, "fill", lambda *_, **__: interrupt(0.0))
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=3)
+    assert not list(runs[0].iterdir())
+    evaluated(data, tmp_path / "r", sources=["ours", "cutpaste"], seeds=1, pairs=3)
+    (ours, theirs), (ours_before, theirs_before) = seen(), before
+    assert theirs == theirs_before
+    assert ours[0] == ours_before[0]
+    assert ours[1] != ours_before[1]
+    assert json.loads((runs[0] / "run.json").read_text())["rules"] == plan.RULES
+
+
 @pytest.mark.parametrize("name", ["nothing", "procedurally"])
 def test_an_unknown_source_is_named_with_those_there_are(data: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"unknown source '{name}': use ours, "):
