@@ -332,12 +332,14 @@ class RunSpec(_Spec):
     nothing. ``steps`` is None where the sampler visits as many levels as
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole; ``rim`` is
-    empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``normals``, ``masks`` and
-    ``objects`` are digests of the names and sizes of all files; the contents of those used are in the lines of the
-    pairs.
+    empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``rules`` is the number of
+    the rules of the release that began it (`stage_rt.run.plan.RULES`), 1 where it said nothing. ``normals``, ``masks``
+    and ``objects`` are digests of the names and sizes of all files; the contents of those used are in the lines of
+    the pairs.
     """
 
     format: Literal[1] = 1
+    rules: int = Field(default=1, ge=1, exclude_if=lambda rules: rules == 1)
     dtype: DType | None = Field(default=None, exclude_if=lambda dtype: dtype is None)
     engine: Sha256
     backend: BackendName

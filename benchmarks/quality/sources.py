@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from stage_rt.progress import Progress, portion
 from stage_rt.run.checks import Checks
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.plan import make_plan
+from stage_rt.run.plan import RULES, make_plan
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import pair_paths, png, png_of, write_pair
 from stage_rt.spec import MANIFEST_FILE, RUN_FILE, RunSpec
@@ -69,6 +70,10 @@ class Order:
     steps: int
     seed: int
 
+    def seed_of(self, kind: str) -> int:
+        """A type's own seed: by the order's alone pair *k* of all types would have one photograph, place and noise."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {kind}".encode()).digest()[:4])
+
 
 def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> Job:
     """The pairs of a type: labels made of those of the real photographs, on good ones.
@@ -81,7 +86,7 @@ def job(split: Split, kind: str, order: Order, engine: Engine, **other: Any) -> 
         masks=[mask for _, mask in split.real[kind]],
         prompt=split.prompt(kind),
         count=order.pairs,
-        seed=order.seed,
+        seed=order.seed_of(kind),
         composite=True,
         batch=max(engine.spec.batch),
         steps=order.steps,
@@ -132,7 +137,7 @@ class Sources:
         suffix = f"-{self.recipe}" if self.recipe else ""
         run = self.folder / f"{'ours' if name == SHIFTED else name}{suffix}" / kind
         other = OURS[name] | ({"recipe": self.recipe} if self.recipe else {})
-        _refuse_fewer(run, self.order)
+        _make_room(run, self.order)
         fill(self.engine, job(self.split, kind, self.order, self.engine, **other), run, progress=progress)
         pairs = [
             (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
@@ -144,9 +149,9 @@ class Sources:
     def _baseline(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
         """Pairs under the labels of our plan's samples, and what each was made of in ``manifest.jsonl``.
 
-        A pair that was made of the same is not made again.
+        A pair that was made of the same, and whose files are those that were written, is not made again.
         """
-        paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed
+        paint, run, seed = _painter(name, kind), self.folder / name / kind, self.order.seed_of(kind)
         code = _code_of(name)
         wanted = job(self.split, kind, self.order, self.engine)
         plan = make_plan(self.engine.spec, wanted, lambda notice: None, checks=self._checks)
@@ -166,12 +171,15 @@ class Sources:
                 "normal": sample.normal.name,
                 "made_of": _made_of(name, code, seed, photo, label, other),
             }
-            if known.get(sample.index) != line or not image.exists() or not mask.exists():
+            found = {"image_sha256": _content(image), "mask_sha256": _content(mask)}
+            if None in found.values() or known.get(sample.index) != line | found:
                 painted, label = paint(photo, label, other, rng)
                 picture = Image.fromarray(painted)
-                write_pair(run, paths, png(picture.convert("L") if sample.grey else picture), png_of(label))
+                picture = picture.convert("L") if sample.grey else picture
+                digests = write_pair(run, paths, png(picture), png_of(label))
+                found = dict(zip(found, digests, strict=True))
             made.append((image, mask))
-            lines.append(line)
+            lines.append(line | found)
             progress(done / len(plan.samples))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomic(run / MANIFEST_FILE, text.encode())
@@ -185,21 +193,41 @@ class Sources:
         return np.asarray(Image.open(io.BytesIO(self._labels[key]))) > 0
 
 
-def _refuse_fewer(run: Path, order: Order) -> None:
+def _make_room(run: Path, order: Order) -> None:
+    """Remove our pairs whose labels or paint are by the rules of another release, beside which no other source's of
+    today can be held; refuse fewer than there are."""
     try:
-        count = RunSpec.model_validate_json((run / RUN_FILE).read_bytes()).count
+        there = RunSpec.model_validate_json((run / RUN_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         # A run that is damaged is told of when it is filled.
         return
-    if count > order.pairs:
+    if there.rules != RULES:
+        _remove(run)
+    elif there.count > order.pairs:
         raise InputError(
-            f"`{run}` holds {count} pairs already", f"give `--pairs {count}` or more, or another `-o`"
+            f"`{run}` holds {there.count} pairs already",
+            f"give `--pairs {there.count}` or more, or another `-o`",
         )
+
+
+def _remove(run: Path) -> None:
+    """Empty the folder of a run, of which the description goes last: what is cut off goes on."""
+    for path in run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != RUN_FILE:
+            path.unlink()
+    (run / RUN_FILE).unlink()
 
 
 def _manifest(run: Path) -> Iterator[dict[str, Any]]:
     for line in (run / MANIFEST_FILE).read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
+
+
+def _content(path: Path) -> str | None:
+    """The sha256 of a file, None where there is none."""
+    return sha256(path) if path.is_file() else None
 
 
 def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -163,16 +163,21 @@ class Trials:
         write_atomic(path, json.dumps(shares.tolist()).encode())
 
     def _whole(self, job: Job) -> Path:
-        """The file of the defects that a segmenter found; which photographs show one is not in its name."""
-        numbers = hashlib.sha256(np.asarray(self.subjects, dtype=np.int64).tobytes()).hexdigest()
-        return self._about(job, self.test.digest + numbers, WHOLE)
+        """The file of the defects that a segmenter found."""
+        return self._about(job, self._defects_of_test, WHOLE)
 
     def _tested(self, job: Job) -> Path:
         """The file of a segmenter's figures on the test, written last."""
         return self._about(job, self.test.digest, FIGURES)
 
     def _opinion_file(self, job: Job, source: Pictures) -> Path:
-        return self._about(job, self.test.digest + source.digest, OPINION)
+        return self._about(job, self._defects_of_test + source.digest, OPINION)
+
+    @property
+    def _defects_of_test(self) -> str:
+        """Digest of the test's pictures and of which of them show the same: the pictures alone do not tell."""
+        numbers = np.asarray(self.subjects, dtype=np.int64)
+        return self.test.digest + hashlib.sha256(numbers.tobytes()).hexdigest()
 
     def _network(self, job: Job) -> nn.Module:
         network = Calibrated(self.lesson.segmenter, self._classes)

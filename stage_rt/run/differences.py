@@ -60,6 +60,8 @@ def difference(
 
 
 def _told(field: str, was: object, value: object) -> str:
+    if field == "rules":
+        return "whose labels and paint are by the rules of another release"
     if field == "objects":
         return "whose masks of the object are others"
     if field == "dtype":
@@ -74,6 +76,8 @@ def _told(field: str, was: object, value: object) -> str:
 
 
 def _way_back(field: str, was: object) -> str:
+    if field == "rules":
+        return "finish it with the release that began it"
     if field == "objects":
         return "leave `--object` out" if was is None else "give the `--object` it was started with"
     if field == "dtype":

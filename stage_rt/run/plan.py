@@ -31,6 +31,11 @@ from stage_rt.run.pairing import pair
 from stage_rt.run.sample import Sample, Samples, Sight, listed, readable
 from stage_rt.spec import EngineSpec, RegionView, RunSpec
 
+RULES = 2
+"""Number of the rules by which photographs and masks are paired, labels made of masks (`stage_rt.run.supply`) and
+paint pasted (`stage_rt.images.compose`). Whoever changes what they come to raises it: a run is finished by the rules
+it was begun by."""
+
 PIXELS_TOGETHER = 128_000_000
 """Photographs that are cut into regions are held in memory for as long as their batch takes, up to so many pixels."""
 
@@ -142,6 +147,7 @@ def _described(
 ) -> RunSpec:
     """What ``run.json`` will hold."""
     return RunSpec(
+        rules=RULES,
         engine=engine.graphs_fingerprint,
         dtype=engine.dtype,
         backend=engine.backend,

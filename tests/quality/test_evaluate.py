@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 from evaluations import SOURCES, engine, evaluated, request, run_with
-from fake_engine import opened
+from fake_engine import manifest, opened
 from PIL import Image, ImageFont
 
 from stage_rt.errors import DatasetError, InputError, MaskError, StageError
 from stage_rt.images.inputs import Header
+from stage_rt.progress import Progress, silent
 from stage_rt.quality import evaluate, protocol, report, sources, trials
 from stage_rt.quality.learning import Found
 from stage_rt.quality.pictures import Pictures
 from stage_rt.quality.protocol import convincing
 from stage_rt.quality.sizes import SIZES, lesson_of, side_of
-from stage_rt.quality.split import split
+from stage_rt.quality.split import Split, split
 from stage_rt.quality.trials import Job, Opinion
 from stage_rt.run import plan
 from stage_rt.run.sample import Sample
@@ -190,6 +192,27 @@ def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
         assert (first[beyond] == second[beyond]).mean() > 0.8
 
 
+@pytest.mark.parametrize("name", ["ours", "cutpaste"])
+def test_types_share_no_random_number(data: Path, tmp_path: Path, name: str) -> None:
+    """Of types with the same masks neither the photographs, in their order, nor the labels are the same."""
+    for n in range(6):
+        mask = f"{n}_mask.png"
+        shutil.copy(data / "ground_truth" / "dent" / mask, data / "ground_truth" / "spot" / mask)
+    evaluated(data, tmp_path / "r", sources=[name], seeds=1)
+    used, drawn = [], []
+    for kind in ("dent", "spot"):
+        run = tmp_path / "r" / "pairs" / name / kind
+        used.append([line["normal"] for line in manifest(run)])
+        drawn.append([(run / line["mask"]).read_bytes() for line in manifest(run)])
+    assert used[0] != used[1]
+    assert not set(drawn[0]) & set(drawn[1])
+
+
+def test_a_type_has_the_same_seed_everywhere() -> None:
+    seeds = [sources.Order(1, 1, seed).seed_of(kind) for seed in (0, 1) for kind in ("dent", "spot")]
+    assert seeds == [590603141, 675482009, 3845981801, 1199761819]
+
+
 def test_shifted_labels_are_the_same_labels_elsewhere(data: Path, tmp_path: Path) -> None:
     evaluated(data, tmp_path / "r", sources=["ours-shifted"], seeds=1)
     place = tmp_path / "r" / "pairs" / "ours-shifted"
@@ -220,10 +243,12 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
     evaluated(data, tmp_path / "r", sources=["ours", "draem"])
     # Two seeds beside real pairs and two alone.
     assert len(learned) == 4
-    image = tmp_path / "r" / "pairs" / "draem" / "dent" / "test" / "dent" / "000001.png"
+    image = published(data, tmp_path / "theirs") / "dent" / "image" / "1.png"
+    theirs = ["ours", f"dfmgan={tmp_path / 'theirs'}"]
+    evaluated(data, tmp_path / "r", sources=theirs)
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(image)
     learned.clear()
-    evaluated(data, tmp_path / "r", sources=["ours", "draem"])
+    evaluated(data, tmp_path / "r", sources=theirs)
     assert len(learned) == 4
 
 
@@ -244,6 +269,18 @@ def test_on_another_test_what_was_learned_is_only_tested_again(
 
 def refused(*_) -> None:
     raise AssertionError("learned again")
+
+
+def test_distances_follow_which_photographs_of_the_test_show_one_defect(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated(data, tmp_path / "r", sources=["ours"], seeds=1)
+    # Four photographs of each type, then the good one.
+    monkeypatch.setattr(Split, "subjects", lambda parts: np.array([0, 0, 1, 1, 2, 2, 3, 3, 4]))
+    anew = evaluated(data, tmp_path / "anew", sources=["ours"], seeds=1)
+    monkeypatch.setattr(trials, "learn", refused)
+    second = evaluated(data, tmp_path / "r", sources=["ours"], seeds=1)
+    assert second["agreement"] == anew["agreement"] != first["agreement"]
 
 
 def test_a_segmenter_is_trained_on_one_thread_wherever_that_is(
@@ -418,6 +455,37 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
     ]
 
 
+def test_a_baseline_that_another_order_left_half_painted_is_painted_again(data: Path, tmp_path: Path) -> None:
+    """And so is a file that was changed or is gone: a line of the manifest tells the bytes that were written."""
+    run = tmp_path / "cutpaste" / "dent"
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(run.rglob("*.png"))}
+
+    paint(data, tmp_path, seed=0)
+    whole = files()
+    with pytest.raises(KeyboardInterrupt):
+        paint(data, tmp_path, seed=1, progress=interrupt)
+    assert files() != whole
+    paint(data, tmp_path, seed=0)
+    assert files() == whole
+    (run / "test/dent/000001.png").write_bytes(whole["000000.png"])
+    (run / "ground_truth/dent/000002_mask.png").unlink()
+    paint(data, tmp_path, seed=0)
+    assert files() == whole
+
+
+def paint(data: Path, folder: Path, *, seed: int, progress: Progress = silent) -> None:
+    """A baseline's pairs, three of each type."""
+    made = engine()
+    order = sources.Order(pairs=3, steps=10, seed=seed)
+    sources.Sources(split(data, made.spec.model), order, made, folder).make("cutpaste", progress)
+
+
+def interrupt(share: float) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_paints_a_baseline_are_all_modules_it_may_call_and_their_libraries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -467,6 +535,34 @@ def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: 
     evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=3)
     with pytest.raises(InputError, match=r"holds 3 pairs already: give `--pairs 3` or more, or another `-o`"):
         evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=2)
+
+
+def test_our_pairs_of_other_rules_are_painted_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else of the evaluation is kept, and however many there were."""
+    evaluated(data, tmp_path / "r", sources=["ours", "cutpaste"], seeds=1, pairs=3)
+    runs = [tmp_path / "r" / "pairs" / name / "dent" for name in ("ours", "cutpaste")]
+    told = json.loads((runs[0] / "run.json").read_text())
+    assert told.pop("rules") == plan.RULES
+    (runs[0] / "run.json").write_text(json.dumps(told | {"count": 4}))
+
+    def seen() -> list[tuple[bytes, int]]:
+        images = [run / "test/dent/000001.png" for run in runs]
+        return [(image.read_bytes(), image.stat().st_mtime_ns) for image in images]
+
+    before = seen()
+    with monkeypatch.context() as cut:
+        cut.setattr(sources, "fill", lambda *_, **__: interrupt(0.0))
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=3)
+    assert not list(runs[0].iterdir())
+    evaluated(data, tmp_path / "r", sources=["ours", "cutpaste"], seeds=1, pairs=3)
+    (ours, theirs), (ours_before, theirs_before) = seen(), before
+    assert theirs == theirs_before
+    assert ours[0] == ours_before[0]
+    assert ours[1] != ours_before[1]
+    assert json.loads((runs[0] / "run.json").read_text())["rules"] == plan.RULES
 
 
 @pytest.mark.parametrize("name", ["nothing", "procedurally"])
