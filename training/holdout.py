@@ -13,6 +13,9 @@ from stage_rt.progress import Progress, portion, silent
 
 from .data import GOOD
 
+FAR = 1 / 4
+"""Share of the smaller side, in photographs, by which what is drawn in turn may miss what is wanted."""
+
 
 def hold_out(
     found: list[Dataset], share: float, seed: int, progress: Progress = silent
@@ -99,14 +102,27 @@ def _about(
 ) -> set[int]:
     """Numbers of defects that about ``wanted`` photographs show, those ``out`` among them and those ``kept`` not.
 
-    Neither none nor all, where that can be.
+    Neither none nor all, where that can be. Defects drawn in turn may come to far from what is wanted, as where one
+    is on most photographs: then the largest are drawn first, if that comes nearer.
     """
     numbers, counts = np.unique(shown, return_counts=True)
-    sizes = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    sizes: dict[int, int] = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
     free = [n for n in rng.permutation(numbers).tolist() if n not in out and n not in kept]
-    chosen, held = set(out), sum(sizes[n] for n in out)
-    for number in free if kept else free[:-1]:
-        if not chosen or abs(held + sizes[number] - wanted) < abs(held - wanted):
-            chosen.add(number)
-            held += sizes[number]
-    return chosen
+
+    def missed(chosen: set[int]) -> float:
+        return abs(sum(sizes[n] for n in chosen) - wanted)
+
+    def drawn(order: list[int]) -> set[int]:
+        chosen = set(out)
+        for number in order:
+            chosen = min(chosen, chosen | {number}, key=missed)
+        if order and not chosen:
+            return {min(order, key=lambda n: missed({n}))}
+        if order and len(chosen) == len(sizes):
+            return chosen - {min(order, key=lambda n: missed(chosen - {n}))}
+        return chosen
+
+    in_turn = drawn(free if kept else free[:-1])
+    if missed(in_turn) <= FAR * min(wanted, len(shown) - wanted):
+        return in_turn
+    return min(in_turn, drawn(sorted(free, key=lambda n: -sizes[n])), key=missed)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from stage_rt.errors import DatasetError
 from stage_rt.images import showing
-from stage_rt.images.layouts import provenance_name
-from stage_rt.training import data
+from stage_rt.images.layouts import Dataset, provenance_name
+from stage_rt.training import data, holdout
 from stage_rt.training.holdout import hold_out
 
 
@@ -136,3 +136,58 @@ def test_types_that_share_their_photographs_in_a_ring_are_refused(dataset: Path)
     message = r"part: type 'spot' shares .* on one side: try another `--seed`, or leave the type out"
     with pytest.raises(DatasetError, match=message):
         hold_out(data.find(dataset), 0.5, 0)
+
+
+def held_out(sizes: dict[str, list[int]], share: float, seed: int, monkeypatch: pytest.MonkeyPatch):
+    """How many photographs each defect of each type has among those held out, of ``sizes`` in all."""
+    shown, first = {}, 0
+    for kind, each in sizes.items():
+        shown[kind] = first + np.repeat(np.arange(len(each)), each)
+        first += len(each)
+    pairs = {kind: [(Path(f"{n}.png"), Path(f"{n}_mask.png")) for n in each] for kind, each in shown.items()}
+    monkeypatch.setattr(holdout, "defects_of", lambda *_: shown)
+    monkeypatch.setattr(holdout, "showing_a_defect", lambda *_: [])
+    _, names = hold_out([Dataset("part", Path(), [], pairs, [])], share, seed)
+    stems = [int(Path(name).stem) for name in names]
+    return np.bincount(stems, minlength=first)
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"),
+    [(0.1, 2, 2), (0.3, 8, 8), (0.5, 10, 20), (0.67, 20, 22), (0.8, 24, 24), (0.9, 26, 28)],
+)
+def test_a_defect_on_most_photographs_does_not_decide_the_share(
+    share: float, low: int, high: int, monkeypatch: pytest.MonkeyPatch
+):
+    counts = [held_out({"dent": [20, 2, 2, 2, 2, 2]}, share, seed, monkeypatch).sum() for seed in range(100)]
+    assert low <= min(counts)
+    assert max(counts) <= high
+
+
+def test_a_single_defect_left_to_choose_is_chosen_as_is_nearest(monkeypatch: pytest.MonkeyPatch):
+    for seed in range(20):
+        assert held_out({"dent": [9, 4, 6]}, 0.1, seed, monkeypatch).tolist() == [0, 4, 0]
+        assert held_out({"dent": [9, 4, 6]}, 0.9, seed, monkeypatch).tolist() == [9, 0, 6]
+
+
+TILES = {
+    "blowhole": [7, 5, 10, 5, 4, 4, 8, 5, 4, 6, 4, 5, 5, 5, 4, 4, 3],
+    "break": [4, 3, 3, 6, 4, 3, 5, 5, 4, 2, 2, 4, 4, 2, 4, 1],
+    "crack": [4, 5, 6, 5, 5, 3, 2, 9],
+}
+"""On how many photographs magnetic tiles show each of their defects."""
+
+
+@pytest.mark.parametrize(
+    ("share", "seed", "learned"),
+    [
+        (0.3, 0, [n for n in range(41) if n not in (2, 3, 4, 10, 11, 19, 22, 28, 29, 31, 37, 40)]),
+        (0.67, 0, [1, 6, 8, 9, 14, 15, 20, 23, 24, 26, 32, 35, 36]),
+        (0.67, 1, [2, 6, 11, 13, 19, 21, 22, 25, 29, 37, 38, 39]),
+        (0.67, 2, [1, 3, 4, 5, 8, 12, 18, 19, 21, 23, 26, 32, 33, 40]),
+    ],
+)
+def test_what_was_measured_on_magnetic_tiles_is_held_out_again(
+    share: float, seed: int, learned: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    assert np.flatnonzero(held_out(TILES, share, seed, monkeypatch) == 0).tolist() == learned
