@@ -85,6 +85,12 @@ class Journal:
         errors = [text for is_error, text in self.lines if is_error]
         return errors[-1].strip().partition("\n")[0] if errors else "it gave no reason"
 
+    def failure(self, what: str) -> BackendError:
+        """``what`` failed for the last error's reason; a `DeviceMemoryError` where that is the GPU's memory."""
+        reason = self.error()
+        kind = DeviceMemoryError if "memory" in reason.lower() else BackendError
+        return kind(f"{what}: {reason}")
+
 
 @cache
 def journal(backend: BackendName) -> tuple[Journal, Any]:
@@ -127,7 +133,8 @@ class TensorRTBackend:
         EngineError: the engine is for another version of the library or for other GPUs.
         DeviceError: there is no GPU.
         MissingExtraError: the library or PyCUDA is not installed.
-        BackendError: the library cannot load a graph, or the GPU's memory is too small for it.
+        BackendError: the library cannot load a graph.
+        DeviceMemoryError: the GPU's memory is too small for it.
     """
 
     def __init__(self, folder: Path, spec: EngineSpec) -> None:
@@ -200,7 +207,7 @@ class TensorRTBackend:
         self._journal.lines.clear()
         engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise BackendError(f"{self._name} cannot load `{path}`: {self._journal.error()}")
+            raise self._journal.failure(f"{self._name} cannot load `{path}`")
         return engine
 
 
@@ -234,9 +241,9 @@ class TensorRTNetwork:
         self._journal.lines.clear()
         context = self._create()
         if context is None:
-            reason = self._journal.error()
-            kind = DeviceMemoryError if "memory" in reason.lower() else BackendError
-            raise kind(f"{self._name} cannot run `{self._graph}` in a batch of {self._batch}: {reason}")
+            raise self._journal.failure(
+                f"{self._name} cannot run `{self._graph}` in a batch of {self._batch}"
+            )
         with closing(device.Stream()) as stream:
             bound = [context.set_optimization_profile_async(self._profile, stream.handle)]
             stream.synchronize()

@@ -305,6 +305,29 @@ def test_what_the_library_does_not_accept_is_told_in_its_words(engine, driver):
     assert not driver.blocks
 
 
+@both
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 1720 bytes.)", DeviceMemoryError),
+        ("Error Code 4: Internal Error (engine deserialization failed.)", BackendError),
+    ],
+)
+def test_weights_that_the_gpu_has_no_room_for_are_told_from_a_plan_that_cannot_be_read(
+    engine, flavour, monkeypatch, said, kind
+):
+    """A server makes room for the former by closing another engine."""
+
+    def full(library, plan, logger):
+        logger.log(1, said)
+
+    folder = engine()
+    monkeypatch.setattr(fake_gpu, "Plan", full)
+    with pytest.raises(BackendError, match=rf"cannot load `.*`: {re.escape(said)}$") as raised:
+        opened(folder)
+    assert type(raised.value) is kind
+
+
 def test_a_failed_enqueue_names_the_graph_and_the_reason(engine, driver):
     backend = opened(engine())
     backend.run("unet", **inputs("unet", 1))
