@@ -333,9 +333,9 @@ class RunSpec(_Spec):
     it does by itself, ``region`` where photographs are painted whole, ``min_fill`` where a pair is kept whatever its
     label looks like, ``objects`` where nothing was told of the object, ``shard`` where the run is whole; ``rim`` is
     empty where nothing beyond a label changes, ``outset`` in pixels of the network. ``rules`` is the number of
-    the rules of the release that began it (`stage_rt.run.plan.RULES`), 1 where it said nothing. ``normals``, ``masks``
-    and ``objects`` are digests of the names and sizes of all files; the contents of those used are in the lines of
-    the pairs.
+    the rules of the release that began it (`stage_rt.run.plan.RULES`), 1 where it said nothing. ``normals``,
+    ``masks`` and ``objects`` are digests of the names and sizes of all files; the contents of those used are in the
+    lines of the pairs.
     """
 
     format: Literal[1] = 1

@@ -71,7 +71,7 @@ class Order:
     seed: int
 
     def seed_of(self, kind: str) -> int:
-        """A type's own seed: by the order's alone pair *k* of all types would have one photograph, place and noise."""
+        """A type's own seed: by the order's alone pair *k* of all types would be of one photograph and noise."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {kind}".encode()).digest()[:4])
 
 
