@@ -1,6 +1,6 @@
 """Which labelled photographs a segmenter learns from and which it is tested on: what the generator never saw."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset, provenance_name
 from stage_rt.images.masks import labelled
 from stage_rt.images.showing import same_picture, showing_a_defect
-from stage_rt.packs.real import real_dataset
+from stage_rt.packs.real import names_of, not_good, real_dataset, sides_of
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
 from stage_rt.training.data import GOOD
@@ -28,8 +28,8 @@ Pair = tuple[Path, Path]
 class Split:
     """One object's photographs; ``types`` are in order, ``real`` and ``test`` map each to (photograph, mask) files.
 
-    ``good`` are those the generator may paint on, without those that its training found to show a labelled defect's
-    part, ``test_good`` those that only test, without such ones. ``shown`` are numbers of the defects that the
+    ``good`` are those the generator may paint on, without those that show a labelled defect's part or did by its
+    training, ``test_good`` those that only test, without such ones. ``shown`` are numbers of the defects that the
     photographs of ``test`` show, and ``parts`` of the parts that those of ``test_good`` show: one may be photographed
     several times. ``defects`` says how many defects those of ``real`` show.
     """
@@ -78,24 +78,28 @@ def split(
         InputError: the model was trained on every photograph, or does not know a type.
     """
     dataset = real_dataset(root)
-    held_out = model.provenance.get("held_out")
-    if not isinstance(held_out, list) or not held_out:
+    held_out = names_of(model, "held_out")
+    if not held_out:
         raise InputError(
             "the engine's model saw every labelled photograph, so that none is left to test on: "
             f"train it with `stage-rt train {root} --hold-out 0.67`"
         )
     chosen = _types(dataset, model, types)
-    real, test = _sides(root, dataset, chosen, model, held_out)
-    if not dataset.normals:
-        raise DatasetError(f"`{root}` has no good photographs in `train/good`: nothing can be painted on")
+    real, test = _sides(root, dataset, chosen, model)
     _refuse_two_types({kind: [*real[kind], *test[kind]] for kind in chosen})
-    shown, defects = _defects(real, test, portion(progress, 0.0, 0.4))
-    good = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) not in held_out]
-    bad = set(showing_a_defect(dataset.tested, dataset, portion(progress, 0.4, 0.8)))
+    shown, defects = _defects(real, test, portion(progress, 0.0, 0.3))
+    left_out = not_good(dataset, held_out, portion(progress, 0.3, 0.7))
+    good = [path for path in dataset.normals if path not in left_out]
+    if not good:
+        raise DatasetError(
+            f"`{root}` has no good photographs in `train/good` that show no labelled part",
+            "add some, as nothing can be painted on",
+        )
+    bad = set(showing_a_defect(dataset.tested, dataset, portion(progress, 0.7, 0.8)))
     tested = [path for path in dataset.tested if path not in bad]
     parts = twins.parts((read_image(path) for path in tested), portion(progress, 0.8, 1.0)).tolist()
     result = Split(dataset.name, chosen, good, tested, real, test, shown, defects, parts)
-    refuse_tested(result, [*_learned(dataset, _types(dataset, model, None), held_out), *result.good])
+    refuse_tested(result, _learned(dataset, _types(dataset, model, None), held_out))
     return result
 
 
@@ -103,9 +107,7 @@ Sides = dict[str, list[Pair]]
 """Photographs and masks by type."""
 
 
-def _sides(
-    root: Path, dataset: Dataset, kinds: Sequence[str], model: ModelSpec, held_out: Sequence[object]
-) -> tuple[Sides, Sides]:
+def _sides(root: Path, dataset: Dataset, kinds: Sequence[str], model: ModelSpec) -> tuple[Sides, Sides]:
     """What is learned from and what is tested on."""
     real: Sides = {}
     test: Sides = {}
@@ -116,27 +118,13 @@ def _sides(
                 f"{dataset.name}: type {kind!r} has {len(pairs)} labelled photographs, at least {FEWEST} are needed: "
                 "leave it out with `--types`"
             )
-        test[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) in held_out]
-        real[kind] = [pair for pair in pairs if provenance_name(dataset.name, kind, pair[0]) not in held_out]
+        real[kind], test[kind] = sides_of(dataset, kind, model)
         if not test[kind] or not real[kind]:
             raise DatasetError(
                 f"`{root}` is not what the model was trained on: of type {kind!r} "
                 f"{len(test[kind])} photographs were held out and {len(real[kind])} not"
             )
-        _refuse_later(dataset.name, kind, real[kind], model.provenance.get("learned"))
     return real, test
-
-
-def _refuse_later(name: str, kind: str, pairs: Iterable[Pair], learned: object) -> None:
-    """What came into the folder after the training is neither learned by the generator nor held out; models of
-    before do not list what they learned."""
-    if not isinstance(learned, list):
-        return
-    for photo, _ in pairs:
-        if provenance_name(name, kind, photo) not in learned:
-            raise DatasetError(
-                f"`{photo}` was not there when the model was trained: train again with `--hold-out`, or take it away"
-            )
 
 
 def _refuse_two_types(pairs: Mapping[str, Iterable[Pair]]) -> None:
@@ -165,10 +153,12 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
     return [kind for kind in known if not types or kind in types]
 
 
-def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Sequence[object]) -> Iterator[Path]:
-    """The photographs of all types that the generator learned, whichever of them are evaluated."""
-    for kind in kinds:
-        for photo, _ in dataset.defects[kind]:
+def _learned(dataset: Dataset, kinds: Iterable[str], held_out: Collection[object]) -> Iterator[Path]:
+    """The photographs of all types that the generator learned, whichever of them are evaluated, and good ones, of
+    which its model does not list those it learned."""
+    photos = {kind: [photo for photo, _ in dataset.defects[kind]] for kind in kinds} | {GOOD: dataset.normals}
+    for kind, each in photos.items():
+        for photo in each:
             if provenance_name(dataset.name, kind, photo) not in held_out:
                 yield photo
 

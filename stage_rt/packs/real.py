@@ -6,7 +6,7 @@ times. A pair that shows the training side what validates is left out.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +45,8 @@ class Labelled(NamedTuple):
 class Real:
     """The real photographs of a pack: those with a label, and ``good`` ones, which validate.
 
-    ``normals`` are good photographs that may have been painted into. ``shown`` are the sha256 of those that training
-    found to show a part with a labelled defect, ``bad`` are those of the others that do. ``masks`` are
+    ``normals`` are good photographs that may have been painted into. ``shown`` are the sha256 of those that show a
+    part with a labelled defect, ``bad`` are those of the others that do. ``masks`` are
     types and names of the masks that validate, ``labels`` their sha256.
     """
 
@@ -152,32 +152,63 @@ def by_model(root: Path, prompts: Collection[str], model: ModelSpec, progress: P
         DatasetError: as `by_defect`, or ``root`` is not what the model was trained on.
         InputError: the model held nothing out.
     """
-    dataset = _object(root, prompts)
-    names, known = (_names(model.provenance.get(field)) for field in ("held_out", "learned"))
+    dataset, names = _object(root, prompts), names_of(model, "held_out")
     if not names:
         raise InputError(
             "the engine's model saw every labelled photograph, so that none is left to validate on",
             f"leave out `--engine`, or paint with a model from `stage-rt train {root} --hold-out 0.67`",
         )
-    out = set()
-    for kind, pairs in dataset.defects.items():
-        for photo, _ in pairs:
-            name = provenance_name(dataset.name, kind, photo)
-            if name in names:
-                out.add(photo)
-            # Models of before do not list what they learned.
-            elif known and name not in known:
-                raise DatasetError(
-                    f"`{photo}` was not there when the model was trained",
-                    "take it away, or leave out `--engine`",
-                )
+    out = {photo for kind in dataset.defects for photo, _ in sides_of(dataset, kind, model).tested}
     if not out:
         raise DatasetError(
             f"`{root}` holds no photograph that the engine's model held out",
             "give the data set that it was trained on",
         )
-    shown = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) in names]
-    return _real(dataset, out, shown, progress)
+    return _real(dataset, out, names, progress)
+
+
+class Sides(NamedTuple):
+    """Photographs of a type and their masks: those that a training ``learned``, and those that it held out."""
+
+    learned: list[tuple[Path, Path]]
+    tested: list[tuple[Path, Path]]
+
+
+def sides_of(dataset: Dataset, kind: str, model: ModelSpec) -> Sides:
+    """The labelled photographs of a type as the training of ``model`` split them.
+
+    Raises:
+        DatasetError: one came into the folder afterwards, and is on neither side.
+    """
+    held_out, known = names_of(model, "held_out"), names_of(model, "learned")
+    sides = Sides([], [])
+    for pair in dataset.defects[kind]:
+        name = provenance_name(dataset.name, kind, pair[0])
+        if name in held_out:
+            sides.tested.append(pair)
+        # Models of before do not list what they learned.
+        elif not known or name in known:
+            sides.learned.append(pair)
+        else:
+            raise DatasetError(
+                f"`{pair[0]}` was not there when the model was trained",
+                "take it away, or train again with `--hold-out`",
+            )
+    return sides
+
+
+def names_of(model: ModelSpec, listed: str) -> frozenset[object]:
+    """The photographs of a list in a model's provenance, as `provenance_name` has them; none where it has no list."""
+    found = model.provenance.get(listed)
+    return frozenset(found) if isinstance(found, list) else frozenset()
+
+
+def not_good(dataset: Dataset, held_out: Collection[object], progress: Progress = silent) -> set[Path]:
+    """Good photographs to learn from that show a part with a labelled defect: those that a training ``held_out``, by
+    their names, and those that do, whenever they came into the folder."""
+    shown = showing_a_defect(dataset.normals, dataset, progress)
+    named = [path for path in dataset.normals if provenance_name(dataset.name, GOOD, path) in held_out]
+    return {*shown, *named}
 
 
 def by_defect(
@@ -237,10 +268,6 @@ def _object(root: Path, prompts: Collection[str]) -> Dataset:
     return dataset
 
 
-def _names(listed: object) -> frozenset[object]:
-    return frozenset(listed) if isinstance(listed, list) else frozenset()
-
-
 def _first(dataset: Dataset, progress: Progress) -> dict[str, str]:
     """The name of every labelled photograph by the first of all that show the same defect."""
     return alike(
@@ -250,8 +277,9 @@ def _first(dataset: Dataset, progress: Progress) -> dict[str, str]:
     )
 
 
-def _real(dataset: Dataset, out: Collection[Path], shown: Iterable[Path], progress: Progress) -> Real:
-    bad = showing_a_defect(dataset.tested, dataset, progress)
+def _real(dataset: Dataset, out: Collection[Path], held_out: Collection[object], progress: Progress) -> Real:
+    bad = showing_a_defect(dataset.tested, dataset, portion(progress, 0.0, 0.4))
+    shown = not_good(dataset, held_out, portion(progress, 0.4, 1.0))
     found = [
         Labelled(kind, photo, mask, "val" if photo in out else "train")
         for kind, pairs in dataset.defects.items()

@@ -178,6 +178,31 @@ def test_a_good_photograph_of_a_labelled_part_does_not_validate(packed, copied):
     assert summary.skipped[SHOWN] == 1
 
 
+@pytest.mark.parametrize("by_model", [False, True])
+def test_what_was_painted_into_a_labelled_part_is_left_out_however_sides_are_decided(
+    packed, copied, engine, tmp_path, by_model
+):
+    """It lies among the good ones to learn from, lit otherwise, and came after a training."""
+    shutil.rmtree(copied / "test/crack")
+    holes = photographs(copied / "test/hole", 8, (96, 72), seed=50)
+    for mask in (copied / "ground_truth/hole").iterdir():
+        opened(mask).resize((96, 72), Image.Resampling.NEAREST).save(mask)
+    normals = photographs(copied / "train/good", 3, (96, 72), seed=52)
+    normals.append(copied / "train/good/dark.png")
+    Image.fromarray((np.asarray(opened(holes[2])) * 0.8).astype(np.uint8)).save(normals[-1])
+    masks = labels(tmp_path / "masks", 4, (96, 72))
+    job = Job(normals, masks, "tile+hole", count=8, seed=1, composite=True, batch=4)
+    fill(FakeEngine(), job, tmp_path / "run")
+    into = sum(line["normal"] == "dark.png" for line in manifest(tmp_path / "run"))
+    split = {"engine": engine(held_out=names(copied, "hole")[2:5])} if by_model else {}
+    folder, summary = packed(
+        "yolo", real=copied, runs=[tmp_path / "run"], normals=[copied / "train/good"], **split
+    )
+    assert into
+    assert summary.skipped == {SHOWN: 1 + into}
+    assert "dark.png" not in {line.get("normal") for line in provenance(folder)}
+
+
 class TestByTheModel:
     """What its training held out validates, whatever the split says."""
 

@@ -130,6 +130,15 @@ def test_a_labelled_photograph_that_came_after_the_training_is_refused(data: Pat
         split(data, trained.model_copy(update={"provenance": provenance}))
 
 
+def test_a_good_photograph_of_a_labelled_part_that_came_after_the_training_is_left_out(data: Path) -> None:
+    """Nothing is painted on it, and no segmenter learns from it: it shows the test's part, or calls a defect good."""
+    for place in ("dent/3.png", "spot/0.png"):
+        defect = np.asarray(Image.open(data / "test" / place)).astype(np.float64)
+        darker = Image.fromarray((0.8 * defect).astype(np.uint8))
+        darker.save(data / "train" / "good" / f"later-{place.replace('/', '-')}")
+    assert [path.name for path in split(data, model(HELD_OUT)).good] == [f"{n}.png" for n in range(2, 6)]
+
+
 def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="is not what the model was trained on"):
         split(data, model(["part/dent/99.png"]))
@@ -143,8 +152,15 @@ def test_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
 def test_without_good_photographs_nothing_can_be_painted(data: Path) -> None:
     for path in (data / "train" / "good").iterdir():
         path.unlink()
-    with pytest.raises(DatasetError, match="no good photographs in `train/good`"):
+    match = "no good photographs in `train/good` that show no labelled part: add some"
+    with pytest.raises(DatasetError, match=match):
         split(data, model(HELD_OUT))
+
+
+def test_without_good_photographs_that_show_no_defect_nothing_can_be_painted(data: Path) -> None:
+    every = [f"part/good/{path.name}" for path in (data / "train" / "good").iterdir()]
+    with pytest.raises(DatasetError, match="no good photographs in `train/good` that show no labelled part"):
+        split(data, model([*HELD_OUT, *every]))
 
 
 def test_good_photographs_of_the_test_are_found_under_the_names_layouts_give_them(data: Path) -> None:
