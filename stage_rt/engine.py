@@ -75,7 +75,8 @@ class Engine:
             masks: bool or uint8 ``[B, H, W]``, not 0 where the defect shall be.
             prompt: what to paint, one of ``prompts``.
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
-            composite: keep the photograph's own pixels and size beyond a narrow ramp around the mask.
+            composite: keep the photograph's own size, and its own pixels beyond the mask; of photographs painted
+                whole, beyond a narrow feather around it.
             sampler, recipe, steps: as `paint`.
             view: paint whole photographs, or squares around the defects; as the model was trained if None.
             progress: told the share of all sampling that is done.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -269,14 +269,23 @@ def inputs(images: NDArray[np.floating] | NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
+def asked(
+    network: nn.Module, pictures: Pictures, device: Device
+) -> Iterator[tuple[slice, Tensor, NDArray[np.uint8]]]:
+    """Which ``pictures`` each batch holds, its scores float32 ``[B, C, S, S]`` and classes ``[B, S, S]``."""
+    for start in range(0, len(pictures), BATCH_OF_TEST):
+        part = slice(start, start + BATCH_OF_TEST)
+        with device.precision():
+            scores = network(inputs(pictures.images[part]).to(device.device)).float()
+        yield part, scores, scores.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
 def find(network: nn.Module, pictures: Pictures, device: Device) -> Found:
     """The class of every pixel and the log odds of any defect there."""
     classes, anomaly = [], []
-    for start in range(0, len(pictures), BATCH_OF_TEST):
-        x = inputs(pictures.images[start : start + BATCH_OF_TEST]).to(device.device)
-        with device.precision():
-            said = network(x).float()
-        classes.append(said.argmax(dim=1).to(torch.uint8).cpu().numpy())
+    for _, said, found in asked(network, pictures, device):
+        classes.append(found)
         # Probabilities near 1 are one number in half precision.
         anomaly.append((said[:, 1:].logsumexp(dim=1) - said[:, 0]).half().cpu().numpy())
     return Found(np.concatenate(classes), np.concatenate(anomaly))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage_rt.images.inputs import fit_mask, read_image
-from stage_rt.images.masks import read_mask
+from stage_rt.images.inputs import read_image
+from stage_rt.images.masks import labelled
 
 LABELLED = 1 / 3
 """Share of a pixel of the smaller picture that must be labelled: thin defects would be lost at a half."""
@@ -83,8 +83,7 @@ def load(pairs: Iterable[tuple[Path, Path | None, int]], side: int) -> Pictures:
     """
     images, classes, names = [], [], []
     for photo, mask, number in pairs:
-        image = read_image(photo)
-        label = None if mask is None else fit_mask(read_mask(mask).label, image.shape[1::-1], mask)
+        image, label = (read_image(photo), None) if mask is None else labelled(photo, mask)
         small, drawn = at_size(image, label, side)
         images.append(small)
         classes.append(drawn * np.uint8(number))

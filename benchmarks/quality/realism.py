@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from stage_rt.training.loop import Device
 
-from .learning import BATCH_OF_TEST, inputs
+from .learning import asked
 from .pictures import Pictures
 
 HALVES = 50
@@ -45,11 +45,8 @@ def look(network: nn.Module, pictures: Pictures, device: Device) -> Seen:
     handle = last.register_forward_hook(lambda _, given, __: kept.append(given[0].float()))
     classes, rows = [], []
     try:
-        for start in range(0, len(pictures), BATCH_OF_TEST):
-            part = slice(start, start + BATCH_OF_TEST)
-            with device.precision():
-                scores = network(inputs(pictures.images[part]).to(device.device))
-            classes.append(scores.argmax(dim=1).to(torch.uint8).cpu().numpy())
+        for part, _, found in asked(network, pictures, device):
+            classes.append(found)
             seen = kept.pop()
             label = torch.from_numpy(pictures.classes[part] > 0).float()[:, None].to(seen.device)
             share = functional.interpolate(label, seen.shape[-2:], mode="area")

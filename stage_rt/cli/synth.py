@@ -213,7 +213,7 @@ def synth(
         bool,
         typer.Option(
             help="Let defects fade out a few pixels beyond their labels, where the model was trained with `--rim`; "
-            "without, nothing changes there.",
+            "without, they end at them.",
             rich_help_panel=LOOK,
         ),
     ] = True,

@@ -26,7 +26,8 @@ class Job:
     is how photographs are seen, as the model was trained if None. A region of which less than ``min_fill`` of the
     label was painted, the prompt's own if None, is painted again up to ``retries`` times; a pair that stays below is
     left out if ``strict``.
-    Without ``rim`` no pixel beyond a label changes but for the ramp of one, whatever the prompt's own is.
+    Without ``rim``, whatever the prompt's own is, no pixel beyond a label changes where regions are painted, and a
+    feather around it where photographs are painted whole.
     ``augment`` makes every label from the masks instead of taking one as it is (`stage_rt.run.supply`), inside the
     object that ``objects``, masks of the photographs, show. ``reading`` says how grey values of masks are read.
     """

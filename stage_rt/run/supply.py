@@ -7,7 +7,7 @@ function of the masks, the run's seed and the sample's number alone, so a run ca
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import hypot
+from math import ceil, hypot
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,9 @@ LONGER = 3.0
 """Largest factor a slender label is drawn out by along its own axis, beside its scale: how long a crack or a scratch
 grows says nothing of its kind, how broad it is does."""
 SLENDER = 10.0
-"""Length of a label, in its mean breadth, from which it may be drawn out."""
+"""Length of a label squared, in its area, from which it may be drawn out, with four deviations along its axis for its
+length: of an ellipse that is the length in its mean breadth. A stroke of even breadth has 10 where it is 7.5 times as
+long as broad."""
 ASPECT = 1.6
 """Largest factor that the length of another label, in its breadth, grows or shrinks by, its area as it was: ten masks
 of pits are ten shapes, and those of other pits are others."""
@@ -142,7 +144,8 @@ class _Cut(NamedTuple):
     ``area`` is how many of its pixels are in the photograph. ``free`` says of each axis whether the label lies at
     both of its ends or at neither: then it may be mirrored wherever other labels lie.
     ``borders`` says of each axis at which of its ends the label lies, -1 or 1, or 0 for neither; ``anchors`` is the
-    pixel of the cut that lies on that border. Beyond the border the label goes on as it ends there.
+    pixel of the cut that lies on that border. Beyond the border the label goes on as it ends there. ``through`` says
+    of each axis whether the label lies at both of its ends.
     """
 
     label: Label
@@ -150,6 +153,7 @@ class _Cut(NamedTuple):
     free: tuple[bool, ...]
     borders: tuple[int, ...]
     anchors: tuple[NDArray[np.float64], ...]
+    through: tuple[bool, ...]
     slender: bool
     axis: NDArray[np.float64]
 
@@ -158,7 +162,8 @@ class _Cut(NamedTuple):
         spans, free, borders, pads = [], [], [], []
         shown = ndimage.find_objects(label.astype(np.uint8))[0]
         for span, length, (low, high) in zip(shown, label.shape, ends(label), strict=True):
-            spans.append(slice(0 if low else span.start, length if high else span.stop))
+            # Of one that goes through, the far end is where it was left off: it goes on from there.
+            spans.append(slice(0 if low else span.start, length if high and not low else span.stop))
             free.append(low == high)
             borders.append(-1 if low else int(high))
             reach = span.stop - span.start
@@ -172,6 +177,7 @@ class _Cut(NamedTuple):
             tuple(free),
             tuple(borders),
             tuple(anchors),
+            tuple(map(all, ends(label))),
             *_long_axis(cut),
         )
 
@@ -201,8 +207,9 @@ class _Cut(NamedTuple):
         angle, flips = np.deg2rad(degrees), np.where(mirrored, -1, 1)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         forward = scale * turn * flips @ (np.eye(2) + (longer - 1) * np.outer(self.axis, self.axis))
-        size = np.ceil(np.abs(forward) @ self.label.shape).astype(int) + 2
-        middle, centre = (np.array(self.label.shape) - 1) / 2, (size - 1) / 2
+        whole = self._to_the_far_border(np.abs(forward), photo)
+        size = np.ceil(np.abs(forward) @ whole.shape).astype(int) + 2
+        middle, centre = (np.array(whole.shape) - 1) / 2, (size - 1) / 2
         anchors = [forward @ (anchor - middle) + centre for anchor in self.anchors]
         borders = [int(border * flip) for border, flip in zip(self.borders, flips, strict=True)]
         if size.max() > LONGEST * hypot(*photo):
@@ -210,7 +217,7 @@ class _Cut(NamedTuple):
             centre, anchors = centre - first, [anchor - first for anchor in anchors]
         back = np.linalg.inv(forward)
         shape = ndimage.affine_transform(
-            np.where(self.label, np.uint8(255), np.uint8(0)),
+            np.where(whole, np.uint8(255), np.uint8(0)),
             back,
             middle - back @ centre,
             output_shape=tuple(size),
@@ -222,6 +229,19 @@ class _Cut(NamedTuple):
         return self._replace(
             label=label, area=self.area * scale**2 * longer, borders=tuple(borders), anchors=tuple(anchors)
         )
+
+    def _to_the_far_border(self, forward: NDArray[np.float64], photo: tuple[int, ...]) -> Label:
+        """The label, and of one that goes through as much more as reaches the opposite border once it is posed.
+
+        ``forward`` float64 ``[2, 2]`` are the absolute factors of rows and columns in the pose.
+        """
+        pads = [(0, 0), (0, 0)]
+        for axis in np.flatnonzero(self.through):
+            # However far before its anchor the far end is turned to.
+            far = photo[axis] + forward[axis, 1 - axis] * self.label.shape[1 - axis]
+            needed = ceil(self.anchors[axis][axis] + far / forward[axis, axis]) + 1
+            pads[axis] = (0, max(needed - self.label.shape[axis], 0))
+        return np.pad(self.label, pads, mode="edge")
 
 
 def _in_sight(

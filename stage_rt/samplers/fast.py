@@ -10,7 +10,7 @@ from stage_rt.recipe import Recipe
 from stage_rt.sampler import Callback, Denoiser, check_inputs
 from stage_rt.samplers.unguided import Array, estimate, with_background, x0_of
 from stage_rt.schedule import Schedule
-from stage_rt.solvers import Weights
+from stage_rt.solvers import Weights, weights
 
 STEPS = 50
 SINGLE = 2
@@ -67,7 +67,7 @@ def fast(
             c = reversed_order(recipe.levels, i, target)
             kept = k >= SINGLE and MIDDLE[0] * recipe.steps < target < MIDDLE[1] * recipe.steps
         else:
-            c, x, kept = _posterior(schedule, k), y, True
+            c, x, kept = weights("ancestral", schedule, k), y, True
         x = c.x0 * x0 + c.xt * x + c.sigma * noise.posterior(k, x.shape)
         if kept:
             x = with_background(x, clean, mask, float(schedule.abar_before[k]), n)
@@ -93,9 +93,3 @@ def reversed_order(levels: Schedule, top: int, bottom: int) -> Weights:
     variance = float((above**2 * levels.posterior_variance[steps]).sum())
     x0 = float((above * levels.posterior_x0[steps]).sum())
     return Weights(x0, float(kept.prod()), math.sqrt(variance))
-
-
-def _posterior(schedule: Schedule, k: int) -> Weights:
-    """That of transition ``k``."""
-    deviation = math.sqrt(schedule.posterior_variance[k])
-    return Weights(float(schedule.posterior_x0[k]), float(schedule.posterior_xt[k]), deviation)

@@ -214,6 +214,33 @@ def test_of_two_chips_at_opposite_borders_the_larger_one_does_not_fall_off():
     assert np.median(sizes) > 0.9
 
 
+@pytest.mark.parametrize("breadth", [12, 20, 40])
+@pytest.mark.parametrize("upright", [False, True])
+def test_what_goes_through_the_photograph_goes_through_it_again(breadth, upright):
+    band, place = drawn((10, 10 + breadth), (0, 80)), EVERYWHERE
+    if upright:
+        band, place = band.T, place.T
+    labels = [moved(n, band, place) for n in range(300)]
+    assert all(label.any(axis=int(upright))[[0, -1]].all() for label in labels)
+
+
+def test_what_goes_through_but_for_a_pixel_at_the_far_border_goes_on_there():
+    assert ends(drawn((10, 30), (0, 79)))[1] == (True, True)
+    labels = [moved(n, drawn((10, 30), (0, 79))) for n in range(100)]
+    assert all(ends(label)[1] == (True, True) for label in labels)
+
+
+def test_only_what_goes_through_is_longer_than_its_mask_says(monkeypatch):
+    shapes = [((20, 24), (10, 40)), ((20, 30), (0, 12)), ((0, 20), (40, 42)), ((50, 60), (60, 80))]
+    labels = [drawn(rows, columns) for rows, columns in shapes]
+    through = drawn((10, 30), (0, 80))
+    now = [[moved(n, label) for n in range(60)] for label in (*labels, through)]
+    monkeypatch.setattr(supply._Cut, "_to_the_far_border", lambda cut, *_: cut.label)
+    before = [[moved(n, label) for n in range(60)] for label in (*labels, through)]
+    assert np.array_equal(now[:-1], before[:-1])
+    assert not np.array_equal(now[-1], before[-1])
+
+
 @pytest.mark.parametrize("size", [(20, 20), (8, 50), (3, 3), (1, 1)])
 def test_labels_stay_inside_the_object(size):
     inside = np.zeros((60, 80), dtype=bool)
