@@ -13,10 +13,10 @@ from typing import Protocol, Self
 from stage_rt.errors import BackendError, EngineError, StageError, unforeseen
 from stage_rt.progress import Progress
 from stage_rt.run.painters import Keep
-from stage_rt.run.workers import Painter, Result, Task
+from stage_rt.run.workers import Loaded, Result, Task
 from stage_rt.spec import EngineSpec
 
-Load = Callable[[Callable[[str], None]], Painter]
+Load = Callable[[Callable[[str], None]], Loaded]
 """Opens the engine in a worker, told whom to notify; it travels to the worker."""
 
 TICK = 0.2
