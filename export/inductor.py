@@ -53,6 +53,8 @@ def compile_network(
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=options
             )
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # The compiler's exceptions have no common base.
             raise BackendError(f"PyTorch cannot compile `{path.name}`: {first_line(error)}") from error
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}

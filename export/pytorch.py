@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stage_rt.backends.packages import arranged, free, opened, package, weights
 from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
 from stage_rt.batches import autoencoder_bucket, check_sizes
-from stage_rt.errors import DeviceError, ParityError
+from stage_rt.errors import DeviceError, DeviceMemoryError, ParityError
 from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import as_calibrated, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
@@ -68,6 +68,7 @@ def build(
         DeviceError: there is no GPU that PyTorch can use.
         InputError: a batch size is none (`check_sizes`), or ``folder`` has content that is no engine.
         BackendError: PyTorch cannot compile or trace a network, for one thing because a compiler is missing.
+        DeviceMemoryError: the GPU's memory is too small for a network at a batch size.
         ParityError: what was made of a network disagrees with it.
     """
     check_sizes(batch)
@@ -132,6 +133,7 @@ def write(
 
     Raises:
         BackendError: PyTorch cannot compile or trace a network, or not even compile one layer for a GPU.
+        DeviceMemoryError: the GPU's memory is too small for a network at a batch size.
         ParityError: what was made of a network disagrees with it.
     """
     if wanted.backend == "inductor" and wanted.devices != [CPU]:
@@ -139,7 +141,13 @@ def write(
         compiler.require("cuda")
     for graph, network in networks(model).items():
         if graphs is None or graph in graphs:
-            _make(graph, network, model, wanted, folder, tuned, say)
+            try:
+                _make(graph, network, model, wanted, folder, tuned, say)
+            except torch.OutOfMemoryError as full:
+                raise DeviceMemoryError(
+                    f"the GPU's memory is full while {_MAKING[wanted.backend]} `{graph}`",
+                    "use a smaller `--batch` or a GPU with more memory",
+                ) from full
     contexts = {name: context.cpu().contiguous() for name, context in model.contexts.items()}
     (folder / PROMPTS_FILE).write_bytes(save(contexts))
     spec = wanted.model_copy(update={"files": digests(folder)})

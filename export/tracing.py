@@ -40,6 +40,8 @@ def trace_network(network: nn.Module, inputs: Mapping[str, Tensor], path: Path) 
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(_Stateless(network), (weights, dict(inputs)))
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # The tracer's exceptions have no common base.
             raise BackendError(f"PyTorch cannot trace `{path.name}`: {first_line(error)}") from error
         # Inputs to try it with, which hold all weights, and the places of the sources it was traced through.

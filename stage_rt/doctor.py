@@ -48,6 +48,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What needs an extra, and its modules; the libraries of the other extras have lines of their own."""
 
+COMPILED = {"gpu": (("pycuda.driver", "--no-deps --no-binary pycuda pycuda"),)}
+"""Of an extra, what was compiled against libraries that may not be here, and what pip is to install again for it."""
+
 COMPILERS = ("c++", "g++", "clang++")
 
 CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
@@ -56,7 +59,8 @@ _SECONDS = 120
 _IMPORT = """
 import importlib, json, sys
 module = importlib.import_module(sys.argv[1])
-print(json.dumps([module.__version__, getattr(module, "get_available_providers", list)()]))
+version = None if "." in sys.argv[1] else module.__version__
+print(json.dumps([version, getattr(module, "get_available_providers", list)()]))
 """
 
 
@@ -171,8 +175,13 @@ def _extras() -> Iterator[Line]:
             verb = "need" if " and " in needing else "needs"
             fix = f"{needing} {verb} `pip install 'stage-rt[{name}]'`"
             yield Line(subject, Status.MISSING, f"not installed: {', '.join(absent)}", fix)
-        else:
-            yield Line(subject, Status.OK, ", ".join(modules))
+            continue
+        broken = next(
+            filter(None, (_broken(module, again) for module, again in COMPILED.get(name, ()))), None
+        )
+        yield (
+            Line(subject, Status.WRONG, *broken) if broken else Line(subject, Status.OK, ", ".join(modules))
+        )
 
 
 def _compiler() -> Iterator[Line]:
@@ -285,6 +294,21 @@ def _module(subject: str, module: str, fix: str, again: str, *, needed: bool = F
     """
     if not _is_there(module):
         return Line(subject, Status.MISSING, "not installed", fix, needed)
+    imported = _imported(module)
+    if isinstance(imported, str):
+        return Line(subject, Status.WRONG, imported, _again(again), needed)
+    version, providers = imported
+    return Line(subject, Status.OK, ": ".join(filter(None, (version, ", ".join(providers)))), None, needed)
+
+
+def _broken(module: str, again: str) -> tuple[str, str] | None:
+    """Why a module that is there cannot be imported, and the fix; None where it can."""
+    imported = _imported(module)
+    return (f"`{module}`: {imported}", _again(again)) if isinstance(imported, str) else None
+
+
+def _imported(module: str) -> tuple[str | None, list[str]] | str:
+    """Version and providers of a module that another process imports, or why that fails."""
     try:
         child = subprocess.run(
             [sys.executable, "-c", _IMPORT, module],
@@ -294,18 +318,17 @@ def _module(subject: str, module: str, fix: str, again: str, *, needed: bool = F
             timeout=_SECONDS,
             check=False,
         )
-        if child.returncode == 0:
-            version, providers = json.loads(child.stdout.splitlines()[-1])
-            return Line(
-                subject, Status.OK, ": ".join(filter(None, (version, ", ".join(providers)))), None, needed
-            )
-        last = (child.stderr.strip().splitlines() or [""])[-1]
-        found = last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
     except subprocess.TimeoutExpired:
-        found = f"its import takes more than {_SECONDS} s"
-    return Line(
-        subject, Status.WRONG, found, f"install it again: `pip install --force-reinstall {again}`", needed
-    )
+        return f"its import takes more than {_SECONDS} s"
+    if child.returncode == 0:
+        version, providers = json.loads(child.stdout.splitlines()[-1])
+        return version, providers
+    last = (child.stderr.strip().splitlines() or [""])[-1]
+    return last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
+
+
+def _again(packages: str) -> str:
+    return f"install it again: `pip install --force-reinstall {packages}`"
 
 
 def _is_there(module: str) -> bool:

@@ -190,6 +190,7 @@ def test_an_extra_that_is_missing_is_told_with_the_command_that_needs_it(
 ) -> None:
     missing = {"cv2", "sklearn", "fastapi"}
     monkeypatch.setattr(doctor, "_is_there", lambda module: module not in missing)
+    monkeypatch.setattr(doctor, "_broken", lambda module, again: None)
     lines = {line.subject: line for line in doctor._extras()}
     absent = {subject: line for subject, line in lines.items() if line.status is not Status.OK}
     assert {subject: (line.found, line.fix) for subject, line in absent.items()} == {
@@ -204,6 +205,22 @@ def test_an_extra_that_is_missing_is_told_with_the_command_that_needs_it(
     }
     assert lines["extra pack"].found == "pyarrow, pycocotools"
     assert not lacking(list(lines.values()))
+
+
+def test_a_pycuda_that_cannot_be_imported_is_told(package, tmp_path, monkeypatch) -> None:
+    """Compiled with cuRAND it does not load where that is not installed."""
+    monkeypatch.setattr(doctor, "_is_there", lambda module: True)
+    package("pycuda", "")
+    driver = tmp_path / "pycuda" / "driver.py"
+    driver.write_text("raise ImportError('libcurand.so.10: cannot open shared object file')")
+    line = only(doctor._extras(), "extra gpu")
+    assert (line.status, line.found) == (
+        Status.WRONG,
+        "`pycuda.driver`: ImportError: libcurand.so.10: cannot open shared object file",
+    )
+    assert "pip install --force-reinstall --no-deps --no-binary pycuda pycuda" in line.fix
+    driver.write_text("")
+    assert only(doctor._extras(), "extra gpu").status is Status.OK
 
 
 def test_a_compiler_is_told_or_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """``stage-rt calibrate``: the fewest steps whose pairs cannot be told from those of all steps."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,12 +40,12 @@ def calibrate(
     def notify(notice: str) -> None:
         console.message("notice", notice)
 
-    opened = load(engine, notify=notify)
-    batch = max(opened.spec.batch)
-    labels = layouts.masks(masks, defect_type(prompt))
-    job = Job(layouts.normals(normals), labels, prompt, pairs, seed, True, batch)
-    with watched_share("measuring") as progress:
-        found = fewest_steps(opened, job, notify=notify, progress=progress)
+    with closing(load(engine, notify=notify)) as opened:
+        batch = max(opened.spec.batch)
+        labels = layouts.masks(masks, defect_type(prompt))
+        job = Job(layouts.normals(normals), labels, prompt, pairs, seed, True, batch)
+        with watched_share("measuring") as progress:
+            found = fewest_steps(opened, job, notify=notify, progress=progress)
     keep(engine, opened.spec, prompt, found.steps)
     fields = {
         "prompt": prompt,

@@ -1,5 +1,6 @@
 """``stage-rt demo``: the whole job on the small model that comes with the repository."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -45,25 +46,25 @@ def demo(
     photographs = layouts.normals(inputs / "normals")
     compile_graphs(model, output / "engine")
     notify = partial(console.message, "notice")
-    engine = load(output / "engine", notify=notify)
-    jobs = [
-        Job(
-            photographs,
-            masks,
-            prompt,
-            count=len(masks),
-            seed=0,
-            composite=True,
-            batch=len(masks),
-            steps=steps,
-        )
-        for prompt in engine.prompts
-        if (masks := layouts.masks(inputs / "masks" / defect_type(prompt)))
-    ]
-    total, run = sum(job.count for job in jobs), output / "run"
-    with watched_bar(lambda: total, "pairs") as (checking, progress):
-        made = plans(engine.spec, jobs, notify=notify, progress=checking)
-        summaries = follow_all(Alone(engine), made, run, notify=notify, progress=progress)
+    with closing(load(output / "engine", notify=notify)) as engine:
+        jobs = [
+            Job(
+                photographs,
+                masks,
+                prompt,
+                count=len(masks),
+                seed=0,
+                composite=True,
+                batch=len(masks),
+                steps=steps,
+            )
+            for prompt in engine.prompts
+            if (masks := layouts.masks(inputs / "masks" / defect_type(prompt)))
+        ]
+        total, run = sum(job.count for job in jobs), output / "run"
+        with watched_bar(lambda: total, "pairs") as (checking, progress):
+            made = plans(engine.spec, jobs, notify=notify, progress=checking)
+            summaries = follow_all(Alone(engine), made, run, notify=notify, progress=progress)
     pairs = sum(summary.pairs for summary in summaries.values())
     typer.echo(
         f"{amount(pairs, 'pair')} in `{run}`\ncontact sheet `{run / CONTACT_SHEET}`\npage `{run / PAGE}`"

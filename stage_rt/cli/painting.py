@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +13,7 @@ from stage_rt.folders import read_engine
 from stage_rt.run.crew import Crew
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.processes import Processes, Seat, seats
-from stage_rt.run.workers import Painter
+from stage_rt.run.workers import Loaded
 from stage_rt.spec import EngineSpec
 
 
@@ -34,7 +34,8 @@ def painters(engine: Path, hands: Hands, notify: Callable[[str], None]) -> Itera
         EngineError, DeviceError, MissingExtraError: as `stage_rt.loading.load`.
     """
     if not any(hands):
-        yield Alone(_load(engine, notify))
+        with closing(_load(engine, notify)) as loaded:
+            yield Alone(loaded)
         return
     spec, load = read_engine(engine), partial(_load, engine)
     if hands.devices and (hands.workers or hands.ray):
@@ -52,7 +53,7 @@ def painters(engine: Path, hands: Hands, notify: Callable[[str], None]) -> Itera
         yield crew
 
 
-def _load(engine: Path, notify: Callable[[str], None]) -> Painter:
+def _load(engine: Path, notify: Callable[[str], None]) -> Loaded:
     """Here, or in a worker, which imports this module for it."""
     from stage_rt.loading import load
 

@@ -13,10 +13,10 @@ from typing import Protocol, Self
 from stage_rt.errors import BackendError, EngineError, StageError, unforeseen
 from stage_rt.progress import Progress
 from stage_rt.run.painters import Keep
-from stage_rt.run.workers import Painter, Result, Task
+from stage_rt.run.workers import Loaded, Result, Task
 from stage_rt.spec import EngineSpec
 
-Load = Callable[[Callable[[str], None]], Painter]
+Load = Callable[[Callable[[str], None]], Loaded]
 """Opens the engine in a worker, told whom to notify; it travels to the worker."""
 
 TICK = 0.2
@@ -131,19 +131,21 @@ class Crew:
         """What the engine was compiled for."""
         return self._spec
 
-    @property
-    def stepwise(self) -> bool:
-        """See `Painters`; what is told is of all workers at once, a few times a second."""
-        return False
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._transport.close()
 
-    def work(self, tasks: Iterator[Task], total: int, keep: Keep, progress: Progress) -> None:
-        """See `stage_rt.run.painters.Painters`.
+    def work(
+        self,
+        tasks: Iterator[Task],
+        total: int,
+        keep: Keep,
+        progress: Progress,
+        stepped: Callable[[float], None],
+    ) -> None:
+        """See `stage_rt.run.painters.Painters`; what is told is of all workers at once, so that no step is known.
 
         Raises:
             StageError: what a worker met, or workers die one after the other.

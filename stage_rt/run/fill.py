@@ -246,8 +246,8 @@ def _fill(
     rest = portion(progress, 1 - wanted / max(len(missing), 1), 1.0)
     rest(0.0)
     if wanted:
-        seen = watch.stepping(rest, steps=painters.stepwise)
-        painters.work(_tasks(plan, missing, manifest), wanted, keep, seen)
+        tasks = _tasks(plan, missing, manifest)
+        painters.work(tasks, wanted, keep, watch.stepping(rest), watch.stepped)
         rest(1.0)
     strange.look([manifest.records[int(number)] for number in plan.samples.numbers[: plan.together]])
     return written

@@ -30,7 +30,7 @@ from stage_rt.spec import RUN_FILE, EngineSpec
 TYPES = "types"
 """The folder in which each type has its description, manifest and report."""
 MEASURED_STEPS = 4
-"""Steps of a batch whose time is taken for that of all."""
+"""Steps of a batch, at least, whose time is taken for that of all."""
 PNG_SHARE = 0.6
 """Size of a written PNG by that of its pixels, of photographs of surfaces."""
 
@@ -152,10 +152,10 @@ def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
     for plan in made:
         samples = plan.samples[: plan.together]
         batch = prepare(samples, engine.spec.model, plan.method, plan.digests)
-        pace = _seconds_a_step(engine, plan, batch.pieces[: plan.spec.batch])
+        pace = _seconds_a_batch(engine, plan, batch.pieces[: plan.spec.batch])
         regions = len(batch.pieces) / len(batch.samples)
         batches = -(-len(plan.samples) * regions // plan.spec.batch)
-        seconds += batches * find(plan.spec.sampler).calls(plan.method.recipe, plan.method.steps) * pace
+        seconds += batches * pace
         channels = [1 if sample.grey else 3 for sample in plan.samples]
         pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
         size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
@@ -166,12 +166,15 @@ class _Measured(Exception):  # noqa: N818  # no error
     """Enough steps were timed."""
 
 
-def _seconds_a_step(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> float:
-    times = []
+def _seconds_a_batch(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> float:
+    """How long all steps of a batch take, by the share of them that is told after a few; a device tells it rarely."""
+    calls = find(plan.spec.sampler).calls(plan.method.recipe, plan.method.steps)
+    begun = monotonic()
+    told: list[tuple[float, float]] = []
 
     def timed(share: float) -> None:
-        times.append(monotonic())
-        if len(times) > MEASURED_STEPS:
+        told.append((share, monotonic()))
+        if round((share - told[0][0]) * calls) >= MEASURED_STEPS:
             raise _Measured
 
     with suppress(_Measured):
@@ -185,7 +188,11 @@ def _seconds_a_step(engine: Painter, plan: Plan, pieces: Sequence[Piece]) -> flo
             steps=plan.method.steps,
             progress=timed,
         )
-    return (times[-1] - times[0]) / max(len(times) - 1, 1)
+    if not told:
+        return monotonic() - begun
+    # What comes before the first step counts only where nothing else was told.
+    (first, start), (last, end) = told[0] if len(told) > 1 else (0.0, begun), told[-1]
+    return (end - start) / (last - first)
 
 
 def _of(prompt: str, notify: Notify) -> Notify:

@@ -140,6 +140,9 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
                 number, task = given
                 finish = begin(engine, task, partial(_told, post, writer.check))
                 writer.start(partial(_hand_in, post, number, finish))
+        # What it compiled is kept; nobody waits for more of it.
+        with suppress(Exception):
+            engine.close()
     except Exception as error:
         post.send(Failed(worker, fault(error)))
     # The exit handlers of inference libraries are not waited for.

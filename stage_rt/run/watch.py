@@ -32,7 +32,7 @@ EVERY = 60.0
 WINDOW = 10
 """Lines over which the speed is taken."""
 STEPS = 200
-"""Steps over which the time of one is taken."""
+"""Calls of progress over which the time of a step is taken."""
 
 Notify = Callable[[str], None]
 
@@ -49,9 +49,12 @@ class Watch:
     def add(self, kind: str, record: PairRecord) -> None:
         """A sample is done; told on the writer's thread."""
 
-    def stepping(self, progress: Progress, *, steps: bool) -> Progress:
-        """``progress``, of which every call is seen; ``steps`` is whether each is a step of the loop."""
+    def stepping(self, progress: Progress) -> Progress:
+        """``progress``, of which every call is seen."""
         return progress
+
+    def stepped(self, steps: float) -> None:
+        """So many steps of a batch were taken between the last two calls of what `stepping` gave."""
 
 
 UNWATCHED = Watch()
@@ -77,7 +80,7 @@ class Recorder(Watch):
         self._types: dict[str, Counts] = {}
         self._earlier: list[dict[str, Any]] = []
         self._lock = Lock()
-        self._started = self._began = self._told = self._stepped = 0.0
+        self._started = self._began = self._told = self._before = self._seen = 0.0
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._pace: deque[tuple[float, int]] = deque(maxlen=WINDOW)
 
@@ -117,19 +120,22 @@ class Recorder(Watch):
         if record.status != "ok":
             self._log.warning("%s %d %s: %s", printable(kind), record.index, record.status, record.reason)
 
-    def stepping(self, progress: Progress, *, steps: bool) -> Progress:
+    def stepping(self, progress: Progress) -> Progress:
         """See `Watch`."""
 
-        def stepped(share: float) -> None:
+        def seen(share: float) -> None:
             progress(share)
             now = self._ticks()
-            if steps and self._stepped:
-                self._steps.append(now - self._stepped)
-            self._stepped = now
+            self._before, self._seen = self._seen, now
             if now - self._told >= EVERY:
                 self._tell(now)
 
-        return stepped
+        return seen
+
+    def stepped(self, steps: float) -> None:
+        """See `Watch`."""
+        if self._before and steps > 0:
+            self._steps.append((self._seen - self._before) / steps)
 
     def notice(self, text: str) -> None:
         """A sentence the user should know."""

@@ -69,6 +69,13 @@ class Painter(Protocol):
         """
 
 
+class Loaded(Painter, Protocol):
+    """A `Painter` that holds what has to be given back."""
+
+    def close(self) -> None:
+        """Give it back, and keep what was compiled for the next time; the painter cannot be used afterwards."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Samples that go through a run together, and all that a painter has to know of them.

@@ -368,6 +368,6 @@ class _Counting(Watch):
         self._night.version += 1
         self.recorder.add(kind, record)
 
-    def stepping(self, progress: Progress, *, steps: bool) -> Progress:
-        """See `Watch`; progress is of samples here, so no step is timed."""
-        return self.recorder.stepping(progress, steps=False)
+    def stepping(self, progress: Progress) -> Progress:
+        """See `Watch`; others paint between two calls of it here, so no step is timed."""
+        return self.recorder.stepping(progress)

@@ -1,7 +1,9 @@
 """Who paints: what the options ask for fits the engine, and cores and GPUs are shared out without an overlap."""
 
+import multiprocessing
 import os
 import sys
+from contextlib import suppress
 
 import pytest
 from fake_engine import FakeEngine, stand_in
@@ -9,6 +11,7 @@ from fake_engine import FakeEngine, stand_in
 from stage_rt.cli import painting
 from stage_rt.cli.painting import Hands, painters
 from stage_rt.errors import InputError, MissingExtraError
+from stage_rt.run import processes
 from stage_rt.run.painters import Alone
 from stage_rt.run.processes import Seat, seats
 
@@ -42,6 +45,28 @@ def opened(tmp_path, monkeypatch):
 
 def test_without_options_this_process_paints(opened):
     assert isinstance(opened(), Alone)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_engine_is_closed_once_all_is_painted(tmp_path, monkeypatch, stopped):
+    """So TensorRT-RTX keeps the kernels that it compiled."""
+    engine = FakeEngine()
+    monkeypatch.setitem(sys.modules, "stage_rt.loading", stand_in(engine))
+    with suppress(KeyboardInterrupt), painters(tmp_path, Hands(), print):
+        assert engine.closed == 0
+        if stopped:
+            raise KeyboardInterrupt
+    assert engine.closed == 1
+
+
+def test_a_worker_closes_its_engine_before_it_ends(monkeypatch):
+    engine, ended = FakeEngine(), []
+    monkeypatch.setattr(processes.os, "_exit", lambda code: ended.append((code, engine.closed)))
+    mine, theirs = multiprocessing.Pipe()
+    mine.send(None)
+    processes._serve(0, theirs, lambda notify: engine, Seat())
+    assert ended[0] == (0, 1)
+    mine.close()
 
 
 def test_every_worker_has_a_share_of_the_cores(monkeypatch):

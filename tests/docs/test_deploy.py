@@ -43,6 +43,15 @@ def test_the_server_is_called_with_options_it_has():
     assert f" AS {build['target']}\n" in (DEPLOY / "Dockerfile").read_text()
 
 
+def test_the_image_for_a_gpu_has_pycuda_without_the_curand_that_it_lacks():
+    *_, wheels, last = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert re.match(r"nvidia/cuda:\S+-base-", last)
+    script, folder = re.search(r"python (\S+) \S+ --wheels (\S+)", wheels).groups()
+    assert "--no-cuda-enable-curand" in (ROOT / script).read_text()
+    installed = re.search(r"pip install .*\[.*gpu.*\]\"(.*)$", wheels, re.MULTILINE)[1]
+    assert installed.split() == [f"{folder}/pycuda-*.whl"]
+
+
 def test_a_stop_is_no_failure_of_the_service():
     line = re.search(
         r"^SuccessExitStatus=(.*)$", (DEPLOY / "stage-rt-night.service").read_text(), re.MULTILINE

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stage_rt.backends.packages import open_program
-from stage_rt.errors import BackendError, DeviceError, InputError, ParityError
+from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, InputError, ParityError
 from stage_rt.export import pytorch, tracing
 from stage_rt.export.inductor import compile_network
 from stage_rt.export.pytorch import build, describe
@@ -40,6 +40,29 @@ def test_a_network_that_cannot_be_made_is_named(make, word, tmp_path):
 
     with pytest.raises(BackendError, match=rf"PyTorch cannot {word} `choosy.b1.pt2`: "):
         make(Choosy(), {"x": torch.ones(1)}, tmp_path / "choosy.b1.pt2")
+
+
+@pytest.mark.parametrize(("make", "says"), [("inductor", "compiling"), ("torch", "tracing")])
+@pytest.mark.parametrize("where", ["network", "comparison"])
+def test_a_gpu_that_is_too_small_is_told_with_the_way_out(
+    make, says, where, model_folder, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model = load_model(model_folder)
+    if where == "comparison":
+        for name in ("compile_network", "trace_network"):
+            monkeypatch.setattr(pytorch, name, lambda *_, **__: {})
+        monkeypatch.setattr(pytorch, "opened", full)
+    else:
+        model.unet.forward = full
+    wanted = describe(model.spec, make, "fp32", [2], "cpu", "0" * 64)
+    with pytest.raises(
+        DeviceMemoryError,
+        match=rf"^the GPU's memory is full while {says} `unet`: use a smaller `--batch` or a GPU with more memory$",
+    ):
+        pytorch.write(model, wanted, tmp_path, graphs=["unet"])
 
 
 def test_a_program_holds_no_weights_and_takes_them_in_any_order(tmp_path):

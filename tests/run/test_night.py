@@ -13,7 +13,7 @@ from stage_rt.run import night
 from stage_rt.run.fill import fill
 from stage_rt.run.night import follow_all, outlook, plans
 from stage_rt.run.painters import Alone
-from stage_rt.samplers import repaint
+from stage_rt.samplers import find, repaint
 
 
 @pytest.fixture
@@ -234,12 +234,45 @@ def test_the_outlook_counts_pairs_and_measures_a_few_steps(jobs, run):
     assert not run.exists()
 
 
+class Telling(FakeEngine):
+    """Tells of its progress every so many calls, each of which takes two seconds of a clock of its own."""
+
+    def __init__(self, every=1):
+        super().__init__(steps=50)
+        self.every, self.clock, self.calls = every, 100.0, 0
+
+    def paint(self, images, masks, *, sampler, recipe, steps, progress, **_):
+        calls = find(sampler).calls(recipe, steps)
+        for call in range(1, calls + 1):
+            self.clock += 2.0
+            self.calls += 1
+            if call % self.every == 0 or call == calls:
+                progress(call / calls)
+
+
+@pytest.fixture
+def foreseen(jobs, monkeypatch):
+    """Seconds that two types are foreseen to take, on the engine's clock."""
+
+    def look(engine, sampler="stage"):
+        monkeypatch.setattr(night, "monotonic", lambda: engine.clock)
+        made = plans(engine.spec, [replace(job, sampler=sampler) for job in jobs], notify=ignore)
+        return outlook(engine, made).seconds
+
+    return look
+
+
 @pytest.mark.parametrize(("sampler", "calls"), [("stage", 50), ("sdas", 20), ("repaint", repaint.calls(50))])
-def test_the_outlook_counts_calls_and_not_levels(jobs, monkeypatch, sampler, calls):
+def test_the_outlook_counts_calls_and_not_levels(foreseen, sampler, calls):
     """RePaint goes down every stretch of levels ten times."""
-    monkeypatch.setattr(night, "_seconds_a_step", lambda *_: 2.0)
-    engine = FakeEngine(steps=50)
-    made = plans(engine.spec, [replace(job, sampler=sampler) for job in jobs], notify=ignore)
     # Ten pairs and five, four at a time.
-    assert outlook(engine, made).seconds == (3 + 2) * calls * 2.0
+    assert foreseen(Telling(), sampler) == pytest.approx((3 + 2) * calls * 2.0)
     assert repaint.calls(50) > 5 * 50
+
+
+@pytest.mark.parametrize(("every", "measured"), [(1, 5), (20, 40), (25, 50), (50, 50), (1000, 50)])
+def test_the_outlook_is_the_same_however_rarely_progress_is_told(foreseen, every, measured):
+    """A device tells it every fifty steps, of fewer only at their end."""
+    engine = Telling(every)
+    assert foreseen(engine) == pytest.approx((3 + 2) * 50 * 2.0)
+    assert engine.calls == 2 * measured

@@ -93,6 +93,33 @@ def test_the_figures_of_a_run_are_those_of_its_pairs(job, run):
     assert kinds["stage_rt_step_seconds"] == "gauge"
 
 
+class Device(FakeEngine):
+    """Tells of its progress every ``every`` steps, each of which takes half a second of ``time``."""
+
+    def __init__(self, time, every, steps):
+        super().__init__(steps=steps)
+        self.time, self.every = time, every
+
+    def paint(self, *arrays, steps, progress, **how):
+        def told(share):
+            step = round(share * steps)
+            self.time.gone += 0.5
+            if step % self.every == 0 or step == steps:
+                progress(share)
+
+        return super().paint(*arrays, steps=steps, progress=told, **how)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 100), (50, 120), (50, 50), (50, 20)])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_the_time_of_a_step_is_the_same_however_rarely_progress_is_told(job, run, every, steps, retries):
+    time = SimpleNamespace(gone=1.0)
+    recorder = Recorder(clock=lambda: 1_800_000_000.0, ticks=lambda: time.gone, gpus=list)
+    fill(Device(time, every, steps), replace(job, min_fill=0.3, retries=retries), run, watch=recorder)
+    recorder.end("done", "every sample is")
+    assert figures(run)["step_seconds"] == pytest.approx(0.5)
+
+
 def test_the_log_has_a_line_now_and_then_and_every_event(job, run):
     recorder = Time().recorder(GPU)
     recorder.notice("told before the folder was there\x1b[2J")

@@ -79,6 +79,10 @@ class FakeEngine:
         self._delay = delay
         self._mark = mark
         self._idle = idle
+        self.closed = 0
+
+    def close(self):
+        self.closed += 1
 
     def paint(self, images, masks, *, prompt, noise, sampler, recipe, steps, progress, labels=None):
         self.batches.append(noise.samples.tolist())
