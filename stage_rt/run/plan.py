@@ -31,7 +31,7 @@ from stage_rt.run.pairing import pair
 from stage_rt.run.sample import Sample, Samples, Sight, listed, readable
 from stage_rt.spec import EngineSpec, RegionView, RunSpec
 
-RULES = 2
+RULES = 3
 """Number of the rules by which photographs and masks are paired, labels made of masks (`stage_rt.run.supply`) and
 paint pasted (`stage_rt.images.compose`). Whoever changes what they come to raises it: a run is finished by the rules
 it was begun by."""

@@ -18,13 +18,14 @@ RNG = np.random.default_rng(5)
 PHOTO = RNG.integers(90, 110, (120, 160, 3)).astype(np.uint8)
 PAINTED = np.broadcast_to(np.arange(0, 128, 2, dtype=np.uint8)[:, None, None], (64, 64, 3)).copy()
 
-SCRATCH, BLOT, CHIP = (np.zeros((120, 160), np.bool_) for _ in range(3))
+SCRATCH, BLOT, CHIP, BAND = (np.zeros((120, 160), np.bool_) for _ in range(4))
 SCRATCH[60:63, 40:90] = True
 BLOT[40:60, 70:84] = BLOT[46:54, 84:94] = True
 CHIP[:12, 30:60] = True
+BAND[:, 70:76] = True
 
 WITNESSES = {
-    2: [
+    3: [
         [0, 3, 3, -1, -1, -1, 3, -1, -1, -1, 2, 1, -1, -1, -1, -1],
         [138, 58, 90, 31, 214],
         [148, 38, 96, 53, 236],
@@ -35,6 +36,9 @@ WITNESSES = {
         [425, 7, 91, 47, 76],
         [278, 5, 97, 31, 77],
         [618, 9, 141, 57, 92],
+        [701, 60, 93, 345, 93],
+        [546, 59, 95, 347, 79],
+        [838, 60, 141, 347, 87],
         [52, 1148, 998],
         [52, 217, 843],
         [52, 688, 959],
@@ -46,7 +50,7 @@ WITNESSES = {
 def witness() -> list[list[int]]:
     """Size, place and spread of labels, which masks are joined, and grey levels of what was pasted."""
     found = [partners(7, np.arange(16, dtype=np.uint32), np.full(16, 4)).tolist()]
-    for label in (SCRATCH, BLOT, CHIP):
+    for label in (SCRATCH, BLOT, CHIP, BAND):
         for sample in range(3):
             places = np.argwhere(placed(label, np.ones_like(label), Dice(7, sample)))
             found.append([len(places), *places.mean(axis=0), *10 * places.std(axis=0)])
