@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 
 from stage_rt.errors import InputError, StageError
-from stage_rt.files import write_atomic
-from stage_rt.run.writer import defect_type
+from stage_rt.files import locked, write_atomic
+from stage_rt.run.ledger import disk_failures
+from stage_rt.run.writer import defect_type, write_pair
 from stage_rt.spec import CLIENT_FILE
 
 TRIES = 20
@@ -157,24 +158,32 @@ def paint_file(
 
     Raises:
         InputError, ServerError: as `Client.pair`, a file cannot be read, or ``output`` holds other files.
+        StageError: the disk is full or failed.
     """
+    kind = defect_type(prompt)
     _check_own(output)
     try:
         contents = image.read_bytes(), mask.read_bytes()
     except OSError as error:
         raise InputError(f"`{error.filename}` cannot be read ({error.strerror})", "check the path") from None
     state, painted, label = client.pair(*contents, prompt, **options)
-    for name in chain([image.stem], (f"{image.stem}_{number}" for number in count(2))):
-        paths = (
-            output / "test" / defect_type(prompt) / f"{name}.png",
-            output / "ground_truth" / defect_type(prompt) / f"{name}_mask.png",
-        )
-        if all(_free(*file) for file in zip(paths, (painted, label), strict=True)):
+    # Another process may be putting a pair of this name there.
+    with disk_failures(output), locked(output / CLIENT_FILE, lambda: None):
+        paths = _put(output, kind, image.stem, painted, label)
+    return state | {"image": str(output / paths[0]), "mask": str(output / paths[1])}
+
+
+def _put(folder: Path, kind: str, stem: str, painted: bytes, label: bytes) -> tuple[str, str]:
+    """Write a pair under its first name that is free or has it already; where image and label are in ``folder``."""
+    for name in chain([stem], (f"{stem}_{number}" for number in count(2))):
+        paths = f"test/{kind}/{name}.png", f"ground_truth/{kind}/{name}_mask.png"
+        there = tuple(_content(folder / path) for path in paths)
+        if there[0] in (None, painted) and there[1] in (None, label):
             break
-    write_atomic(output / CLIENT_FILE, _MARK)
-    write_atomic(paths[1], label)
-    write_atomic(paths[0], painted)
-    return state | {"image": str(paths[0]), "mask": str(paths[1])}
+    write_atomic(folder / CLIENT_FILE, _MARK)
+    if None in there:
+        write_pair(folder, paths, painted, label)
+    return paths
 
 
 def _no_address(url: str) -> AddressError:
@@ -194,9 +203,9 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def _free(path: Path, content: bytes) -> bool:
-    """Whether nothing else is there: the same pair may be asked for again."""
-    return not path.exists() or path.read_bytes() == content
+def _content(path: Path) -> bytes | None:
+    """None where there is no such file."""
+    return path.read_bytes() if path.exists() else None
 
 
 def _check(answer: httpx.Response) -> None:

@@ -1,8 +1,11 @@
 """``stage-rt client`` against a server: the pair in a data set, and what goes wrong in a sentence."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -10,7 +13,7 @@ import pytest
 from closed_engine import closed_engine
 
 from stage_rt.cli import main
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, StageError
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 from stage_rt.serve import client as module
@@ -66,6 +69,62 @@ def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path
         str(tmp_path / f"ground_truth/crack/{name}_mask.png") for name in names
     ]
     assert len({path.read_bytes() for path in (tmp_path / "test/crack").iterdir()}) == 3
+
+
+class Painted:
+    """A client whose pairs come at the same moment, as many as ``together``, each with bytes of its own."""
+
+    def __init__(self, together=1):
+        self._all = threading.Barrier(together)
+
+    def pair(self, image, mask, prompt, **options):
+        self._all.wait(60)
+        seed = options["seed"]
+        return {"state": "done"}, b"image %d" % seed, b"label %d" % seed
+
+
+@pytest.fixture
+def sent(tmp_path):
+    """A photograph and a mask; what is in them does not matter to `Painted`."""
+    paths = tmp_path / "part.png", tmp_path / "mask.png"
+    for path in paths:
+        path.write_bytes(b"sent")
+    return paths
+
+
+def test_pairs_that_come_together_are_all_kept(tmp_path, sent):
+    seeds = range(8)
+    client, output = Painted(len(seeds)), tmp_path / "set"
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        states = list(
+            pool.map(lambda seed: paint_file(client, *sent, output, "tile+crack", seed=seed), seeds)
+        )
+    assert {str(path) for path in (output / "test/crack").iterdir()} == {state["image"] for state in states}
+    for seed, state in zip(seeds, states, strict=True):
+        with open(state["image"], "rb") as image, open(state["mask"], "rb") as label:
+            assert (image.read(), label.read()) == (b"image %d" % seed, b"label %d" % seed)
+    assert sorted(path.name for path in output.iterdir()) == ["client.json", "ground_truth", "test"]
+
+
+def test_of_a_pair_that_cannot_be_written_nothing_stays_and_what_was_there_does(tmp_path, sent, monkeypatch):
+    output = tmp_path / "set"
+    paint_file(Painted(), *sent, output, "tile+crack", seed=1)
+    before = files_of(output)
+
+    def full(path, destination):
+        if os.fspath(destination).endswith("part_2.png"):
+            raise OSError(28, "No space left on device", path, None, destination)
+        return replace_(path, destination)
+
+    replace_ = os.replace
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        StageError, match=r"writing to `.*part_2.png` failed \(No space left on device\): mend"
+    ):
+        paint_file(Painted(), *sent, output, "tile+crack", seed=2)
+    assert files_of(output) == before
+    paint_file(Painted(), *sent, output, "tile+crack", seed=1)
+    assert files_of(output) == before
 
 
 def files_of(folder):
