@@ -2,18 +2,20 @@
 
 import base64
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import httpx
 
-from stage_rt.errors import InputError, StageError
-from stage_rt.files import locked, write_atomic
+from stage_rt.errors import InputError, StageError, amount
+from stage_rt.files import LONGEST_NAME, locked, write_atomic
 from stage_rt.run.ledger import disk_failures
 from stage_rt.run.writer import defect_type, write_pair
 from stage_rt.spec import CLIENT_FILE
@@ -157,11 +159,13 @@ def paint_file(
     ``output`` is marked by a `CLIENT_FILE`, as a run is by its description.
 
     Raises:
-        InputError, ServerError: as `Client.pair`, a file cannot be read, or ``output`` holds other files.
+        InputError, ServerError: as `Client.pair`, a file cannot be read, ``output`` holds other files or cannot be
+            written, or the image's name is too long.
         StageError: the disk is full or failed.
     """
     kind = defect_type(prompt)
-    _check_own(output)
+    _check_output(output, kind)
+    _check_name(image)
     try:
         contents = image.read_bytes(), mask.read_bytes()
     except OSError as error:
@@ -200,6 +204,40 @@ def _check_own(folder: Path) -> None:
     if others and not (folder / CLIENT_FILE).is_file():
         raise InputError(
             f"`{folder}` holds files that `stage-rt client` did not put there", "give an empty folder as `-o`"
+        )
+
+
+def _check_output(folder: Path, kind: str) -> None:
+    """See that pairs of a type may be put into ``folder``, by a file without a name where each of theirs will be."""
+    place = folder
+    try:
+        _check_own(folder)
+        for place in (folder, folder / "test" / kind, folder / "ground_truth" / kind):
+            with TemporaryFile(dir=_nearest(place), prefix="."):
+                pass
+    except OSError as refusal:
+        raise InputError(
+            f"`{place}` cannot be written ({refusal.strerror})",
+            "give yourself permission or another folder as `-o`",
+        ) from None
+
+
+def _nearest(folder: Path) -> Path:
+    """What there is of a folder's path; a link that leads nowhere is there."""
+    for place in (folder, *folder.parents):
+        with suppress(FileNotFoundError):
+            place.lstat()
+            return place
+    return folder
+
+
+def _check_name(image: Path) -> None:
+    """The number is that of the last pair of a photograph that any folder will have."""
+    over = len(os.fsencode(f"{image.stem}_99999_mask.png")) - LONGEST_NAME
+    if over > 0:
+        raise InputError(
+            f"the name of `{image}` is too long for its pair's files",
+            f"make it {amount(over, 'byte')} shorter",
         )
 
 

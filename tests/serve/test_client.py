@@ -127,6 +127,61 @@ def test_of_a_pair_that_cannot_be_written_nothing_stays_and_what_was_there_does(
     assert files_of(output) == before
 
 
+def unwritable(tmp_path, case):
+    """A folder that no pair can be put into, and which of its places is in the way."""
+    output = tmp_path / "set"
+    if case == "below a file":
+        (tmp_path / "file").touch()
+        return tmp_path / "file" / "set", tmp_path / "file" / "set"
+    if case == "too long":
+        return tmp_path / ("x" * 300), tmp_path / ("x" * 300)
+    if case == "leads nowhere":
+        output.symlink_to(tmp_path / "gone" / "set")
+        return output, output
+    output.mkdir()
+    (output / "client.json").touch()
+    if case == "a file inside":
+        (output / "ground_truth").touch()
+        return output, output / "ground_truth" / "crack"
+    output.chmod(0o555)
+    return output, output
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "below a file",
+        "too long",
+        "leads nowhere",
+        "a file inside",
+        pytest.param(
+            "read only",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root"),
+        ),
+    ],
+)
+def test_where_no_pair_can_be_put_none_is_painted(tmp_path, sent, case):
+    output, place = unwritable(tmp_path, case)
+    with pytest.raises(InputError) as told:
+        paint_file(Client("http://127.0.0.1:9"), *sent, output, "tile+crack")
+    assert str(told.value).startswith(f"`{place}` cannot be written (")
+    assert str(told.value).endswith("): give yourself permission or another folder as `-o`")
+
+
+def test_a_photograph_whose_name_leaves_a_pair_none_is_refused_before_it_is_painted(tmp_path, sent):
+    longest = tmp_path / ("ü" * 113 + ".png")
+    longest.write_bytes(b"sent")
+    for seed in (1, 2):
+        paint_file(Painted(), longest, sent[1], tmp_path / "set", "tile+crack", seed=seed)
+    assert len(list((tmp_path / "set/ground_truth/crack").iterdir())) == 2
+    longer = longest.with_stem(longest.stem + "xx")
+    with pytest.raises(InputError) as told:
+        paint_file(Client("http://127.0.0.1:9"), longer, sent[1], tmp_path / "set", "tile+crack")
+    assert (
+        str(told.value) == f"the name of `{longer}` is too long for its pair's files: make it 2 bytes shorter"
+    )
+
+
 def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
