@@ -61,7 +61,9 @@ def application(server: Server, token: str | None, figures: Figures, log: loggin
     app = FastAPI(
         title="stage-rt",
         version=__version__,
-        summary="Paints realistic defects into photographs, exactly inside a mask.",
+        summary="Paints realistic defects into photographs, inside a mask.",
+        description="Beyond the mask, or beyond a narrow feather around it where a model paints photographs whole or "
+        "lets defects fade out, pictures keep the photograph's own pixels.",
         docs_url=None,
         redoc_url=None,
         responses={404: {"model": api.Refusal}, 422: {"model": api.Refusal}},

@@ -176,6 +176,12 @@ def test_what_is_served_is_told(site, http):
     assert {"/v1/pairs", "/v1/jobs", "/v1/engines", "/healthz", "/readyz", "/metrics"} <= set(api["paths"])
 
 
+def test_what_is_painted_is_promised_of_models_that_paint_photographs_whole_too(http):
+    about = http.get("/openapi.json").json()["info"]
+    assert "exactly" not in about["summary"]
+    assert "a narrow feather around it where a model paints photographs whole" in about["description"]
+
+
 def test_figures_are_counted(site, http):
     http.post("/v1/pairs", json=order(site))
     http.post("/v1/pairs", json={})
