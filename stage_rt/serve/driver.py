@@ -270,8 +270,8 @@ class Driver:
             wanted = guest.foresee and ticket.left and taken % guest.foresee == 0
             guest.tell(Stepped(ticket.left, room.slots.foreseen(slot) if wanted else None))
             if ticket.number in done:
-                del room.guests[ticket.number]
                 latent, finite = room.slots.take(slot)
+                del room.guests[ticket.number]
                 guest.tell(Ended(latent, guest.finite and bool(finite[0])))
 
     @staticmethod

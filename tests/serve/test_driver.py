@@ -145,25 +145,42 @@ def test_a_library_that_fails_is_told_to_those_in_the_slots_and_the_next_is_pain
     np.testing.assert_array_equal(paint(engine, 1), paint(closed_engine(), 1))
 
 
+class Losing(type(closed_engine().executor)):
+    """The first sample that is taken out of slots is lost."""
+
+    def slots(self, adapter, size):
+        made = super().slots(adapter, size)
+        take, lost = made.take, []
+
+        def taken(slot):
+            if not lost:
+                lost.append(slot)
+                raise BackendError("the library failed")
+            return take(slot)
+
+        made.take = taken
+        return made
+
+
+def test_who_was_done_and_cannot_be_had_is_told(driver):
+    engine, wish = closed_engine(), Wish()
+    engine = engine.over(Losing(engine.spec.model, HostBackend()))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(paint, over(driver, engine, Terms(Priority.INTERACTIVE, wish=wish)), 1)
+        try:
+            with pytest.raises(BackendError, match="the library failed"):
+                asked.result(10)
+        finally:
+            # Whoever waits for ever is let go.
+            wish.cancel()
+    np.testing.assert_array_equal(paint(over(driver, engine, NOW), 1), paint(closed_engine(), 1))
+
+
 def test_who_was_lost_on_the_way_out_of_a_slot_is_told(driver):
     class Slow(Gate):
         def run(self, graph, **inputs):
             time.sleep(0.02 if graph == UNET else 0)
             return super().run(graph, **inputs)
-
-    class Losing(type(closed_engine().executor)):
-        def slots(self, adapter, size):
-            made = super().slots(adapter, size)
-            take, lost = made.take, []
-
-            def taken(slot):
-                if not lost:
-                    lost.append(slot)
-                    raise BackendError("the library failed")
-                return take(slot)
-
-            made.take = taken
-            return made
 
     backend = Slow()
     engine = closed_engine()
