@@ -16,7 +16,8 @@
     │   ├── RunError              an output folder holds another run or was damaged
     │   └── MissingExtraError     an optional dependency is not installed
     ├── BackendError              exit 3, the inference library failed
-    │   └── DeviceMemoryError     the GPU's memory is full
+    │   ├── DeviceMemoryError     the GPU's memory is full
+    │   └── DeviceLostError       the GPU answers no call of this process any more
     ├── ParityError               exit 3, a converted network disagrees with its source
     └── FailedSamplesError        exit 4, the run finished but some samples failed
 
@@ -115,6 +116,10 @@ class BackendError(StageError):
 
 class DeviceMemoryError(BackendError):
     """The GPU's memory is full; a smaller batch may fit."""
+
+
+class DeviceLostError(BackendError):
+    """The GPU answers no call of this process any more; another process may use it."""
 
 
 class ParityError(StageError):

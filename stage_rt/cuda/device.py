@@ -26,6 +26,7 @@ from stage_rt.cuda.plan import BLOCK, layout
 from stage_rt.errors import (
     BackendError,
     DeviceError,
+    DeviceLostError,
     DeviceMemoryError,
     EngineError,
     MissingExtraError,
@@ -33,6 +34,8 @@ from stage_rt.errors import (
 )
 
 LIBRARY = "pycuda.driver"
+
+_RESTART = "nothing more can be computed on the GPU by this process, start it again"
 
 _SLEEPING = 0x02 | 0x01
 """Event flags: take no time stamps, and let a waiting thread sleep."""
@@ -96,24 +99,51 @@ def active() -> Iterator[Any]:
 
     Raises:
         DeviceMemoryError: a CUDA call of the block found the memory full.
+        DeviceLostError: a CUDA call of the block failed, and no other one will do better.
         BackendError: a CUDA call of the block failed.
         DeviceError, MissingExtraError: as `current`.
     """
     cuda, primary = _library(), _primary()
-    with _translated(cuda, primary.gpu), primary.entered():
+    with _translated(cuda, primary), primary.entered():
         yield cuda
 
 
 @contextmanager
-def _translated(cuda: Any, gpu: Gpu) -> Iterator[None]:
+def _translated(cuda: Any, primary: "_Primary") -> Iterator[None]:
     try:
         yield
     except cuda.Error as error:
         # Whoever keeps the error shall not keep the streams and modules that are locals of PyCUDA's frames.
         clear_frames(error.__traceback__)
         if isinstance(error, cuda.MemoryError):
-            raise DeviceMemoryError(f"the memory of {gpu.name} is full ({first_line(error)})") from error
-        raise BackendError(f"CUDA failed: {first_line(error)}") from error
+            raise DeviceMemoryError(
+                f"the memory of {primary.gpu.name} is full ({first_line(error)})"
+            ) from error
+        problem = f"CUDA failed: {first_line(error)}"
+        raise (
+            DeviceLostError(problem, _RESTART) if _lost(cuda, primary) else BackendError(problem)
+        ) from error
+    except BackendError as error:
+        # Other libraries of CUDA do not say of what they raise whether anything can be done after it.
+        if isinstance(error, DeviceLostError) or not _lost(cuda, primary):
+            raise
+        raise DeviceLostError(error.problem, _RESTART) from error
+
+
+def _lost(cuda: Any, primary: "_Primary") -> bool:
+    """Whether every call fails from now on, as after a kernel that wrote where no memory is.
+
+    What is asked for is of no interest; it may be asked for while a stream is recorded.
+    """
+    try:
+        with primary.entered():
+            cuda.mem_get_info()
+    except cuda.Error:
+        return True
+    except BackendError:
+        # Python is ending.
+        return False
+    return False
 
 
 class Event:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from stage_rt.errors import DeviceMemoryError, StageError
+from stage_rt.errors import DeviceLostError, DeviceMemoryError, StageError
 from stage_rt.estimator import Condition
 from stage_rt.executor import Executor
 from stage_rt.noise import PhiloxNoise
@@ -95,7 +95,8 @@ class _Room:
 class Driver:
     """The thread; `close` ends it, and whoever still waits is told `ClosedError`. ``clock`` is that of deadlines.
 
-    ``relieve`` gives memory of the device back where no slots fit into it, and says whether there was any to give.
+    ``relieve`` gives memory of the device back where no slots fit into it, and says whether there was any to give;
+    ``lost`` is told of every error after which the device does nothing more.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Driver:
     ) -> None:
         self._clock, self._observe = clock, observe
         self.relieve: Callable[[], bool] = lambda: False
+        self.lost: Callable[[DeviceLostError], None] = lambda error: None
         self._scheduler = Scheduler()
         self._rooms: dict[Lane, _Room] = {}
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -127,6 +129,7 @@ class Driver:
             try:
                 answer.set_result(work())
             except BaseException as error:
+                self._noted(error)
                 answer.set_exception(error)
 
         self._asked.put(run)
@@ -253,12 +256,17 @@ class Driver:
             self._observe(turn.lane, self._clock() - began, len(turn.step), room.slots.size)
             self._tell(room, turn, after)
         except BaseException as error:
+            self._noted(error)
             # Nobody knows what is in the slots now. Those that were put aside need not know, if they got so far.
             lost = {ticket.number for _, ticket in turn.out if room.guests[ticket.number].state is None}
             for number, guest in list(room.guests.items()):
                 if number in lost or (guest.ticket is not None and guest.ticket.slot is not None):
                     self._scheduler.cancel(number)
                     room.guests.pop(number).tell(error)
+
+    def _noted(self, error: BaseException) -> None:
+        if isinstance(error, DeviceLostError):
+            self.lost(error)
 
     def _tell(self, room: _Room, turn: Turn, after: Counters) -> None:
         """What a step came to."""

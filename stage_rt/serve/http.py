@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from stage_rt import __version__
-from stage_rt.errors import InputError, StageError, printable
+from stage_rt.errors import DeviceLostError, InputError, StageError, printable
 from stage_rt.run.thumbnails import SIDE
 from stage_rt.run.writer import png, png_of
 from stage_rt.serve import api, news
@@ -92,7 +92,7 @@ def _faults(app: FastAPI, figures: Figures, log: logging.Logger) -> None:
             ((NotFoundError, GoneError), 404),
             (InputError, 422),
             (LateError, 504),
-            (ClosedError, 503),
+            ((ClosedError, DeviceLostError), 503),
         )
         status = next((status for some, status in kinds if isinstance(error, some)), 500)
         return told(status, error.problem, error.remedy)
@@ -133,6 +133,8 @@ def _watched(app: FastAPI, server: Server, figures: Figures) -> None:
 
     @app.get("/readyz", summary="Whether engines are warm and orders are accepted.")
     async def readyz() -> Response:
+        if server.lost is not None:
+            return JSONResponse({"state": "failed"} | fault(server.lost.problem, server.lost.remedy), 503)
         ready = server.ready and server.driver.alive
         state = "ready" if ready else "draining" if server.draining else "warming up"
         return JSONResponse({"state": state}, 200 if ready else 503)
@@ -229,8 +231,7 @@ def _jobs(app: FastAPI, server: Server) -> None:
 
     @app.post("/v1/jobs", summary="Order a run.", status_code=202, responses={503: {"model": api.Refusal}})
     def order(order: api.JobOrder) -> api.JobState:
-        if server.draining:
-            raise ClosedError("the server is going down: try again when it is back")
+        server.check_open()
         return api.JobState.of(server.jobs.add(*api.order_of(order, server)))
 
     @app.get("/v1/jobs", summary="All jobs, the latest first.")

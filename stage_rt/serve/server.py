@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stage_rt.errors import InputError, StageError, first_line, unforeseen
+from stage_rt.errors import DeviceLostError, InputError, StageError, first_line, unforeseen
 from stage_rt.images import layouts
 from stage_rt.images.regions import regions
 from stage_rt.loading import load
@@ -59,7 +59,7 @@ def _unseen(pair: Pair, seconds: float) -> None:
 
 
 class Server:
-    """Accepts pairs and jobs until it is drained.
+    """Accepts pairs and jobs until it is drained, or its device is lost; ``lost`` is the error that tells of that.
 
     Args:
         settings: what is served.
@@ -82,6 +82,8 @@ class Server:
     ) -> None:
         self.gallery = Gallery(layouts.normals(settings.normals) if settings.normals else [])
         self.driver = Driver(observe=observe) if observe else Driver()
+        self.lost: DeviceLostError | None = None
+        self.driver.lost = self._lost
         try:
             self.shelf = Shelf(settings.engines, settings.memory, self.driver, load=load)
             self.masks, self.checks = _masks(settings.masks, self.shelf), Checks()
@@ -112,16 +114,27 @@ class Server:
         with self._lock:
             self.ready = not self.draining
 
+    def check_open(self) -> None:
+        """See that something can be ordered.
+
+        Raises:
+            ClosedError: the server is going down.
+            DeviceLostError: it can paint no more.
+        """
+        if self.draining:
+            raise ClosedError("the server is going down: try again when it is back")
+        if self.lost is not None:
+            raise copy(self.lost)
+
     def order(self, request: Request) -> Pair:
         """Accept a pair.
 
         Raises:
             BusyError: the queue is full.
-            ClosedError: the server is going down.
+            ClosedError, DeviceLostError: as `check_open`.
         """
         with self._lock:
-            if self.draining:
-                raise ClosedError("the server is going down: try again when it is back")
+            self.check_open()
             if self._open >= QUEUE:
                 raise BusyError(f"{QUEUE} pairs are waiting already", self._seconds())
             pair = Pair(secrets.token_hex(8), request)
@@ -183,6 +196,12 @@ class Server:
             self._tell(f"the engines could not be closed: {first_line(error)}")
         finally:
             self.driver.close()
+
+    def _lost(self, error: DeviceLostError) -> None:
+        """Note the first error after which nothing can be painted, without what its frames hold."""
+        if self.lost is None:
+            self.lost = copy(error)
+            self._tell(f"nothing more is painted: {first_line(error)}")
 
     def _paint(self, pair: Pair, began: float) -> None:
         request = pair.request

@@ -6,11 +6,17 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from soft_gpu import Result
+from soft_gpu import Kind, Result
 
 from stage_rt import extras
 from stage_rt.cuda import device, graphs
-from stage_rt.errors import BackendError, DeviceError, DeviceMemoryError, MissingExtraError
+from stage_rt.errors import (
+    BackendError,
+    DeviceError,
+    DeviceLostError,
+    DeviceMemoryError,
+    MissingExtraError,
+)
 
 
 @pytest.fixture
@@ -91,6 +97,42 @@ def test_what_cuda_refuses_is_a_backend_error(machine):
         BackendError, match=r"CUDA failed: cuStreamSynchronize failed: an illegal memory access"
     ):
         stream.synchronize()
+    stream.close()
+
+
+def refused(call):
+    with pytest.raises(BackendError) as told, device.active():
+        call()
+    return told.value
+
+
+def test_a_device_after_whose_error_every_call_fails_is_lost(machine):
+    stream = device.Stream()
+    with device.active():
+        graph = graphs.capture(stream.handle, lambda: None)
+    calls = {"cuStreamSynchronize": stream.synchronize, "cuGraphLaunch": graph.launch}
+    for function, call in calls.items():
+        machine.fail(function, Result.ILLEGAL_ADDRESS)
+        assert type(refused(call)) is BackendError
+        machine.fail(function, Result.ILLEGAL_ADDRESS, kind=Kind.STICKY)
+        lost = refused(call)
+        assert type(lost) is DeviceLostError
+        assert str(lost).startswith("CUDA failed: ")
+        assert str(lost).endswith(": nothing more can be computed on the GPU by this process, start it again")
+        assert type(refused(stream.synchronize)) is DeviceLostError
+        machine.heal()
+
+    def library():
+        raise BackendError("PyTorch failed in graph `unet`")
+
+    assert type(refused(library)) is BackendError
+    machine.fail("cuStreamSynchronize", Result.LAUNCH_FAILED, kind=Kind.STICKY)
+    refused(stream.synchronize)
+    lost = refused(library)
+    assert (type(lost), lost.problem) == (DeviceLostError, "PyTorch failed in graph `unet`")
+    machine.heal()
+    with device.active():
+        graph.close()
     stream.close()
 
 

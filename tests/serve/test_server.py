@@ -21,7 +21,15 @@ from closed_engine import SlowBackend, closed_engine, engine_folder
 from fake_engine import contents, manifest, opened
 from PIL import Image
 
-from stage_rt.errors import BackendError, DeviceMemoryError, InputError, MaskError, PromptError, StageError
+from stage_rt.errors import (
+    BackendError,
+    DeviceLostError,
+    DeviceMemoryError,
+    InputError,
+    MaskError,
+    PromptError,
+    StageError,
+)
 from stage_rt.files import remember, write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.images.regions import regions
@@ -43,6 +51,7 @@ from stage_rt.serve.pairs import Preview, Request, asked, opened_image, opened_l
 from stage_rt.serve.scheduling import Priority
 from stage_rt.serve.server import HANDS, QUEUE, Server, Settings
 from stage_rt.serve.shelf import BusyError, Shelf
+from stage_rt.spec import UNET
 
 PROMPT = "tile+crack"
 
@@ -242,6 +251,77 @@ def test_a_pair_that_fails_says_why_and_the_next_is_painted(here, serve):
     pair = server.order(request(here))
     assert pair.ended.wait(30)
     assert pair.state == "done"
+
+
+class Failing(SlowBackend):
+    """Networks that raise ``error`` in every call, if it is one."""
+
+    error = None
+
+    def run(self, graph, **inputs):
+        if self.error:
+            raise self.error
+        return super().run(graph, **inputs)
+
+
+def answered(server, method, path, body=None):
+    """The status and the JSON of an answer over HTTP."""
+    app = application(server, None, Figures(), logging.Logger("none"))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            return await http.request(method, path, json=body)
+
+    answer = asyncio.run(ask())
+    return answer.status_code, answer.json()
+
+
+def test_a_device_that_is_lost_is_told_by_readiness_the_log_and_whoever_orders(here, serve):
+    backend = Failing()
+    server = serve(load=lambda _: closed_engine(backend))
+    mask = base64.b64encode(masks(here)[0]).decode()
+    pair_order = {"prompt": PROMPT, "photograph": "001.png", "mask": mask}
+    backend.error = BackendError("the library failed")
+    assert answered(server, "POST", "/v1/pairs", pair_order)[0] == 500
+    assert answered(server, "GET", "/readyz") == (200, {"state": "ready"})
+    backend.error = DeviceLostError("CUDA failed: an illegal access", "start it again")
+    told = {"error": {"problem": "CUDA failed: an illegal access", "remedy": "start it again"}}
+    night, other = (server.jobs.add(order(2), masks(here)) for _ in range(2))
+    wait_until(lambda: other.order.state == "failed")
+    assert answered(server, "GET", "/readyz") == (503, {"state": "failed"} | told)
+    # Whoever comes now is not even tried.
+    backend.error = None
+    assert answered(server, "POST", "/v1/pairs", pair_order) == (503, told)
+    job_order = {"prompt": PROMPT, "masks": [mask], "count": 1}
+    assert answered(server, "POST", "/v1/jobs", job_order) == (503, told)
+    assert list(server.jobs.jobs) == [night.order.id, other.order.id]
+    assert server.told == ["nothing more is painted: CUDA failed: an illegal access: start it again"]
+    server.drain(20)
+    again = serve().jobs.jobs[other.order.id]
+    wait_until(lambda: again.order.state == "done")
+
+
+def test_a_device_that_is_lost_in_a_step_keeps_nothing_of_what_was_sent(here, serve):
+    class Lost(SlowBackend):
+        lost = False
+
+        def run(self, graph, **inputs):
+            if self.lost and graph == UNET:
+                raise DeviceLostError("CUDA failed: an illegal access", "start it again")
+            return super().run(graph, **inputs)
+
+    backend = Lost()
+    server = serve(load=lambda _: closed_engine(backend))
+    backend.lost = True
+    sent = request(here)
+    photograph = weakref.ref(sent.photo)
+    pair = server.order(sent)
+    del sent
+    assert pair.ended.wait(30)
+    assert (pair.state, str(pair.error)) == ("failed", "CUDA failed: an illegal access: start it again")
+    with pytest.raises(DeviceLostError, match="CUDA failed: an illegal access: start it again"):
+        server.order(request(here))
+    wait_until(lambda: photograph() is None, 10)
 
 
 def test_engines_that_fail_when_they_are_closed_hold_up_no_end(here):
