@@ -95,7 +95,7 @@ class _Room:
 class Driver:
     """The thread; `close` ends it, and whoever still waits is told `ClosedError`. ``clock`` is that of deadlines.
 
-    ``relieve`` gives memory of the device back where no slots fit into it, and says whether there was any to give;
+    ``relieve`` gives memory of the device back where it is full, and says whether there was any to give;
     ``lost`` is told of every error after which the device does nothing more.
     """
 
@@ -143,6 +143,10 @@ class Driver:
                 if not self._thread.is_alive():
                     raise ClosedError("the server is going down") from None
 
+    def fit(self, work: Callable[[], Answer]) -> Answer:
+        """As `call`; where the device's memory is full, ``work`` is begun again in place of what nobody uses."""
+        return self.call(lambda: self._fitted(work))
+
     def submit(
         self,
         lane: Lane,
@@ -161,9 +165,7 @@ class Driver:
         def enter() -> None:
             self._room(lane, opened)
             for guest in guests:
-                steps = len(guest.recipe.coefficients)
-                guest.ticket = self._scheduler.add(lane, steps, priority, deadline)
-                self._rooms[lane].guests[guest.ticket.number] = guest
+                self._enter(guest, lane, priority, deadline)
 
         self.call(enter)
 
@@ -257,16 +259,32 @@ class Driver:
             self._tell(room, turn, after)
         except BaseException as error:
             self._noted(error)
-            # Nobody knows what is in the slots now. Those that were put aside need not know, if they got so far.
-            lost = {ticket.number for _, ticket in turn.out if room.guests[ticket.number].state is None}
-            for number, guest in list(room.guests.items()):
-                if number in lost or (guest.ticket is not None and guest.ticket.slot is not None):
-                    self._scheduler.cancel(number)
-                    room.guests.pop(number).tell(error)
+            self._failed(room, turn, error)
+
+    def _failed(self, room: _Room, turn: Turn, error: BaseException) -> None:
+        """Tell those in the slots, or let them begin again where memory was full and some could be given back."""
+        again = isinstance(error, DeviceMemoryError) and self._relieved()
+        # Nobody knows what is in the slots now. Those that were put aside need not know, if they got so far.
+        lost = {ticket.number for _, ticket in turn.out if room.guests[ticket.number].state is None}
+        for number, guest in list(room.guests.items()):
+            place = guest.ticket
+            if place is None or (number not in lost and place.slot is None):
+                continue
+            self._scheduler.cancel(number)
+            del room.guests[number]
+            if again:
+                guest.state, guest.finite = None, True
+                self._enter(guest, place.lane, place.priority, place.deadline)
+            else:
+                guest.tell(error)
 
     def _noted(self, error: BaseException) -> None:
         if isinstance(error, DeviceLostError):
             self.lost(error)
+
+    def _enter(self, guest: Guest, lane: Lane, priority: Priority, deadline: float) -> None:
+        guest.ticket = self._scheduler.add(lane, len(guest.recipe.coefficients), priority, deadline)
+        self._rooms[lane].guests[guest.ticket.number] = guest
 
     def _tell(self, room: _Room, turn: Turn, after: Counters) -> None:
         """What a step came to."""
@@ -310,16 +328,29 @@ class Driver:
             self._rooms[lane] = _Room(slots)
             self._scheduler.open(lane, slots.size)
 
-    def _fitted(self, opened: Callable[[], Slots]) -> Slots:
-        """Slots, in place of lanes that nobody is in and of what else can go, where the device's memory is full."""
+    def _fitted(self, work: Callable[[], Answer]) -> Answer:
+        """As `fit`, on the driver's thread."""
         while True:
             try:
-                return opened()
+                return work()
             except DeviceMemoryError:
-                idle = [lane for lane, room in self._rooms.items() if not room.guests]
-                if not idle and not self.relieve():
+                if not self._make_room():
                     raise
-            self._shut_all(idle, ClosedError("nobody is in it"))
+
+    def _make_room(self) -> bool:
+        """Close the lanes that nobody is in, or else what `relieve` does; whether there was anything to close."""
+        idle = [lane for lane, room in self._rooms.items() if not room.guests]
+        if not idle:
+            return self.relieve()
+        self._shut_all(idle, ClosedError("nobody is in it"))
+        return True
+
+    def _relieved(self) -> bool:
+        """As `_make_room`; what fails to close is no reason for the thread to end."""
+        try:
+            return self._make_room()
+        except StageError:
+            return False
 
     def _shut_all(self, lanes: Iterable[Lane], error: BaseException) -> None:
         """Close all of them, whatever fails to close on the way."""

@@ -100,7 +100,7 @@ class SharedExecutor:
 
     def encode(self, images: Float32) -> Float32:
         """See `Executor`."""
-        return self._driver.call(lambda: self._executor.encode(images))
+        return self._driver.fit(lambda: self._executor.encode(images))
 
     def sample(
         self,
@@ -167,7 +167,7 @@ class SharedExecutor:
             painted = self._executor.decode(latent)
             return Finished(painted.images, painted.finite)
 
-        return self._driver.call(decoded)
+        return self._driver.fit(decoded)
 
     def close(self) -> None:
         """The networks are the engine's."""
@@ -181,8 +181,8 @@ class SharedExecutor:
     ) -> Float32:
         """Wait for all of the samples; what is not finite comes out so."""
         result, waiting = np.empty_like(clean), len(guests)
-        steps = len(guests[0].recipe.coefficients) * waiting
-        done = 0
+        left = [len(guests[0].recipe.coefficients)] * waiting
+        steps = sum(left)
         while waiting:
             number, what = told.get()
             if isinstance(what, BaseException):
@@ -191,9 +191,10 @@ class SharedExecutor:
                 result[number] = what.latent[0] if what.finite else np.nan
                 waiting -= 1
                 continue
-            done += 1
+            # A sample whose steps were lost begins again.
+            left[number] = what.left
             self._show(int(guests[number].noise.samples[0]), what)
-            progress(done / steps)
+            progress(1 - sum(left) / steps)
         return result
 
     def _show(self, stream: int, what: Stepped) -> None:

@@ -15,7 +15,7 @@ from stage_rt.noise import PhiloxNoise
 from stage_rt.serve.driver import ClosedError, Driver, LateError, slot_count
 from stage_rt.serve.executor import CancelledError, SharedExecutor, Terms, Wish
 from stage_rt.serve.scheduling import Priority
-from stage_rt.spec import UNET
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 NIGHT, NOW = Terms(Priority.NIGHT), Terms(Priority.INTERACTIVE)
 
@@ -218,6 +218,68 @@ def test_lanes_that_do_not_fit_beside_one_another_take_turns(driver):
             paint(shared, 1, prompt=prompt), paint(closed_engine(), 1, prompt=prompt)
         )
     assert [one.gone for one in opened] == [True, True, False]
+
+
+class Full(HostBackend):
+    """The device is full at call ``at`` of a network, and from then on until something is given back."""
+
+    def __init__(self, network, at, room=()):
+        super().__init__()
+        self._network, self._left, self.room = network, at, list(room)
+
+    def run(self, graph, **inputs):
+        self._left -= graph == self._network
+        if graph == self._network and self._left < 0 and self.room:
+            raise DeviceMemoryError("the device's memory is full")
+        return super().run(graph, **inputs)
+
+    def relieve(self):
+        return bool(self.room and self.room.pop())
+
+
+@pytest.mark.parametrize(("network", "at"), [(UNET, 0), (UNET, 30), (VAE_ENCODER, 0), (VAE_DECODER, 0)])
+def test_what_does_not_fit_takes_the_place_of_what_nobody_uses_and_has_its_bits(driver, network, at):
+    backend, shares = Full(network, at, [True, True]), []
+    driver.relieve = backend.relieve
+    engine = over(driver, closed_engine(backend), NOW)
+    images = paint(engine, 1, 3, progress=shares.append)
+    np.testing.assert_array_equal(images, paint(closed_engine(), 1, 3))
+    assert backend.room == []
+    assert (max(shares), shares[-1]) == (1, 1)
+
+
+@pytest.mark.parametrize("network", [UNET, VAE_ENCODER, VAE_DECODER])
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_does_not_fit_beside_what_is_in_use_is_told(driver, network, fails):
+    backend = Full(network, 0, [True])
+    engine = over(driver, closed_engine(backend), NOW)
+
+    def relieve():
+        if fails:
+            raise BackendError("the engine could not be closed")
+        return False
+
+    driver.relieve = relieve
+    with pytest.raises(BackendError, match=r"the device's memory is full|the engine could not be closed"):
+        paint(engine, 1)
+    backend.room.clear()
+    np.testing.assert_array_equal(paint(engine, 1), paint(closed_engine(), 1))
+    assert set(driver.depth().values()) == {0}
+
+
+def test_a_sample_that_begins_again_beside_the_night_has_its_bits(driver):
+    backend = Full(UNET, 70, [True])
+    driver.relieve = backend.relieve
+    engine = closed_engine(backend)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(paint, over(driver, engine, terms, 1), number, 2, steps=20)
+            for number, terms in enumerate((NIGHT, NOW, NIGHT))
+        ]
+        for number, each in enumerate(asked):
+            alone = paint(closed_engine(), number, 2, steps=20)
+            np.testing.assert_array_equal(each.result(30), alone)
+    assert backend.room == []
 
 
 def test_what_is_not_finite_is_marked(driver):

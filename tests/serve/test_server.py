@@ -908,6 +908,31 @@ def test_slots_that_do_not_fit_beside_an_engine_that_nobody_uses_take_its_place(
     server.drain(20)
 
 
+def test_a_step_that_does_not_fit_beside_an_engine_that_nobody_uses_takes_its_place(here):
+    class Full(SlowBackend):
+        full = False
+
+        def run(self, graph, **inputs):
+            if self.full and graph == UNET and "tiles" in server.shelf.loaded:
+                raise DeviceMemoryError("the GPU's memory is full")
+            return super().run(graph, **inputs)
+
+    backend = Full()
+    settings = Settings([here / "tiles", engine_folder(here / "bricks")], here / "data", 2**30)
+    server = Server(
+        settings,
+        tell=print,
+        load=lambda folder: closed_engine(backend if folder.name == "bricks" else SlowBackend()),
+    )
+    server.start()
+    assert server.shelf.loaded == {"tiles", "bricks"}
+    backend.full = True
+    pair = server.order(replace(request(here, steps=10), engine="bricks"))
+    assert pair.ended.wait(30)
+    assert (pair.state, server.shelf.loaded) == ("done", {"bricks"})
+    server.drain(20)
+
+
 def test_the_night_leaves_a_full_device_to_whoever_waits(small):
     shelf, _ = small(dict.fromkeys("ab", 10), 15)
     nightly = Terms(Priority.NIGHT, wish=Wish())
