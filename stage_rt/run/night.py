@@ -89,11 +89,11 @@ def follow_all(
     data set and report whether there is a plan of theirs or not.
 
     Raises:
-        RunError: ``folder`` is a run of one type, holds something else or is in use, or others are of other
-            photographs.
+        RunError: ``folder`` is a run of one type, holds runs of other jobs or something else or is in use, or others
+            are of other photographs.
         StageError: as `stage_rt.run.fill.fill`.
     """
-    _check_night(folder)
+    check_runs(made, folder, several=True)
     check(rejected, [(plan, _place(folder, plan)) for plan in made])
     claim(folder, TYPES)
     total, done, summaries = sum(plan.spec.count for plan in made), 0, {}

@@ -213,6 +213,16 @@ def test_nothing_is_begun_while_a_file_of_any_type_is_bad(jobs, run):
     assert not run.exists()
 
 
+def test_nothing_is_painted_while_a_later_type_has_another_run_in_its_place(jobs, run):
+    paint(jobs, run)
+    before, engine = contents(run), FakeEngine()
+    others = [replace(jobs[0], count=13), replace(jobs[1], seed=8)]
+    with pytest.raises(RunError, match=r"types/crack` holds another run, whose seed is 7 and not 8"):
+        paint(others, run, engine)
+    assert engine.batches == []
+    assert contents(run) == before
+
+
 def test_a_run_of_one_type_or_a_folder_with_other_files_is_left_alone(jobs, run, tmp_path):
     fill(FakeEngine(), jobs[0], run)
     before = contents(run)
