@@ -17,7 +17,7 @@ from stage_rt.run.reject import NOTHING, Rejected
 from stage_rt.run.report import PAGE
 from stage_rt.run.shards import take
 from stage_rt.run.watch import Recorder, recorded
-from stage_rt.run.workers import Painter
+from stage_rt.strokes import Painter
 
 Part = tuple[int, int] | None
 """Number and count of shards, if it is one that is painted."""

@@ -22,10 +22,11 @@ from stage_rt.run.reject import NOTHING, Rejected, check, mark
 from stage_rt.run.sample import Sample
 from stage_rt.run.shards import take
 from stage_rt.run.watch import UNWATCHED, Watch
-from stage_rt.run.workers import Painter, Result, Task
+from stage_rt.run.workers import Result, Task
 from stage_rt.run.writer import defect_type, pair_paths, write_pair
 from stage_rt.samplers import steps_of
 from stage_rt.spec import PairRecord, RunSpec
+from stage_rt.strokes import Painter
 
 STRANGE = 2.0
 """How many times more than in training a picture may change where nothing is painted."""

@@ -22,10 +22,11 @@ from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
 from stage_rt.run.reject import NOTHING, Rejected, check
 from stage_rt.run.watch import UNWATCHED, Watch
-from stage_rt.run.workers import Painter, Piece, prepare
+from stage_rt.run.workers import prepare
 from stage_rt.run.writer import defect_type
 from stage_rt.samplers import find
 from stage_rt.spec import RUN_FILE, EngineSpec
+from stage_rt.strokes import Painter, Piece
 
 TYPES = "types"
 """The folder in which each type has its description, manifest and report."""

@@ -15,8 +15,9 @@ from stage_rt import extras
 from stage_rt.errors import DeviceError, StageError, first_line
 from stage_rt.progress import silent
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, fault
-from stage_rt.run.workers import Painter, Result, Task, begin
+from stage_rt.run.workers import Result, Task, begin
 from stage_rt.signals import ENDING
+from stage_rt.strokes import Painter
 
 Answer = TypeVar("Answer")
 

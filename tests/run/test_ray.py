@@ -96,8 +96,8 @@ def test_what_nobody_foresaw_says_which_line_of_ours_it_comes_from(ray, job, run
         engine.paint = broken
         return engine
 
-    where = "ray" if moment == "load" else "workers"
-    told = rf"^a worker failed \(RuntimeError: a fault \(in `run/{where}\.py`, line \d+\)\)$"
+    where = "run/ray" if moment == "load" else "strokes"
+    told = rf"^a worker failed \(RuntimeError: a fault \(in `{where}\.py`, line \d+\)\)$"
     with pytest.raises(StageError, match=told):
         paint(job, run, broken if moment == "load" else painting)
     assert ray.failed == []
