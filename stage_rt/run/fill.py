@@ -1,6 +1,6 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from stage_rt.run import report, thumbnails
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, Place, open_run, records_of
+from stage_rt.run.metrics import Outcome
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
@@ -243,7 +244,8 @@ def _fill(
                 written += records[-1].status == "ok"
         strange.look(records)
 
-    watch.begin(kind, len(missing) - wanted)
+    done = np.asarray(plan.samples.numbers)[~missing].tolist()
+    watch.begin(kind, Counter(Outcome.of(manifest.records[number]) for number in done))
     rest = portion(progress, 1 - wanted / max(len(missing), 1), 1.0)
     rest(0.0)
     if wanted:
