@@ -26,7 +26,7 @@ from stage_rt.run.watch import UNWATCHED, Watch
 from stage_rt.run.workers import Result, Task
 from stage_rt.run.writer import defect_type, pair_paths, write_pair
 from stage_rt.samplers import steps_of
-from stage_rt.spec import PairRecord, RunSpec
+from stage_rt.spec import MANIFEST_FILE, PairRecord, RunSpec
 from stage_rt.strokes import Painter
 
 STRANGE = 2.0
@@ -205,6 +205,19 @@ def conclude(
 def part(plan: Plan, place: Place) -> report.Part:
     """What a report is made from."""
     return report.Part(place, plan.spec, [sample.normal for sample in plan.samples], plan.notices)
+
+
+def missing(plan: Plan, place: Place, progress: Progress) -> NDArray[np.bool_]:
+    """Of each sample of a plan whether `follow` would paint it; nothing is changed.
+
+    Raises:
+        RunError: the manifest is damaged, or a pair was made from a file of that name with another content.
+    """
+    path = place.ledger / MANIFEST_FILE
+    if not path.is_file():
+        return np.ones(len(plan.samples), dtype=np.bool_)
+    manifest = Manifest(path, plan.spec.prompt, count=plan.spec.count, look=True)
+    return _missing(plan, place.data, manifest, progress)
 
 
 def _missing(plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> NDArray[np.bool_]:
