@@ -31,18 +31,25 @@ class Seat:
     cores: tuple[int, ...] = ()
     device: str | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The GPU, if it has one, as a sentence names it."""
+        return f"GPU {self.device}" if self.device and self.device.isdecimal() else self.device
+
 
 class Processes:
     """A `stage_rt.run.crew.Transport`: a process for every seat, and a pipe to each.
 
-    They are started afresh, not forked, as neither threads nor devices outlive a fork. Signals of the terminal are
-    the driver's: a worker ends when it is told to, or when the driver is no more.
+    They are started afresh, not forked, as neither threads nor devices outlive a fork. The seat of one whose own
+    device failed stays empty. Signals of the terminal are the driver's: a worker ends when it is told to, or when the
+    driver is no more.
     """
 
     def __init__(self, load: Load, seats: Sequence[Seat]) -> None:
         self._load, self._free = load, list(seats)
         self._context = multiprocessing.get_context("spawn")
         self._running: dict[int, tuple[BaseProcess, Connection, Seat]] = {}
+        self._sick: set[int] = set()
 
     def start(self, worker: int) -> None:
         """See `stage_rt.run.crew.Transport`."""
@@ -75,9 +82,12 @@ class Processes:
         for connection in wait(list(worker_of), seconds):
             worker = worker_of[connection]  # type: ignore[index]  # one of those that were given
             try:
-                yield self._running[worker][1].recv()
+                event = self._running[worker][1].recv()
             except (EOFError, OSError):
-                yield Lost(worker, self._ended(worker))
+                event = Lost(worker, self._ended(worker))
+            if isinstance(event, Failed) and event.local:
+                self._sick.add(worker)
+            yield event
 
     def dismiss(self, seconds: float) -> Iterator[Event]:
         """See `stage_rt.run.crew.Transport`."""
@@ -105,8 +115,10 @@ class Processes:
         process.join()
         code = process.exitcode or 0
         process.close()
-        self._free.append(seat)
-        return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        if worker not in self._sick:
+            self._free.append(seat)
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return f"{how} on {seat.name}" if seat.name else how
 
 
 def seats(workers: int) -> list[Seat]:
@@ -144,7 +156,7 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
         with suppress(Exception):
             engine.close()
     except Exception as error:
-        post.send(Failed(worker, fault(error)))
+        post.send(Failed(worker, fault(error), seat.name))
     # The exit handlers of inference libraries are not waited for.
     connection.close()
     os._exit(0)
