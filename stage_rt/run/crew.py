@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from stage_rt.errors import BackendError, DeviceError, EngineError, InputError, StageError, unforeseen
 from stage_rt.progress import Progress
 from stage_rt.run.painters import Keep
+from stage_rt.run.plan import RULES
 from stage_rt.run.workers import Loaded, Result, Task
 from stage_rt.spec import EngineSpec
 
@@ -29,10 +30,14 @@ LOSSES = 5
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has loaded the engine whose graphs have this fingerprint, and has no task yet."""
+    """A worker has loaded the engine whose graphs have this fingerprint, and has no task yet.
+
+    ``rules`` are those it paints by, None of a release that does not say.
+    """
 
     worker: int
     fingerprint: str
+    rules: int | None
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ class Crew:
         Raises:
             StageError: what a worker met, or workers die one after the other.
             EngineError: a worker has another engine than the driver.
+            InputError: a worker is of another release, which paints by other rules.
         """
         job = _Work(tasks, total, keep)
         try:
@@ -199,7 +205,12 @@ class Crew:
     def _take(self, event: Event, job: "_Work") -> None:
         worker = self._workers[event.worker]
         match event:
-            case Ready(fingerprint=found):
+            case Ready(fingerprint=found, rules=rules):
+                if rules != RULES:
+                    raise InputError(
+                        "a worker is of another release of stage-rt than the command, which paints by other rules",
+                        "install one release on all machines",
+                    )
                 if found != self._spec.graphs_fingerprint:
                     raise EngineError(
                         "a worker has another engine than the command",

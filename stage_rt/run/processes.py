@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from stage_rt import signals
 from stage_rt.errors import BackendError
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share, fault
+from stage_rt.run.plan import RULES
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
 
@@ -146,7 +147,7 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
         if seat.cores:
             # Only now: an engine cuts batches by the cores it finds, and shall cut them as it does alone.
             os.sched_setaffinity(0, seat.cores)
-        post.send(Ready(worker, engine.spec.graphs_fingerprint))
+        post.send(Ready(worker, engine.spec.graphs_fingerprint, RULES))
         with suppress(_Dismissed), WriterThread() as writer:
             while (given := post.next()) is not None:
                 number, task = given

@@ -9,12 +9,12 @@ from itertools import chain
 import pytest
 from fake_engine import FakeEngine, contents, manifest, on_device
 
-from stage_rt.errors import BackendError, DeviceError, EngineError, MaskError
+from stage_rt.errors import BackendError, DeviceError, EngineError, InputError, MaskError
 from stage_rt.progress import silent
 from stage_rt.run.crew import LOSSES, Crew, Done, Failed, Lost, Noticed, Ready, Share
 from stage_rt.run.fill import fill, follow
 from stage_rt.run.ledger import Place
-from stage_rt.run.plan import make_plan
+from stage_rt.run.plan import RULES, make_plan
 from stage_rt.run.processes import Processes, Seat
 from stage_rt.run.watch import METRICS, Recorder
 from stage_rt.run.workers import begin
@@ -30,15 +30,16 @@ class Dice:
     ``deaths`` is how probable it is that a worker dies where it could have finished something.
     """
 
-    def __init__(self, seed=0, deaths=0.0, fingerprint="0" * 64):
+    def __init__(self, seed=0, deaths=0.0, fingerprint="0" * 64, rules=RULES):
         self.dice, self.deaths, self.fingerprint = random.Random(seed), deaths, fingerprint
+        self.rules = rules
         self.engine, self.given, self.alive, self.news = FakeEngine(), {}, [], []
         self.most = self.ended = 0
 
     def start(self, worker):
         self.alive.append(worker)
         self.given[worker] = []
-        self.news.append(Ready(worker, self.fingerprint))
+        self.news.append(Ready(worker, self.fingerprint, self.rules))
 
     def give(self, worker, number, task):
         self.given[worker].append((number, task))
@@ -229,6 +230,13 @@ def test_a_run_that_is_stopped_keeps_what_was_painted(job, run, tmp_path):
 def test_workers_need_the_engine_of_the_command(job, run):
     with pytest.raises(EngineError, match="a worker has another engine than the command: give all of them"):
         paint(job, run, Dice(fingerprint="1" * 64))
+
+
+def test_workers_need_the_rules_of_the_command(job, run):
+    transport = Dice(rules=RULES - 1)
+    with pytest.raises(InputError, match=r"of another release of stage-rt than the command, .*: install one"):
+        paint(job, run, transport)
+    assert transport.engine.batches == []
 
 
 def test_a_finished_run_starts_no_worker(job, run):
