@@ -29,9 +29,10 @@ from stage_rt.engines.build import build
 from stage_rt.export.graphs import export
 from stage_rt.images.labels import measure
 from stage_rt.machine import cpu_name
+from stage_rt.method import Method
 from stage_rt.names import SamplerName
 from stage_rt.recipe import Recipe
-from stage_rt.run.job import Job, Method, resolve
+from stage_rt.run.job import Job, resolve
 from stage_rt.training import data, fast
 from stage_rt.training.calibration import appearance, distance
 from stage_rt.training.denoiser import Contexts, Latents

@@ -23,8 +23,8 @@ from skimage import data
 
 import stage_rt
 from stage_rt.machine import cpu_name
+from stage_rt.method import Method
 from stage_rt.recipe import Recipe
-from stage_rt.run.job import Method
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import make_demo_data

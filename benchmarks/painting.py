@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage_rt.engine import Engine
+from stage_rt.method import Method
 from stage_rt.progress import silent
 from stage_rt.recipe import Recipe
-from stage_rt.run.job import Job, Method, resolve
+from stage_rt.run.job import Job, resolve
 from stage_rt.run.sample import Sample
-from stage_rt.run.workers import Batch, Result, divide, finish, paint
+from stage_rt.run.workers import Batch, Result, finish, paint
+from stage_rt.strokes import divide
 
 AT_ONCE = 16
 

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from stage_rt.errors import EngineError, FailedSamplesError, InputError, PromptError
 from stage_rt.estimator import Condition
 from stage_rt.executor import Executor, Painted, finite
-from stage_rt.images.compose import pasted, pixels
-from stage_rt.images.inputs import latent_mask, network_image
-from stage_rt.images.regions import regions
+from stage_rt.method import method_of
 from stage_rt.names import SamplerName, ViewName
 from stage_rt.noise import PhiloxNoise, stream
 from stage_rt.progress import Progress, portion, silent
@@ -21,6 +19,7 @@ from stage_rt.sampler import check_inputs, untouched
 from stage_rt.samplers import check_sampler, recipe_of, steps_of
 from stage_rt.slots import Slots
 from stage_rt.spec import EngineSpec
+from stage_rt.strokes import Piece, divide, paint_pieces, pasted_into
 
 Float32 = NDArray[np.float32]
 
@@ -68,16 +67,20 @@ class Engine:
     ) -> NDArray[np.uint8]:
         """Paint a defect into photographs, under their masks.
 
-        More samples than the engine's largest batch are painted in several batches.
+        A pair is what ``stage-rt synth`` paints of that photograph, mask and prompt as the first one of a run of its
+        seed: with what was measured for the prompt, labels that were painted too little once more. More samples than
+        the engine's largest batch are painted in several batches.
 
         Args:
             images: uint8 ``[B, H, W, 3]``.
             masks: bool or uint8 ``[B, H, W]``, not 0 where the defect shall be.
             prompt: what to paint, one of ``prompts``.
             seeds: one integer below 2**64 a sample; the same seed gives the same noise.
-            composite: keep the photograph's own size, and its own pixels beyond the mask; of photographs painted
-                whole, beyond a narrow feather around it.
-            sampler, recipe, steps: as `paint`.
+            composite: keep the photograph's own size, and its own pixels beyond the mask and the prompt's rim; of
+                photographs painted whole, beyond a narrow feather around it.
+            sampler, steps: as `paint`.
+            recipe: schedule and branch plan in place of the model's own, without the guidance and the outset that
+                were measured with that.
             view: paint whole photographs, or squares around the defects; as the model was trained if None.
             progress: told the share of all sampling that is done.
 
@@ -93,43 +96,40 @@ class Engine:
         """
         noise = PhiloxNoise(seeds)
         labels, model = _labels(images, masks, noise), self.spec.model
-        seen = model.seen(view)
-        if seen and not composite:
+        self.condition(prompt)
+        if recipe is not None:
+            _require("recipe", recipe, Recipe)
+        method = method_of(
+            model,
+            prompt,
+            sampler=sampler,
+            recipe=recipe,
+            steps=steps,
+            # One that is handed over says all of it.
+            prompt_guidance=None if recipe is None else recipe.prompt_guidance,
+            view=view,
+        )
+        if method.region and not composite:
             raise InputError('squares around defects cannot be had without compositing: use `view="whole"`')
-        cut = [
-            (n, k, region) for n, label in enumerate(labels) for k, region in enumerate(regions(label, seen))
-        ]
-        noise = PhiloxNoise(noise.seeds[[n for n, *_ in cut]].tolist(), [stream(0, k) for _, k, _ in cut])
-        photos = np.stack([network_image(images[n][region.window], model) for n, _, region in cut])
-        cells = np.stack([latent_mask(region.label, model) for *_, region in cut])
-        decoded: list[NDArray[np.uint8]] = []
-        size, count = max(self.spec.batch), len(cut)
-        for start in range(0, count, size):
-            part = slice(start, min(start + size, count))
-            painted = self.paint(
-                photos[part],
-                cells[part],
-                prompt=prompt,
-                noise=noise.select(part),
-                sampler=sampler,
-                recipe=recipe,
-                steps=steps,
-                progress=portion(progress, part.start / count, part.stop / count),
+        pieces = divide(list(images), list(labels), model, method)
+
+        def streams(piece: Piece, attempt: int) -> tuple[int, int]:
+            return int(noise.seeds[piece.place]), stream(0, piece.number, attempt)
+
+        size = max(self.spec.batch)
+        strokes = paint_pieces(self, pieces, method, streams=streams, size=size, progress=progress)()
+        failed = {piece.place for piece, one in zip(pieces, strokes, strict=True) if one.levels is None}
+        if failed:
+            raise FailedSamplesError(
+                f"samples {sorted(failed)} came out non-finite: use another seed or an fp32 engine"
             )
-            if not painted.finite.all():
-                failed = sorted({cut[start + k][0] for k in np.flatnonzero(~painted.finite)})
-                raise FailedSamplesError(
-                    f"samples {failed} came out non-finite: use another seed or an fp32 engine"
-                )
-            decoded += [pixels(image) for image in painted.images]
         if not composite:
-            return np.stack(decoded)
+            return np.stack([stroke.levels for stroke in strokes if stroke.levels is not None])
         result = []
-        for n, photo in enumerate(images):
-            mine = [k for k, (sample, *_) in enumerate(cut) if sample == n]
-            own = [cut[k][2] for k in mine]
-            levels = [decoded[k] for k in mine]
-            result.append(pasted(photo, own, levels, exact=seen is not None, channels=model.image_channels))
+        for place, photo in enumerate(images):
+            mine = [number for number, piece in enumerate(pieces) if piece.place == place]
+            own, done = [pieces[number] for number in mine], [strokes[number] for number in mine]
+            result.append(pasted_into(photo, own, done, model, method))
         return np.stack(result)
 
     def paint(

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_model import PROMPTS
 
 import stage_rt
@@ -16,7 +17,9 @@ from stage_rt.images.compose import FEATHER
 from stage_rt.images.inputs import latent_mask, network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.recipe import Recipe
-from stage_rt.spec import UNET, VAE_ENCODER
+from stage_rt.run.fill import fill
+from stage_rt.run.job import Job
+from stage_rt.spec import UNET, VAE_ENCODER, PromptDefaults, RegionView
 
 PROMPT = PROMPTS[0]
 ROUNDING = 1e-5
@@ -232,6 +235,56 @@ def test_a_photograph_keeps_its_colour_under_networks_of_one_channel(plain):
     assert len(change) > 20
     assert (change == change[:, :1]).all()
     assert np.abs(change).max() > 8
+
+
+SQUARES = RegionView(context=0.5, least=16)
+MEASURED = PromptDefaults(guidance=3.0, min_fill=0.99, rim=(0.6, 0.2), outset=1.5)
+
+
+@pytest.mark.parametrize("view", [None, "whole"])
+@pytest.mark.parametrize(
+    "measured",
+    [PromptDefaults(), PromptDefaults(guidance=3.0), PromptDefaults(outset=1.5), MEASURED],
+    ids=["nothing", "guidance", "outset", "everything"],
+)
+def test_a_pair_is_what_a_run_paints_of_the_same_files_and_seed(plain, tmp_path, measured, view):
+    """Two regions of a photograph, which are painted again where that is measured."""
+    model = plain.spec.model.model_copy(update={"region": SQUARES, "defaults": {PROMPT: measured}})
+    engine = Engine(plain.spec.model_copy(update={"model": model}), plain.executor, plain._contexts)
+    images, masks = photographs(1, (64, 80))
+    masks[0, 45:53, 60:66] = True
+    files = tmp_path / "good.png", tmp_path / "mask.png"
+    Image.fromarray(images[0]).save(files[0])
+    Image.fromarray(masks[0]).save(files[1])
+    job = Job(
+        files[:1], files[1:], PROMPT, 1, seed=7, composite=True, batch=max(engine.spec.batch), view=view
+    )
+    fill(engine, job, tmp_path / "run")
+    with Image.open(tmp_path / "run/test/crack/000000.png") as written:
+        expected = np.asarray(written)
+    (found,) = engine.synthesize(images, masks, prompt=PROMPT, seeds=[7], view=view)
+    np.testing.assert_array_equal(found, expected)
+    assert (found != images[0]).any()
+
+
+def test_a_recipe_that_is_handed_over_says_all_of_it(spied):
+    """As one by its name does in a run: what was measured was with the model's own."""
+    engine, _ = spied()
+    model = engine.spec.model.model_copy(update={"region": SQUARES, "defaults": {PROMPT: MEASURED}})
+    measured = Engine(engine.spec.model_copy(update={"model": model}), engine.executor, engine._contexts)
+    seen = []
+
+    def paint(images, masks, *, recipe, **options):
+        seen.append((recipe, float(masks.sum())))
+        return Engine.paint(measured, images, masks, recipe=recipe, **options)
+
+    measured.paint = paint
+    images, masks = photographs(1)
+    for recipe in (None, model.recipe):
+        measured.synthesize(images, masks, prompt=PROMPT, seeds=[1], recipe=recipe)
+    (own, wide), (given, narrow) = seen[0], seen[-1]
+    assert (own, given) == (model.recipe.guided(3.0), model.recipe)
+    assert wide > narrow
 
 
 def test_without_compositing_the_decoded_images_come_back(plain):

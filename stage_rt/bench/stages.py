@@ -21,13 +21,15 @@ from stage_rt.executor import Executor, Finished, HostExecutor, Painted
 from stage_rt.folders import read_contexts, read_engine
 from stage_rt.loading import Notify, load, open_backend
 from stage_rt.machine import cpu_name
+from stage_rt.method import Method
 from stage_rt.networks import Backend
 from stage_rt.progress import Progress, portion, silent
-from stage_rt.run.job import Job, Method, resolve
+from stage_rt.run.job import Job, resolve
 from stage_rt.run.sample import Sample
-from stage_rt.run.workers import Batch, divide, finish, paint
+from stage_rt.run.workers import Batch, finish, paint
 from stage_rt.run.writer import pair_paths, write_pair
 from stage_rt.spec import PROMPTS_FILE, UNET, VAE_DECODER, VAE_ENCODER, EngineSpec
+from stage_rt.strokes import divide
 
 STEPS, ROUNDS = 50, 5
 """Network calls a pair that are measured, and batches of each size."""

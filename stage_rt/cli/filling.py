@@ -7,17 +7,18 @@ from stage_rt.cli import console
 from stage_rt.cli.console import Stopped
 from stage_rt.cli.progress import watched_bar, watched_share
 from stage_rt.errors import FailedSamplesError, amount
+from stage_rt.progress import portion
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.fill import Summary, fill_by
 from stage_rt.run.job import Job
-from stage_rt.run.night import check_runs, follow_all, outlook, plans
+from stage_rt.run.night import check_runs, follow_all, left_of, outlook, plans
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan
 from stage_rt.run.reject import NOTHING, Rejected
 from stage_rt.run.report import PAGE
 from stage_rt.run.shards import take
 from stage_rt.run.watch import Recorder, recorded
-from stage_rt.run.workers import Painter
+from stage_rt.strokes import Painter
 
 Part = tuple[int, int] | None
 """Number and count of shards, if it is one that is painted."""
@@ -148,20 +149,28 @@ def tell_outlook(
     several: bool,
     as_json: bool,
 ) -> None:
-    """Check every file of the jobs, time a few steps and say what all of it will take.
+    """Check every file of the jobs, time a few steps and say what is left of them and what that will take.
 
     Raises:
         RunError: ``output`` holds something else, of ``several`` types or of one.
     """
     with watched_share("checking the files") as progress:
-        made = _parts(plans(engine.spec, asked, notify=notify, progress=progress), part)
-    check_runs(made, output, several=several)
-    found = outlook(engine, [plan for plan in made if plan.samples])
-    counts = "\n".join(f"{prompt}: {amount(count, 'pair')}" for prompt, count in found.pairs.items())
+        files, pairs = portion(progress, 0.0, 0.5), portion(progress, 0.5, 1.0)
+        made = _parts(plans(engine.spec, asked, notify=notify, progress=files), part)
+        check_runs(made, output, several=several)
+        made = [plan for plan in made if plan.samples]
+        left = left_of(made, output, several=several, progress=pairs)
+    found = outlook(engine, made, left)
+    counts = "\n".join(
+        f"{prompt}: {amount(count, 'pair')}" + (f", {still} left" if still < count else "")
+        for (prompt, count), still in zip(found.pairs.items(), found.left.values(), strict=True)
+    )
+    # Pairs that are there were painted in the steps that the others will be.
+    sooner = _sooner(made, found.seconds) if found.left == found.pairs else ""
     console.result(
         f"{counts}\nabout {_duration(found.seconds)} in one process and {found.bytes / 2**20:.0f} MiB, "
-        f"without what is painted again\n{_sooner(made, found.seconds)}nothing was painted",
-        {"pairs": found.pairs, "seconds": round(found.seconds, 1), "bytes": found.bytes},
+        f"without what is painted again\n{sooner}nothing was painted",
+        {"pairs": found.pairs, "left": found.left, "seconds": round(found.seconds, 1), "bytes": found.bytes},
         as_json=as_json,
     )
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from stage_rt.errors import BackendError, EngineError, StageError, unforeseen
+from stage_rt.errors import BackendError, DeviceError, EngineError, InputError, StageError, unforeseen
 from stage_rt.progress import Progress
 from stage_rt.run.painters import Keep
+from stage_rt.run.plan import RULES
 from stage_rt.run.workers import Loaded, Result, Task
 from stage_rt.spec import EngineSpec
 
@@ -29,10 +30,14 @@ LOSSES = 5
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has loaded the engine whose graphs have this fingerprint, and has no task yet."""
+    """A worker has loaded the engine whose graphs have this fingerprint, and has no task yet.
+
+    ``rules`` are those it paints by, None of a release that does not say.
+    """
 
     worker: int
     fingerprint: str
+    rules: int | None
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,24 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A worker met an error that any other would meet too."""
+    """A worker met an error; one with a ``device`` of its own, which is named, ends then."""
 
     worker: int
     error: StageError
+    device: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the error may be the device's alone, so that any other worker need not meet it."""
+        ours = not isinstance(self.error, InputError) or isinstance(self.error, DeviceError | EngineError)
+        return self.device is not None and ours
+
+    @property
+    def told(self) -> StageError:
+        """The error, and where it was met if that may matter."""
+        if not self.local:
+            return self.error
+        return type(self.error)(f"{self.device}: {self.error.problem}", self.error.remedy)
 
 
 @dataclass(frozen=True)
@@ -108,6 +127,7 @@ class Transport(Protocol):
 @dataclass
 class _Worker:
     ready: bool = False
+    failed: bool = False
     share: float = 0.0
     tasks: dict[int, Task] = field(default_factory=dict)
 
@@ -115,7 +135,7 @@ class _Worker:
 class Crew:
     """`stage_rt.run.painters.Painters` that are elsewhere; a context, at whose end they are dismissed.
 
-    ``size`` workers are kept: one that dies is replaced.
+    ``size`` workers are kept: one that dies is replaced, one whose own device fails is not.
     """
 
     def __init__(
@@ -150,6 +170,7 @@ class Crew:
         Raises:
             StageError: what a worker met, or workers die one after the other.
             EngineError: a worker has another engine than the driver.
+            InputError: a worker is of another release, which paints by other rules.
         """
         job = _Work(tasks, total, keep)
         try:
@@ -184,7 +205,12 @@ class Crew:
     def _take(self, event: Event, job: "_Work") -> None:
         worker = self._workers[event.worker]
         match event:
-            case Ready(fingerprint=found):
+            case Ready(fingerprint=found, rules=rules):
+                if rules != RULES:
+                    raise InputError(
+                        "a worker is of another release of stage-rt than the command, which paints by other rules",
+                        "install one release on all machines",
+                    )
                 if found != self._spec.graphs_fingerprint:
                     raise EngineError(
                         "a worker has another engine than the command",
@@ -198,14 +224,24 @@ class Crew:
                 worker.share = 0.0
                 self._losses = 0
                 job.keep(event)
-            case Failed(error=error):
-                raise error
+            case Failed():
+                if not event.local or self._size == 1:
+                    raise event.told
+                self._size -= 1
+                worker.ready, worker.failed = False, True
+                job.again(worker.tasks)
+                worker.tasks = {}
+                self._notify(
+                    f"{event.device} is left out ({event.error}), what it had in hand goes to the others"
+                )
             case Noticed(notice=notice):
                 if notice not in self._told:
                     self._told.add(notice)
                     self._notify(notice)
             case Lost(how=how):
                 del self._workers[event.worker]
+                if worker.failed:
+                    return
                 job.again(worker.tasks)
                 self._losses += 1
                 if self._losses >= LOSSES:

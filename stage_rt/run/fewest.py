@@ -24,8 +24,9 @@ from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.half_done import HalfDone
 from stage_rt.run.job import Job
 from stage_rt.run.plan import Notify, Plan, make_plan
-from stage_rt.run.workers import Painter, Task, begin
+from stage_rt.run.workers import Task, begin
 from stage_rt.spec import ENGINE_FILE, EngineSpec, PromptDefaults
+from stage_rt.strokes import Painter
 
 COUNTS = (10, 15, 20, 30, 50, 100, 200, 500)
 """Numbers of steps that are tried, between the fewest that the recipe makes sense with and all of them."""

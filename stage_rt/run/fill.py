@@ -1,6 +1,6 @@
 """One run: a folder being filled with pairs, which the same job again resumes."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from stage_rt.run import report, thumbnails
 from stage_rt.run.checks import CHECKS_FILE, Checks
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Manifest, Place, open_run, records_of
+from stage_rt.run.metrics import Outcome
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
@@ -22,10 +23,11 @@ from stage_rt.run.reject import NOTHING, Rejected, check, mark
 from stage_rt.run.sample import Sample
 from stage_rt.run.shards import take
 from stage_rt.run.watch import UNWATCHED, Watch
-from stage_rt.run.workers import Painter, Result, Task
+from stage_rt.run.workers import Result, Task
 from stage_rt.run.writer import defect_type, pair_paths, write_pair
 from stage_rt.samplers import steps_of
-from stage_rt.spec import PairRecord, RunSpec
+from stage_rt.spec import MANIFEST_FILE, PairRecord, RunSpec
+from stage_rt.strokes import Painter
 
 STRANGE = 2.0
 """How many times more than in training a picture may change where nothing is painted."""
@@ -205,6 +207,19 @@ def part(plan: Plan, place: Place) -> report.Part:
     return report.Part(place, plan.spec, [sample.normal for sample in plan.samples], plan.notices)
 
 
+def missing(plan: Plan, place: Place, progress: Progress) -> NDArray[np.bool_]:
+    """Of each sample of a plan whether `follow` would paint it; nothing is changed.
+
+    Raises:
+        RunError: the manifest is damaged, or a pair was made from a file of that name with another content.
+    """
+    path = place.ledger / MANIFEST_FILE
+    if not path.is_file():
+        return np.ones(len(plan.samples), dtype=np.bool_)
+    manifest = Manifest(path, plan.spec.prompt, count=plan.spec.count, look=True)
+    return _missing(plan, place.data, manifest, progress)
+
+
 def _missing(plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> NDArray[np.bool_]:
     """Of each sample whether it is to be painted."""
     planned = counted(plan.samples, progress)
@@ -242,7 +257,8 @@ def _fill(
                 written += records[-1].status == "ok"
         strange.look(records)
 
-    watch.begin(kind, len(missing) - wanted)
+    done = np.asarray(plan.samples.numbers)[~missing].tolist()
+    watch.begin(kind, Counter(Outcome.of(manifest.records[number]) for number in done))
     rest = portion(progress, 1 - wanted / max(len(missing), 1), 1.0)
     rest(0.0)
     if wanted:

@@ -7,12 +7,10 @@ from typing import Literal
 
 from stage_rt.errors import InputError, PromptError
 from stage_rt.images.masks import AS_IT_IS, Reading
+from stage_rt.method import RETRIES, Method, method_of
 from stage_rt.names import RecipeName, SamplerName, SolverName, ViewName
-from stage_rt.noise import ATTEMPT_BITS
-from stage_rt.recipe import Recipe
 from stage_rt.run.writer import check_type, type_of
-from stage_rt.samplers import SAMPLERS, check_sampler, recipe_of, steps_of
-from stage_rt.spec import ModelSpec, PromptDefaults, RegionView
+from stage_rt.spec import ModelSpec, PromptDefaults
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,12 @@ class Job:
     solver: SolverName | None = None
     view: ViewName | None = None
     min_fill: float | None = None
-    retries: int = 5
+    retries: int = RETRIES
     strict: bool = False
     rim: bool = True
     augment: bool = False
     objects: Sequence[Path] = ()
     reading: Reading = AS_IT_IS
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a job's samples are painted: everything of it that is not a file, resolved for a model.
-
-    ``own_steps`` is whether ``steps`` is the sampler's own number for the recipe. ``region`` is None where
-    photographs are painted whole, ``min_fill`` is 0 where every pair is kept as it comes, ``rim`` empty where defects
-    end at their labels. The networks are told of labels ``outset`` of their pixels wider than they are.
-    """
-
-    prompt: str
-    sampler: SamplerName
-    recipe: Recipe
-    steps: int
-    own_steps: bool
-    region: RegionView | None = None
-    min_fill: float = 0.0
-    retries: int = 0
-    rim: tuple[float, ...] = ()
-    outset: float = 0.0
 
 
 def resolve(job: Job, model: ModelSpec) -> Method:
@@ -91,37 +68,21 @@ def resolve(job: Job, model: ModelSpec) -> Method:
             "without compositing the result is the decoded picture of a whole photograph",
             "add `--view whole`",
         )
-    check_sampler(job.sampler, model)
     defaults = model.defaults.get(job.prompt, PromptDefaults())
-    recipe = model.recipe.named(job.recipe) if job.recipe else model.recipe
-    if job.guidance is not None:
-        if not SAMPLERS[job.sampler].guided or model.prompts[job.prompt] is None:
-            raise InputError(
-                f"`guidance` weighs adapters, of which sampler `{job.sampler}` with prompt {job.prompt!r} has none",
-                "leave it out",
-            )
-        recipe = recipe.guided(job.guidance)
-    elif defaults.guidance is not None and job.recipe is None:
-        recipe = recipe.guided(defaults.guidance)
-    if job.prompt_guidance is not None:
-        recipe = recipe.contrasted(job.prompt_guidance)
-    else:
-        recipe = recipe_of(job.sampler, recipe)
-    if job.solver is not None:
-        if job.sampler != "stage":
-            raise InputError(
-                f"`solver` is of STAGE's own loop, not of sampler `{job.sampler}`", "leave it out"
-            )
-        recipe = recipe.solved(job.solver)
-    model.check(recipe)
-    min_fill, retries = _refill(job, defaults)
-    steps = steps_of(job.sampler, recipe, _fewest(job, defaults) if job.steps == "auto" else job.steps)
-    own_steps = steps == SAMPLERS[job.sampler].steps(recipe)
-    view = model.seen(job.view)
-    measured = view is not None and SAMPLERS[job.sampler].guided
-    rim = defaults.rim if job.rim and measured else ()
-    outset = defaults.outset if measured and job.recipe is None else 0.0
-    return Method(job.prompt, job.sampler, recipe, steps, own_steps, view, min_fill, retries, rim, outset)
+    return method_of(
+        model,
+        job.prompt,
+        sampler=job.sampler,
+        recipe=model.recipe.named(job.recipe) if job.recipe else None,
+        steps=_fewest(job, defaults) if job.steps == "auto" else job.steps,
+        guidance=job.guidance,
+        prompt_guidance=job.prompt_guidance,
+        solver=job.solver,
+        view=job.view,
+        min_fill=job.min_fill,
+        retries=job.retries,
+        rim=job.rim,
+    )
 
 
 def _known(prompt: str, prompts: Iterable[str]) -> str:
@@ -150,13 +111,3 @@ def _fewest(job: Job, defaults: PromptDefaults) -> int:
             "run `stage-rt calibrate` with this engine, or give a number",
         )
     return defaults.steps
-
-
-def _refill(job: Job, defaults: PromptDefaults) -> tuple[float, int]:
-    """The least fill and the retries of a job; both 0 where nothing is asked of a label."""
-    least = defaults.min_fill or 0.0 if job.min_fill is None else job.min_fill
-    if not 0 <= least <= 1:
-        raise InputError(f"`min_fill` must be a share of the label from 0 to 1, not {least}")
-    if not 0 <= job.retries < 1 << ATTEMPT_BITS:
-        raise InputError(f"`retries` must be from 0 to {(1 << ATTEMPT_BITS) - 1}, not {job.retries}")
-    return least, job.retries if least else 0

@@ -54,15 +54,17 @@ class Manifest:
     """``manifest.jsonl``: one line a pair, synced to disk one by one; the last line of an index counts.
 
     ``records`` maps index to record, each read when it is asked for. Opening drops a last line that has no end, as a
-    crash leaves it, and reads only what its `Index` does not know.
+    crash leaves it, and reads only what its `Index` does not know. ``look``: nothing is written, as another process
+    may be at work on it.
 
     Raises:
         RunError: any other line is damaged.
     """
 
-    def __init__(self, path: Path, prompt: str, *, count: int = 0) -> None:
+    def __init__(self, path: Path, prompt: str, *, count: int = 0, look: bool = False) -> None:
         self._path, self._prompt = path, prompt
-        path.touch()
+        if not look:
+            path.touch()
         self._index = Index.kept(path)
         self._index.reserve(count)
         with path.open("rb") as file:
@@ -72,7 +74,7 @@ class Manifest:
                     record = self._parse(line, self._index.lines + 1)
                     self._index.orderly &= line_of(record) == line
                     self._index.add(record.index, line)
-        if self._index.size < path.stat().st_size:
+        if not look and self._index.size < path.stat().st_size:
             os.truncate(path, self._index.size)
 
     @property

@@ -1,5 +1,6 @@
 """What a run comes to while it is painted, in figures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +23,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Counts:
-    """Of a type: samples ``planned`` and ``done``, and what this process came to."""
+    """Of a type: samples ``planned`` and ``done``, and what those came to, by earlier processes too."""
 
     planned: int
     done: int = 0
@@ -44,6 +45,11 @@ class Counts:
                 self.left_out += samples
             case "failed":
                 self.failed += samples
+
+    def add_all(self, came: Mapping[Outcome, int]) -> None:
+        """Count samples that are done, by what they came to."""
+        for outcome, samples in came.items():
+            self.add(outcome, samples)
 
 
 @dataclass

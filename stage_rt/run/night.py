@@ -7,13 +7,14 @@ from pathlib import Path
 from time import monotonic
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage_rt.errors import PromptError, RunError, StageError
 from stage_rt.images.inputs import network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
-from stage_rt.run.fill import Summary, follow, part
+from stage_rt.run.fill import Summary, follow, missing, part
 from stage_rt.run.job import Job
 from stage_rt.run.ledger import Place, check_claim, claim, disk_failures, locked_run, same_job
 from stage_rt.run.others import others
@@ -22,10 +23,11 @@ from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
 from stage_rt.run.reject import NOTHING, Rejected, check
 from stage_rt.run.watch import UNWATCHED, Watch
-from stage_rt.run.workers import Painter, Piece, prepare
+from stage_rt.run.workers import prepare
 from stage_rt.run.writer import defect_type
 from stage_rt.samplers import find
 from stage_rt.spec import RUN_FILE, EngineSpec
+from stage_rt.strokes import Painter, Piece
 
 TYPES = "types"
 """The folder in which each type has its description, manifest and report."""
@@ -37,9 +39,11 @@ PNG_SHARE = 0.6
 
 @dataclass(frozen=True)
 class Outlook:
-    """What jobs will come to: pairs by type, seconds without what is painted again, and bytes on disk."""
+    """What jobs will come to: pairs by type and how many of them are left, and what those take: seconds without what
+    is painted again, and bytes on disk."""
 
     pairs: dict[str, int]
+    left: dict[str, int]
     seconds: float
     bytes: int
 
@@ -89,11 +93,11 @@ def follow_all(
     data set and report whether there is a plan of theirs or not.
 
     Raises:
-        RunError: ``folder`` is a run of one type, holds something else or is in use, or others are of other
-            photographs.
+        RunError: ``folder`` is a run of one type, holds runs of other jobs or something else or is in use, or others
+            are of other photographs.
         StageError: as `stage_rt.run.fill.fill`.
     """
-    _check_night(folder)
+    check_runs(made, folder, several=True)
     check(rejected, [(plan, _place(folder, plan)) for plan in made])
     claim(folder, TYPES)
     total, done, summaries = sum(plan.spec.count for plan in made), 0, {}
@@ -130,6 +134,19 @@ def check_runs(made: Sequence[Plan], folder: Path, *, several: bool) -> None:
         same_job((_place(folder, plan).ledger if several else folder) / RUN_FILE, plan.spec, plan.given)
 
 
+def left_of(
+    made: Sequence[Plan], folder: Path, *, several: bool, progress: Progress = silent
+) -> list[NDArray[np.bool_]]:
+    """Of each sample of each plan whether it is still to be painted into ``folder``; nothing is changed.
+
+    Raises:
+        RunError: as `stage_rt.run.fill.missing`.
+    """
+    places = [_place(folder, plan) if several else Place.of(folder) for plan in made]
+    parts = [portion(progress, number / len(made), (number + 1) / len(made)) for number in range(len(made))]
+    return [missing(plan, place, part) for plan, place, part in zip(made, places, parts, strict=True)]
+
+
 def _check_night(folder: Path) -> None:
     if (folder / RUN_FILE).is_file():
         raise RunError(
@@ -146,20 +163,26 @@ def _place(folder: Path, plan: Plan) -> Place:
     return Place(folder, folder / TYPES / defect_type(plan.spec.prompt))
 
 
-def outlook(engine: Painter, made: Sequence[Plan]) -> Outlook:
-    """How long the plans will take and what they will need, by a few steps of a batch of each."""
+def outlook(engine: Painter, made: Sequence[Plan], left: Sequence[NDArray[np.bool_]]) -> Outlook:
+    """How long what is ``left`` of the plans will take and what it will need, by a few steps of a batch of each."""
     seconds, size = 0.0, 0
-    for plan in made:
+    for plan, lacking in zip(made, left, strict=True):
+        if not lacking.any():
+            continue
         samples = plan.samples[: plan.together]
         batch = prepare(samples, engine.spec.model, plan.method, plan.digests)
         pace = _seconds_a_batch(engine, plan, batch.pieces[: plan.spec.batch])
         regions = len(batch.pieces) / len(batch.samples)
-        batches = -(-len(plan.samples) * regions // plan.spec.batch)
-        seconds += batches * pace
-        channels = [1 if sample.grey else 3 for sample in plan.samples]
-        pixels = [sample.size[0] * sample.size[1] for sample in plan.samples]
-        size += round(sum(n * c for n, c in zip(pixels, channels, strict=True)) * PNG_SHARE)
-    return Outlook({plan.spec.prompt: len(plan.samples) for plan in made}, seconds, size)
+        # What something is missing of is painted whole.
+        parts = [lacking[start : start + plan.together] for start in range(0, len(lacking), plan.together)]
+        painted = sum(len(part) for part in parts if part.any())
+        seconds += -(-painted * regions // plan.spec.batch) * pace
+        written = [plan.samples[int(place)] for place in np.flatnonzero(lacking)]
+        pixels = [sample.size[0] * sample.size[1] * (1 if sample.grey else 3) for sample in written]
+        size += round(sum(pixels) * PNG_SHARE)
+    counts = {plan.spec.prompt: len(plan.samples) for plan in made}
+    still = {plan.spec.prompt: int(one.sum()) for plan, one in zip(made, left, strict=True)}
+    return Outlook(counts, still, seconds, size)
 
 
 class _Measured(Exception):  # noqa: N818  # no error

@@ -12,10 +12,11 @@ from stage_rt.names import SamplerName
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion
 from stage_rt.recipe import Recipe
-from stage_rt.run.workers import Painter, Result, Task, begin
+from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
 from stage_rt.samplers import find
 from stage_rt.spec import EngineSpec
+from stage_rt.strokes import Painter
 
 Keep = Callable[[Task, Iterable[Result]], None]
 """Writes what became of a task; never called twice at once, nor twice for a task."""

@@ -23,10 +23,11 @@ from stage_rt.images.inputs import (
     same_aspect,
 )
 from stage_rt.images.masks import Reading, read_mask
+from stage_rt.method import Method
 from stage_rt.progress import Progress, counted, portion, silent
 from stage_rt.run.augment import augmented
 from stage_rt.run.checks import Checks, Identity
-from stage_rt.run.job import Job, Method, resolve
+from stage_rt.run.job import Job, resolve
 from stage_rt.run.pairing import pair
 from stage_rt.run.sample import Sample, Samples, Sight, listed, readable
 from stage_rt.spec import EngineSpec, RegionView, RunSpec

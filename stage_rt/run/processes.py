@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from stage_rt import signals
 from stage_rt.errors import BackendError
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, Share, fault
+from stage_rt.run.plan import RULES
 from stage_rt.run.workers import Result, Task, begin
 from stage_rt.run.writer import WriterThread
 
@@ -31,18 +32,25 @@ class Seat:
     cores: tuple[int, ...] = ()
     device: str | None = None
 
+    @property
+    def name(self) -> str | None:
+        """The GPU, if it has one, as a sentence names it."""
+        return f"GPU {self.device}" if self.device and self.device.isdecimal() else self.device
+
 
 class Processes:
     """A `stage_rt.run.crew.Transport`: a process for every seat, and a pipe to each.
 
-    They are started afresh, not forked, as neither threads nor devices outlive a fork. Signals of the terminal are
-    the driver's: a worker ends when it is told to, or when the driver is no more.
+    They are started afresh, not forked, as neither threads nor devices outlive a fork. The seat of one whose own
+    device failed stays empty. Signals of the terminal are the driver's: a worker ends when it is told to, or when the
+    driver is no more.
     """
 
     def __init__(self, load: Load, seats: Sequence[Seat]) -> None:
         self._load, self._free = load, list(seats)
         self._context = multiprocessing.get_context("spawn")
         self._running: dict[int, tuple[BaseProcess, Connection, Seat]] = {}
+        self._sick: set[int] = set()
 
     def start(self, worker: int) -> None:
         """See `stage_rt.run.crew.Transport`."""
@@ -75,9 +83,12 @@ class Processes:
         for connection in wait(list(worker_of), seconds):
             worker = worker_of[connection]  # type: ignore[index]  # one of those that were given
             try:
-                yield self._running[worker][1].recv()
+                event = self._running[worker][1].recv()
             except (EOFError, OSError):
-                yield Lost(worker, self._ended(worker))
+                event = Lost(worker, self._ended(worker))
+            if isinstance(event, Failed) and event.local:
+                self._sick.add(worker)
+            yield event
 
     def dismiss(self, seconds: float) -> Iterator[Event]:
         """See `stage_rt.run.crew.Transport`."""
@@ -105,8 +116,10 @@ class Processes:
         process.join()
         code = process.exitcode or 0
         process.close()
-        self._free.append(seat)
-        return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        if worker not in self._sick:
+            self._free.append(seat)
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return f"{how} on {seat.name}" if seat.name else how
 
 
 def seats(workers: int) -> list[Seat]:
@@ -134,7 +147,7 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
         if seat.cores:
             # Only now: an engine cuts batches by the cores it finds, and shall cut them as it does alone.
             os.sched_setaffinity(0, seat.cores)
-        post.send(Ready(worker, engine.spec.graphs_fingerprint))
+        post.send(Ready(worker, engine.spec.graphs_fingerprint, RULES))
         with suppress(_Dismissed), WriterThread() as writer:
             while (given := post.next()) is not None:
                 number, task = given
@@ -144,7 +157,7 @@ def _serve(worker: int, connection: Connection, load: Load, seat: Seat) -> None:
         with suppress(Exception):
             engine.close()
     except Exception as error:
-        post.send(Failed(worker, fault(error)))
+        post.send(Failed(worker, fault(error), seat.name))
     # The exit handlers of inference libraries are not waited for.
     connection.close()
     os._exit(0)

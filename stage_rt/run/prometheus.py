@@ -7,14 +7,14 @@ from stage_rt.run.metrics import Metrics
 _OF_TYPES = {
     "planned": ("stage_rt_samples_planned", "gauge", "Samples the run will have."),
     "done": ("stage_rt_samples_done", "gauge", "Samples that are done, by earlier processes too."),
-    "pairs": ("stage_rt_pairs_total", "counter", "Pairs this process wrote."),
-    "refilled": ("stage_rt_pairs_refilled_total", "counter", "Pairs this process painted more than once."),
-    "weak": ("stage_rt_pairs_weak_total", "counter", "Pairs this process kept although their label is weak."),
-    "left_out": ("stage_rt_samples_left_out_total", "counter", "Samples this process left out."),
+    "pairs": ("stage_rt_pairs_total", "counter", "Pairs that are there."),
+    "refilled": ("stage_rt_pairs_refilled_total", "counter", "Samples that were painted more than once."),
+    "weak": ("stage_rt_pairs_weak_total", "counter", "Pairs that were kept although their label is weak."),
+    "left_out": ("stage_rt_samples_left_out_total", "counter", "Samples that were left out."),
     "failed": (
         "stage_rt_samples_failed_total",
         "counter",
-        "Samples that came out non-finite in this process.",
+        "Samples that came out non-finite.",
     ),
 }
 _OF_RUNS = {

@@ -15,8 +15,10 @@ from stage_rt import extras
 from stage_rt.errors import DeviceError, StageError, first_line
 from stage_rt.progress import silent
 from stage_rt.run.crew import Done, Event, Failed, Load, Lost, Noticed, Ready, fault
-from stage_rt.run.workers import Painter, Result, Task, begin
+from stage_rt.run.plan import RULES
+from stage_rt.run.workers import Result, Task, begin
 from stage_rt.signals import ENDING
+from stage_rt.strokes import Painter
 
 Answer = TypeVar("Answer")
 
@@ -105,8 +107,11 @@ class Cluster:
             yield Noticed(worker, notice)
         if isinstance(answer, StageError):
             yield Failed(worker, answer)
+        elif number is not None:
+            yield Done(worker, number, answer)
         else:
-            yield Ready(worker, answer) if number is None else Done(worker, number, answer)
+            # Of a release that does not say by which rules it paints, it is the fingerprint alone.
+            yield Ready(worker, answer, None) if isinstance(answer, str) else Ready(worker, *answer)
 
     def _join(self, address: str) -> None:
         # Nothing is reported to anybody, and signals stay the command's.
@@ -139,12 +144,13 @@ class _Hand:
         self._engine: Painter | None = None
         self._notices: list[str] = []
 
-    def load(self) -> tuple[str | StageError, list[str]]:
-        """Open the engine; its fingerprint, or what it failed of, and what the user should know."""
+    def load(self) -> tuple[tuple[str, int] | StageError, list[str]]:
+        """Open the engine; its fingerprint and the rules of this release, or what it failed of, and what the user
+        should know."""
 
-        def loaded() -> str:
+        def loaded() -> tuple[str, int]:
             self._engine = self._load(self._notices.append)
-            return self._engine.spec.graphs_fingerprint
+            return self._engine.spec.graphs_fingerprint, RULES
 
         return self._told(loaded)
 

@@ -43,8 +43,8 @@ class Watch:
     def open(self, folder: Path, planned: Mapping[str, int]) -> None:
         """The run in ``folder`` is this process's, and will have so many samples of each type; told once."""
 
-    def begin(self, kind: str, done: int) -> None:
-        """A type is begun, of which so many samples are done."""
+    def begin(self, kind: str, came: Mapping[Outcome, int]) -> None:
+        """A type is begun, of which samples are done: how many came to what."""
 
     def add(self, kind: str, record: PairRecord) -> None:
         """A sample is done; told on the writer's thread."""
@@ -80,6 +80,7 @@ class Recorder(Watch):
         self._types: dict[str, Counts] = {}
         self._earlier: list[dict[str, Any]] = []
         self._lock = Lock()
+        self._own = 0
         self._started = self._began = self._told = self._before = self._seen = 0.0
         self._steps: deque[float] = deque(maxlen=STEPS)
         self._pace: deque[tuple[float, int]] = deque(maxlen=WINDOW)
@@ -103,13 +104,13 @@ class Recorder(Watch):
         for notice in self._early:
             self.notice(notice)
 
-    def begin(self, kind: str, done: int) -> None:
+    def begin(self, kind: str, came: Mapping[Outcome, int]) -> None:
         """See `Watch`."""
         with self._lock:
-            self._types[kind].done = done
+            self._types[kind].add_all(came)
             self._pace.clear()
             self._pace.append((self._ticks(), self._done))
-        if done:
+        if done := sum(came.values()):
             self._log.info("%s: %d samples were done before", printable(kind), done)
         self._write("running")
 
@@ -117,6 +118,7 @@ class Recorder(Watch):
         """See `Watch`."""
         with self._lock:
             self._types[kind].add(Outcome.of(record))
+            self._own += 1
         if record.status != "ok":
             self._log.warning("%s %d %s: %s", printable(kind), record.index, record.status, record.reason)
 
@@ -186,7 +188,7 @@ class Recorder(Watch):
         sitting = {
             "started": _iso(self._started),
             "seconds": round(self._ticks() - self._began, 1),
-            "samples": sum(one.pairs + one.left_out + one.failed for one in self._types.values()),
+            "samples": self._own,
         }
         return Metrics(
             state,

@@ -4,10 +4,8 @@ The painting thread calls `begin` for one batch after the other; what that retur
 (`stage_rt.run.writer`) calls while the next one is painted.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -16,57 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stage_rt.executor import Painted
-from stage_rt.images.compose import pasted, pixels
-from stage_rt.images.inputs import decoded_label, grown, latent_mask, network_image, read_image, widened
-from stage_rt.images.labels import Figures, measure, round_trip
-from stage_rt.images.regions import Region, regions
-from stage_rt.names import SamplerName
-from stage_rt.noise import PhiloxNoise, reseeded, stream
-from stage_rt.progress import Progress, portion
-from stage_rt.recipe import Recipe
+from stage_rt.images.inputs import decoded_label, read_image
+from stage_rt.images.labels import Figures
+from stage_rt.images.regions import regions
+from stage_rt.method import Method
+from stage_rt.noise import reseeded, stream
+from stage_rt.progress import Progress
 from stage_rt.run import thumbnails
-from stage_rt.run.job import Method
-from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.run.sample import Sample
 from stage_rt.run.writer import png, png_of
-from stage_rt.spec import EngineSpec, ModelSpec
+from stage_rt.spec import ModelSpec
+from stage_rt.strokes import Painter, Photographs, Piece, Stroke, combined, divide, paint_pieces, pasted_into
 
 PIXELS_HELD = 512_000_000
 """Photographs of a batch that are held in memory, up to so many pixels; others are read again whenever they are
 needed. Those that are cut into regions are fewer (`stage_rt.run.plan.PIXELS_TOGETHER`)."""
-
-FIRST_ATTEMPT = 0.8
-"""Share of a batch's progress that its first attempt is; every further one is that share of what is left."""
-
-Levels = NDArray[np.uint8]
-"""A painted region, uint8 ``[S, S, 3]``."""
-
-
-class Painter(Protocol):
-    """The part of `stage_rt.engine.Engine` a run needs."""
-
-    @property
-    def spec(self) -> EngineSpec:
-        """What the engine was compiled for."""
-
-    def paint(
-        self,
-        images: NDArray[np.float32],
-        masks: NDArray[np.float32],
-        *,
-        prompt: str,
-        noise: PhiloxNoise,
-        sampler: SamplerName,
-        recipe: Recipe,
-        steps: int,
-        progress: Progress,
-        labels: NDArray[np.float32] | None = None,
-    ) -> Painted:
-        """Images ``[B, c, S, S]`` in [-1, 1] with a defect inside their latent masks ``[B, 1, h, w]``.
-
-        ``labels`` are the masks that adapters are handed, if others.
-        """
 
 
 class Loaded(Painter, Protocol):
@@ -91,33 +53,6 @@ class Task:
     size: int
     composited: bool
     digests: Mapping[Path, str]
-
-
-class Photographs(Protocol):
-    """The photographs of a batch, uint8 ``[H, W, 3]``, by their places in it."""
-
-    def __getitem__(self, place: int, /) -> NDArray[np.uint8]:
-        """One of them, which need not be in memory before or afterwards."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Region ``number`` of the sample at ``place`` in the batch.
-
-    ``mask`` float32 ``[1, h, w]`` is what is painted of its latent and ``cells`` its label's part of that.
-    """
-
-    photos: Photographs
-    place: int
-    number: int
-    region: Region
-    mask: NDArray[np.float32]
-    cells: NDArray[np.float32]
-
-    @property
-    def photo(self) -> NDArray[np.uint8]:
-        """What it shows, uint8 ``[h, w, 3]``."""
-        return self.photos[self.place][self.region.window]
 
 
 @dataclass(frozen=True)
@@ -203,117 +138,16 @@ class _Files:
         return photo
 
 
-def divide(
-    photos: Photographs,
-    labels: Sequence[NDArray[np.bool_]],
-    model: ModelSpec,
-    method: Method,
-) -> list[Piece]:
-    """The regions of photographs uint8 ``[H, W, 3]`` under labels bool ``[H, W]``, as the networks see them.
-
-    They are told of labels that are wider by the method's outset. With a rim the cells around are painted too:
-    adapters are told of the label alone, so that what they make of those cells is how a defect ends there.
-    """
-    pieces = []
-    for place, label in enumerate(labels):
-        for number, region in enumerate(regions(label, method.region)):
-            outset = method.outset * max(region.label.shape) / model.image_size
-            cells = latent_mask(widened(region.label, outset), model)
-            mask = grown(cells) if method.rim else cells
-            pieces.append(Piece(photos, place, number, region, mask, cells))
-    return pieces
-
-
 def paint(
     engine: Painter, batch: Batch, method: Method, *, seed: int, size: int, progress: Progress
 ) -> Callable[[], list[Stroke]]:
-    """Paint the regions of a batch, ``size`` at a time.
+    """`stage_rt.strokes.paint_pieces` for a batch of a run under ``seed``."""
 
-    Returns what waits for the strokes, one a region: a device may still be at work on them, unless some had to be
-    measured because weak ones are painted again.
-    """
-    if not method.retries:
-        everything = range(len(batch.pieces))
-        painted = _attempt(engine, batch, method, seed, size, everything, 0, progress)
-        return lambda: _strokes(batch, engine.spec.model, everything, painted())
-    left = 1.0
+    def streams(piece: Piece, attempt: int) -> tuple[int, int]:
+        sample = batch.samples[piece.place]
+        return reseeded(seed, len(sample.rejected)), stream(sample.index, piece.number, attempt)
 
-    def attempt(places: Sequence[int], number: int) -> list[Stroke]:
-        nonlocal left
-        share = portion(progress, 1 - left, 1 - left * (1 - FIRST_ATTEMPT))
-        left *= 1 - FIRST_ATTEMPT
-        painted = _attempt(engine, batch, method, seed, size, places, number, share)
-        return _strokes(batch, engine.spec.model, places, painted())
-
-    strokes = refill(attempt, len(batch.pieces), min_fill=method.min_fill, retries=method.retries)
-    progress(1.0)
-    return lambda: strokes
-
-
-def _attempt(
-    engine: Painter,
-    batch: Batch,
-    method: Method,
-    seed: int,
-    size: int,
-    places: Sequence[int],
-    number: int,
-    progress: Progress,
-) -> Callable[[], list[Levels | None]]:
-    """Paint the regions at ``places``; returns what waits for the last of them, for None where one is not finite.
-
-    Numbers of networks, of four bytes and more, are in memory for two calls of them at a time and no longer.
-    """
-    levels: list[Levels | None] = []
-    waiting: deque[Painted] = deque()
-    for start in range(0, len(places), size):
-        pieces = [batch.pieces[place] for place in places[start : start + size]]
-        seeds = [reseeded(seed, len(batch.samples[piece.place].rejected)) for piece in pieces]
-        streams = [stream(batch.samples[piece.place].index, piece.number, number) for piece in pieces]
-        waiting.append(
-            engine.paint(
-                np.stack([network_image(piece.photo, engine.spec.model) for piece in pieces]),
-                np.stack([piece.mask for piece in pieces]),
-                labels=np.stack([piece.cells for piece in pieces]) if method.rim else None,
-                prompt=method.prompt,
-                noise=PhiloxNoise(seeds, streams),
-                sampler=method.sampler,
-                recipe=method.recipe,
-                steps=method.steps,
-                progress=portion(progress, start / len(places), (start + len(pieces)) / len(places)),
-            )
-        )
-        if len(waiting) > 1:
-            # A device is at work on the later ones meanwhile.
-            levels += _levels(waiting.popleft())
-    return lambda: levels + [one for painted in waiting for one in _levels(painted)]
-
-
-def _levels(painted: Painted) -> list[Levels | None]:
-    """Wait for pictures, in grey levels."""
-    return [
-        pixels(image) if usable else None
-        for image, usable in zip(painted.images, painted.finite, strict=True)
-    ]
-
-
-def _strokes(
-    batch: Batch, model: ModelSpec, places: Sequence[int], painted: Sequence[Levels | None]
-) -> list[Stroke]:
-    """Measure what was painted."""
-    return [
-        _stroke(batch.pieces[place], levels, model) for place, levels in zip(places, painted, strict=True)
-    ]
-
-
-def _stroke(piece: Piece, levels: Levels | None, model: ModelSpec) -> Stroke:
-    if levels is None:
-        return Stroke(None, None)
-    photo, region = piece.photo, piece.region
-    figures = measure(photo, levels, region.label, model.latent_size, model.image_channels)
-    figures = figures._replace(label_pixels=int(region.own.sum()))
-    before = pixels(network_image(photo, model))
-    return Stroke(levels, figures, round_trip(before, levels, piece.mask[0] > 0))
+    return paint_pieces(engine, batch.pieces, method, streams=streams, size=size, progress=progress)
 
 
 def finish(
@@ -329,10 +163,9 @@ def finish(
         pieces, done = [batch.pieces[n] for n in mine], [strokes[n] for n in mine]
         label = batch.labels[place] if composited else decoded_label(batch.labels[place], model)
         photo = batch.photos[place]
-        draw = partial(_composited, photo, model, method) if composited else _decoded
         figures = [stroke.figures for stroke in done if stroke.figures is not None]
         complete = len(figures) == len(done)
-        image = draw(pieces, done) if complete else None
+        image = _picture(photo, pieces, done, model, method, composited) if complete else None
         if image and sample.grey:
             image = image.convert("L")
         seen = [piece.region for piece in pieces] if composited else regions(label, None)
@@ -352,20 +185,15 @@ def finish(
         )
 
 
-def _composited(
+def _picture(
     photo: NDArray[np.uint8],
-    model: ModelSpec,
-    method: Method,
     pieces: Sequence[Piece],
     strokes: Sequence[Stroke],
+    model: ModelSpec,
+    method: Method,
+    composited: bool,
 ) -> Image.Image:
-    levels = [stroke.levels for stroke in strokes if stroke.levels is not None]
-    own, exact = [piece.region for piece in pieces], method.region is not None
-    return Image.fromarray(
-        pasted(photo, own, levels, exact=exact, rim=method.rim, channels=model.image_channels)
-    )
-
-
-def _decoded(pieces: Sequence[Piece], strokes: Sequence[Stroke]) -> Image.Image:
+    if composited:
+        return Image.fromarray(pasted_into(photo, pieces, strokes, model, method))
     assert strokes[0].levels is not None
     return Image.fromarray(strokes[0].levels)

@@ -15,6 +15,7 @@ from stage_rt.errors import ImageError, InputError, MaskError, printable
 from stage_rt.images.inputs import fit_mask, read_header, read_image
 from stage_rt.images.masks import AS_IT_IS, read_mask
 from stage_rt.images.objects import find_object
+from stage_rt.method import RETRIES
 from stage_rt.run.augment import mirrored_across
 from stage_rt.run.job import resolve
 from stage_rt.run.supply import Dice, placed
@@ -24,7 +25,6 @@ from stage_rt.serve.jobs import Night, Order
 from stage_rt.serve.pairs import (
     IMAGE,
     MASK,
-    RETRIES,
     Pair,
     Request,
     asked,

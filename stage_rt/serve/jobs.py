@@ -338,8 +338,7 @@ def _counted(night: Night) -> Counts:
                 record = read_line(line, night.order.prompt)
                 came[record.index] = Outcome.of(record)
     counts = Counts(night.order.count)
-    for outcome, samples in Counter(came.values()).items():
-        counts.add(outcome, samples)
+    counts.add_all(Counter(came.values()))
     return counts
 
 
@@ -354,11 +353,11 @@ class _Counting(Watch):
         self._night.counts = Counts(sum(planned.values()))
         self.recorder.open(folder, planned)
 
-    def begin(self, kind: str, done: int) -> None:
+    def begin(self, kind: str, came: Mapping[Outcome, int]) -> None:
         """See `Watch`."""
         # Those that failed before are painted again.
-        self._night.counts.done = self._night.counts.pairs = done
-        self.recorder.begin(kind, done)
+        self._night.counts.add_all(came)
+        self.recorder.begin(kind, came)
 
     def add(self, kind: str, record: PairRecord) -> None:
         """See `Watch`."""

@@ -20,20 +20,20 @@ from stage_rt.images.inputs import fit_mask, header_of, image_of
 from stage_rt.images.luminance import tinted
 from stage_rt.images.masks import mask_of
 from stage_rt.images.regions import Region
+from stage_rt.method import RETRIES, Method
 from stage_rt.noise import region_of
 from stage_rt.progress import Progress
-from stage_rt.run.job import Job, Method
+from stage_rt.run.job import Job
 from stage_rt.run.sample import Sample
-from stage_rt.run.workers import Batch, Result, divide, finish, paint
+from stage_rt.run.workers import Batch, Result, finish, paint
 from stage_rt.serve.executor import Wish
+from stage_rt.strokes import divide
 
 MOST_PIXELS = 16_000_000
 """Of a picture that is painted while somebody waits, of all that are decoded at once and of all that are finished."""
 IMAGE, MASK = Path("image"), Path("mask")
 """What errors call what was sent."""
 PREVIEW_SIDE = 512
-RETRIES = 5
-"""How often a region that was painted too little is painted again, unless somebody says otherwise."""
 
 State = Literal["waiting", "painting", "done", "failed", "cancelled"]
 

@@ -435,14 +435,27 @@ def test_a_dry_run_says_what_it_will_come_to_and_paints_nothing(night, here):
     ],
 )
 def test_a_dry_run_at_all_steps_says_what_a_hundred_take(synth, monkeypatch, steps, flags, told):
-    found = Outlook({PROMPT: 4}, seconds=72_000, bytes=3 * 2**20)
-    monkeypatch.setattr("stage_rt.cli.filling.outlook", lambda engine, made: found)
+    found = Outlook({PROMPT: 4}, {PROMPT: 4}, seconds=72_000, bytes=3 * 2**20)
+    monkeypatch.setattr("stage_rt.cli.filling.outlook", lambda engine, made, left: found)
     assert synth(FakeEngine(steps=steps), ["--dry-run", *flags]) == (
         0,
         "tile+hole: 4 pairs\nabout 20 h 0 min in one process and 3 MiB, without what is painted again\n"
         f"{told}nothing was painted\n",
         "",
     )
+
+
+def test_a_dry_run_of_a_run_that_is_partly_there_says_what_is_left(synth, here):
+    """Not what fewer steps would take, which it cannot go on with."""
+    engine = FakeEngine(steps=200)
+    synth(engine, count=4)
+    told = r"about .+ in one process and 0 MiB, without what is painted again\nnothing was painted\n"
+    for count, said in ((4, "4 pairs, 0 left"), (6, "6 pairs, 2 left")):
+        code, out, err = synth(engine, ["--dry-run"], count=count)
+        assert (code, err) == (0, "")
+        assert re.fullmatch(rf"tile\+hole: {said}\n{told}", out)
+    fields = json.loads(synth(engine, ["--dry-run", "--json"], count=6)[1])
+    assert (fields["pairs"], fields["left"]) == ({PROMPT: 6}, {PROMPT: 2})
 
 
 def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):

@@ -2,17 +2,20 @@
 
 import json
 import random
+import time
+from functools import partial
 from itertools import chain
 
 import pytest
-from fake_engine import FakeEngine, contents, manifest
+from fake_engine import FakeEngine, contents, manifest, on_device
 
-from stage_rt.errors import BackendError, EngineError, MaskError
+from stage_rt.errors import BackendError, DeviceError, EngineError, InputError, MaskError
 from stage_rt.progress import silent
 from stage_rt.run.crew import LOSSES, Crew, Done, Failed, Lost, Noticed, Ready, Share
 from stage_rt.run.fill import fill, follow
 from stage_rt.run.ledger import Place
-from stage_rt.run.plan import make_plan
+from stage_rt.run.plan import RULES, make_plan
+from stage_rt.run.processes import Processes, Seat
 from stage_rt.run.watch import METRICS, Recorder
 from stage_rt.run.workers import begin
 
@@ -27,15 +30,16 @@ class Dice:
     ``deaths`` is how probable it is that a worker dies where it could have finished something.
     """
 
-    def __init__(self, seed=0, deaths=0.0, fingerprint="0" * 64):
+    def __init__(self, seed=0, deaths=0.0, fingerprint="0" * 64, rules=RULES):
         self.dice, self.deaths, self.fingerprint = random.Random(seed), deaths, fingerprint
+        self.rules = rules
         self.engine, self.given, self.alive, self.news = FakeEngine(), {}, [], []
         self.most = self.ended = 0
 
     def start(self, worker):
         self.alive.append(worker)
         self.given[worker] = []
-        self.news.append(Ready(worker, self.fingerprint))
+        self.news.append(Ready(worker, self.fingerprint, self.rules))
 
     def give(self, worker, number, task):
         self.given[worker].append((number, task))
@@ -131,6 +135,82 @@ def test_an_error_of_a_worker_is_that_of_the_run_and_what_was_painted_is_kept(jo
     assert len((run / "manifest.jsonl").read_text().splitlines()) >= 8
 
 
+class Sick(Dice):
+    """Devices that meet ``error`` instead of finishing their first task, by the numbers of their workers."""
+
+    def __init__(self, error, *sick):
+        super().__init__()
+        self.error, self.sick = error, sick
+
+    def finish(self, worker):
+        if worker not in self.sick:
+            yield from super().finish(worker)
+            return
+        self.alive.remove(worker)
+        yield Failed(worker, self.error, f"GPU {worker}")
+        yield Lost(worker, f"with exit code 0 on GPU {worker}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendError("CUDA failed: ECC", "see nvidia-smi"),
+        DeviceError("it is gone"),
+        EngineError("of another"),
+    ],
+)
+def test_a_device_that_fails_is_left_out_and_the_others_paint_what_it_had(job, run, tmp_path, error):
+    fill(FakeEngine(), job, tmp_path / "whole")
+    notices, transport = [], Sick(error, 2)
+    paint(job, run, transport, size=3, notify=notices.append)
+    assert contents(run) == contents(tmp_path / "whole")
+    assert notices == [f"GPU 2 is left out ({error}), what it had in hand goes to the others"]
+    assert sorted(transport.given) == [1, 2, 3]
+
+
+def test_where_every_device_fails_the_last_one_is_named(job, run):
+    error, notices = BackendError("CUDA failed: ECC", "see nvidia-smi"), []
+    with pytest.raises(BackendError, match=r"^GPU \d: CUDA failed: ECC: see nvidia-smi$") as last:
+        paint(job, run, Sick(error, 1, 2, 3), size=3, notify=notices.append)
+    named = {str(last.value)[:5], *(notice[:5] for notice in notices)}
+    assert named == {"GPU 1", "GPU 2", "GPU 3"}
+
+
+def test_a_file_that_cannot_be_used_is_no_fault_of_the_device(job, run):
+    with pytest.raises(MaskError, match=r"^`a\.png` is gone$"):
+        paint(job, run, Sick(MaskError("`a.png` is gone"), 2), size=3)
+
+
+def test_the_seat_of_a_device_that_failed_stays_empty():
+    transport = Processes(partial(on_device, sick="7"), [Seat(device="7"), Seat(device="GPU-1")])
+    seen = []
+
+    def until(kind, worker):
+        deadline = time.monotonic() + 120
+        while not any(isinstance(event, kind) and event.worker == worker for event in seen):
+            assert time.monotonic() < deadline, seen
+            seen.extend(transport.events(1.0))
+
+    transport.start(1)
+    transport.start(2)
+    until(Lost, 1)
+    until(Ready, 2)
+    transport._running[2][0].kill()
+    until(Lost, 2)
+    transport.start(3)
+    until(Ready, 3)
+    transport.close()
+    [failed] = [event for event in seen if isinstance(event, Failed)]
+    assert (str(failed.told), failed.local) == ("GPU 7: CUDA failed: ECC", True)
+    assert {event.worker: event.how for event in seen if isinstance(event, Lost)} == {
+        1: "with exit code 0 on GPU 7",
+        2: "by signal 9 on GPU-1",
+    }
+    assert [event.notice for event in seen if isinstance(event, Noticed) and event.worker == 3] == [
+        "on GPU-1"
+    ]
+
+
 def test_a_run_that_is_stopped_keeps_what_was_painted(job, run, tmp_path):
     class EnoughError(Exception):
         pass
@@ -150,6 +230,13 @@ def test_a_run_that_is_stopped_keeps_what_was_painted(job, run, tmp_path):
 def test_workers_need_the_engine_of_the_command(job, run):
     with pytest.raises(EngineError, match="a worker has another engine than the command: give all of them"):
         paint(job, run, Dice(fingerprint="1" * 64))
+
+
+def test_workers_need_the_rules_of_the_command(job, run):
+    transport = Dice(rules=RULES - 1)
+    with pytest.raises(InputError, match=r"of another release of stage-rt than the command, .*: install one"):
+        paint(job, run, transport)
+    assert transport.engine.batches == []
 
 
 def test_a_finished_run_starts_no_worker(job, run):

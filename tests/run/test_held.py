@@ -9,6 +9,7 @@ import pytest
 from fake_engine import PROMPT, FakeEngine, contents, manifest, photographs
 from PIL import Image
 
+from stage_rt import strokes
 from stage_rt.errors import ImageError
 from stage_rt.run import workers
 from stage_rt.run.fill import fill
@@ -50,14 +51,14 @@ def dotted(tmp_path):
 @pytest.mark.parametrize("retries", [0, 2])
 def test_inputs_and_outputs_of_the_networks_are_in_memory_a_call_at_a_time(dotted, run, monkeypatch, retries):
     made = 0
-    shown = workers.network_image
+    shown = strokes.network_image
 
     def counted(photo, model):
         nonlocal made
         made += 1
         return shown(photo, model)
 
-    monkeypatch.setattr(workers, "network_image", counted)
+    monkeypatch.setattr(strokes, "network_image", counted)
     prepared = []
 
     class Counting(Watched):

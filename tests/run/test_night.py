@@ -11,7 +11,7 @@ from stage_rt.errors import MaskError, RunError
 from stage_rt.progress import silent
 from stage_rt.run import night
 from stage_rt.run.fill import fill
-from stage_rt.run.night import follow_all, outlook, plans
+from stage_rt.run.night import follow_all, left_of, outlook, plans
 from stage_rt.run.painters import Alone
 from stage_rt.samplers import find, repaint
 
@@ -213,6 +213,16 @@ def test_nothing_is_begun_while_a_file_of_any_type_is_bad(jobs, run):
     assert not run.exists()
 
 
+def test_nothing_is_painted_while_a_later_type_has_another_run_in_its_place(jobs, run):
+    paint(jobs, run)
+    before, engine = contents(run), FakeEngine()
+    others = [replace(jobs[0], count=13), replace(jobs[1], seed=8)]
+    with pytest.raises(RunError, match=r"types/crack` holds another run, whose seed is 7 and not 8"):
+        paint(others, run, engine)
+    assert engine.batches == []
+    assert contents(run) == before
+
+
 def test_a_run_of_one_type_or_a_folder_with_other_files_is_left_alone(jobs, run, tmp_path):
     fill(FakeEngine(), jobs[0], run)
     before = contents(run)
@@ -227,11 +237,43 @@ def test_a_run_of_one_type_or_a_folder_with_other_files_is_left_alone(jobs, run,
 
 def test_the_outlook_counts_pairs_and_measures_a_few_steps(jobs, run):
     engine = FakeEngine(delay=0.01, steps=50)
-    found = outlook(engine, plans(engine.spec, jobs, notify=ignore))
+    made = plans(engine.spec, jobs, notify=ignore)
+    found = outlook(engine, made, left_of(made, run, several=True))
     assert found.pairs == {"tile+hole": 10, "tile+crack": 5}
     assert 50 * 5 * 0.01 < found.seconds < 50 * 5 * 0.03
     assert 15 * 40 * 30 < found.bytes < 15 * 40 * 30 * 3
     assert not run.exists()
+
+
+def test_the_outlook_of_a_run_that_is_partly_there_is_of_what_is_left(jobs, run, monkeypatch):
+    """Batches of four of which something is missing are painted whole, and only what is missing is written."""
+    paint(jobs, run)
+    (run / "test/hole/000001.png").unlink()
+    (run / "test/hole/000009.png").unlink()
+    with (run / "types/hole/manifest.jsonl").open("ab") as file:
+        file.write(b'{"index":')
+    larger = [jobs[0], replace(jobs[1], count=6)]
+    before = contents(run)
+
+    def look(folder):
+        engine = Telling()
+        monkeypatch.setattr(night, "monotonic", lambda: engine.clock)
+        made = plans(engine.spec, larger, notify=ignore)
+        return outlook(engine, made, left_of(made, folder, several=True))
+
+    found, whole = look(run), look(run.with_name("nothing"))
+    assert (found.pairs, found.left) == (
+        {"tile+hole": 10, "tile+crack": 6},
+        {"tile+hole": 2, "tile+crack": 1},
+    )
+    assert whole.left == whole.pairs == found.pairs
+    # Four and two of the holes, two of the cracks; of all ten and six.
+    assert (found.seconds, whole.seconds) == (pytest.approx((2 + 1) * 100), pytest.approx((3 + 2) * 100))
+    assert found.bytes == pytest.approx(whole.bytes * 3 / 16, abs=2)
+    assert contents(run) == before
+    paint(larger, run)
+    assert look(run).left == {"tile+hole": 0, "tile+crack": 0}
+    assert look(run).seconds == look(run).bytes == 0
 
 
 class Telling(FakeEngine):
@@ -251,13 +293,13 @@ class Telling(FakeEngine):
 
 
 @pytest.fixture
-def foreseen(jobs, monkeypatch):
+def foreseen(jobs, monkeypatch, tmp_path):
     """Seconds that two types are foreseen to take, on the engine's clock."""
 
     def look(engine, sampler="stage"):
         monkeypatch.setattr(night, "monotonic", lambda: engine.clock)
         made = plans(engine.spec, [replace(job, sampler=sampler) for job in jobs], notify=ignore)
-        return outlook(engine, made).seconds
+        return outlook(engine, made, left_of(made, tmp_path / "nothing", several=True)).seconds
 
     return look
 

@@ -11,8 +11,8 @@ from stage_rt.errors import InputError, RunError
 from stage_rt.images.labels import Figures
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
-from stage_rt.run.quality import Stroke, combined, refill
 from stage_rt.spec import PromptDefaults, RegionView
+from stage_rt.strokes import Stroke, combined, refill
 
 ATTEMPT, REGION = 1 << 28, 1 << 20
 

@@ -12,13 +12,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from fake_engine import FakeEngine, contents
 
-from stage_rt.errors import ImageError, StageError
+from stage_rt.errors import ImageError, InputError, StageError
 from stage_rt.progress import silent
 from stage_rt.run.crew import Crew
 from stage_rt.run.fill import fill, follow
 from stage_rt.run.ledger import Place
-from stage_rt.run.plan import make_plan
-from stage_rt.run.ray import LOCAL, Cluster
+from stage_rt.run.plan import RULES, make_plan
+from stage_rt.run.ray import LOCAL, Cluster, _Hand
 
 
 class RayError(Exception):
@@ -86,6 +86,18 @@ def test_the_bytes_are_those_of_one_process(ray, job, run, tmp_path):
     assert contents(run) == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("answer", ["0" * 64, ("0" * 64, RULES - 1), ("0" * 64, RULES + 1)])
+def test_a_node_of_another_release_is_refused(ray, job, run, monkeypatch, answer):
+    """One of before told the engine's fingerprint alone."""
+    monkeypatch.setattr(_Hand, "load", lambda self: (answer, []))
+    with pytest.raises(
+        InputError,
+        match=r"^a worker is of another release of stage-rt than the command, which paints by other",
+    ):
+        paint(job, run, lambda notify: FakeEngine())
+    assert not list(run.rglob("*.png"))
+
+
 @pytest.mark.parametrize("moment", ["load", "paint"])
 def test_what_nobody_foresaw_says_which_line_of_ours_it_comes_from(ray, job, run, moment):
     def broken(*_, **__):
@@ -96,8 +108,8 @@ def test_what_nobody_foresaw_says_which_line_of_ours_it_comes_from(ray, job, run
         engine.paint = broken
         return engine
 
-    where = "ray" if moment == "load" else "workers"
-    told = rf"^a worker failed \(RuntimeError: a fault \(in `run/{where}\.py`, line \d+\)\)$"
+    where = "run/ray" if moment == "load" else "strokes"
+    told = rf"^a worker failed \(RuntimeError: a fault \(in `{where}\.py`, line \d+\)\)$"
     with pytest.raises(StageError, match=told):
         paint(job, run, broken if moment == "load" else painting)
     assert ray.failed == []

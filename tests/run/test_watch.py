@@ -15,6 +15,7 @@ from stage_rt.noise import stream
 from stage_rt.run import watch as watching
 from stage_rt.run.fill import fill
 from stage_rt.run.gpus import Gpu, gpus
+from stage_rt.run.metrics import Outcome
 from stage_rt.run.watch import LOG, METRICS, PROMETHEUS, TIMES, Recorder, recorded
 
 GPU = Gpu(0, "a GPU", 0.5, 3 * 2**30, 70.5, 61)
@@ -194,10 +195,36 @@ def test_a_resumed_run_counts_what_was_done_and_its_speed_leaves_it_out(job, run
     assert (told[0]["types"]["hole"]["done"], told[0]["state"]) == (6, "running")
     assert told[0]["pairs_per_second"] is None
     recorder.end("done", "")
-    assert figures(run)["types"]["hole"] | {"pairs": 0} == {
-        "planned": 10, "done": 10, "pairs": 0, "refilled": 0, "weak": 0, "left_out": 0, "failed": 0
+    assert figures(run)["types"]["hole"] == {
+        "planned": 10, "done": 10, "pairs": 10, "refilled": 0, "weak": 0, "left_out": 0, "failed": 0
     }  # fmt: skip
-    assert figures(run)["types"]["hole"]["pairs"] == 4
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_figures_of_a_run_that_was_cut_off_are_those_of_a_whole_one(job, run, strict):
+    engine = {"poisoned": [4, stream(4, attempt=1)], "idle": lambda number: number % 2**20 in (2, 7)}
+    job = replace(job, min_fill=0.3, retries=1, strict=strict)
+    watched(job, run.with_name("whole"), **engine)
+    whole = figures(run.with_name("whole"))
+    assert all(
+        whole["types"]["hole"][name] for name in ("refilled", "left_out" if strict else "weak", "failed")
+    )
+
+    def stop(share):
+        if share > 0.85:
+            raise KeyboardInterrupt
+
+    recorder = Time().recorder()
+    with pytest.raises(KeyboardInterrupt):
+        fill(FakeEngine(**engine), job, run, watch=recorder, progress=stop)
+    recorder.end("stopped", "")
+    first, done = figures(run)["sittings"], figures(run)["types"]["hole"]["done"]
+    assert 4 < done < 10
+    watched(job, run, **engine)
+    assert figures(run)["types"] == whole["types"]
+    # The one that failed is painted again.
+    assert [one["samples"] for one in figures(run)["sittings"]] == [done, 10 - done + 1]
+    assert figures(run)["sittings"][:1] == first
 
 
 def test_what_a_crash_left_staged_is_swept_out_and_nothing_else(job, run):
@@ -221,7 +248,7 @@ def test_a_disk_that_takes_no_log_stops_no_run(job, run, capsys):
 def test_names_are_escaped_as_prometheus_reads_them(tmp_path):
     recorder = Time().recorder()
     recorder.open(tmp_path, {'a"b\\c\nd': 3})
-    recorder.begin('a"b\\c\nd', 1)
+    recorder.begin('a"b\\c\nd', {Outcome("ok", weak=False, refilled=False): 1})
     values, _ = exposed(tmp_path)
     assert values["stage_rt_samples_done", tmp_path.name, 'a"b\\c\nd'] == 1
     recorder.end("done", "")
@@ -244,7 +271,7 @@ def test_how_a_run_ends_is_told(tmp_path, raised, state, told):
         recorder = Recorder()
         with recorded(recorder, Stop):
             recorder.open(tmp_path, {"hole": 1})
-            recorder.begin("hole", 0)
+            recorder.begin("hole", {})
             if raised:
                 raise raised
 

@@ -21,6 +21,7 @@ from closed_engine import SlowBackend, closed_engine, engine_folder
 from fake_engine import contents, manifest, opened
 from PIL import Image
 
+from stage_rt import strokes
 from stage_rt.errors import (
     BackendError,
     DeviceLostError,
@@ -34,7 +35,6 @@ from stage_rt.files import remember, write_atomic
 from stage_rt.images.masks import read_mask
 from stage_rt.images.regions import regions
 from stage_rt.noise import stream
-from stage_rt.run import workers
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job, resolve
 from stage_rt.run.ledger import line_of, read_line
@@ -662,12 +662,12 @@ def test_a_job_outlives_starts_without_what_it_needs(here, serve):
 
 
 def test_a_job_says_of_its_samples_what_became_of_them_after_a_restart_too(here, serve, monkeypatch):
-    stroke = workers._stroke
+    stroke = strokes._stroke
 
     def failing(piece, levels, model):
         return stroke(piece, levels if piece.place != 1 else None, model)
 
-    monkeypatch.setattr("stage_rt.run.workers._stroke", failing)
+    monkeypatch.setattr("stage_rt.strokes._stroke", failing)
     server = serve()
     night = server.jobs.add(order(12), masks(here))
     over(server, night)

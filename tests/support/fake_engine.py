@@ -8,6 +8,7 @@ file ``MARK`` appears when painting begins.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from stage_rt.errors import BackendError
 from stage_rt.recipe import Recipe
 from stage_rt.run.job import Job
 from stage_rt.run.watch import LOG, METRICS, PROMETHEUS, TIMES
@@ -155,6 +157,15 @@ def contents(folder: Path) -> dict[str, bytes]:
         for name, path in found.items()
         if name not in WATCHED and path.name not in (".index", ".checks")
     }
+
+
+def on_device(notify, *, sick: str) -> FakeEngine:
+    """The engine of a worker that says which device it was given; that of the ``sick`` one cannot be loaded."""
+    device = os.environ["CUDA_VISIBLE_DEVICES"]
+    notify(f"on {device}")
+    if device == sick:
+        raise BackendError("CUDA failed: ECC")
+    return FakeEngine()
 
 
 def command(inputs: Path, run: Path, count: int, *options: str, delay: float = 0) -> list[str]:
