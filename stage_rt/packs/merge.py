@@ -35,10 +35,10 @@ def merge(
     """
     with ExitStack() as stack:
         found = [[stack.enter_context(opened(place)) for place in places(shard)] for shard in shards]
+        staged = stack.enter_context(staged_folder(folder))
         types, given = _by_type(found), [Folder(folder) for folder in normals]
         check(given, [parts[0] for parts in types])
         photographs = _Photographs(given)
-        staged = stack.enter_context(staged_folder(folder))
         total, done, summaries = sum(parts[0].spec.count for parts in types), 0, {}
         joined = []
         for parts in types:
