@@ -41,7 +41,7 @@ def real(path: Path) -> Path:
 
 
 def check_apart(folder: Path, output: Path) -> None:
-    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list.
+    """Refuse to write ``output`` into a ``folder`` that is read: what is there lists what it holds, or is searched.
 
     Raises:
         InputError: it lies there.
@@ -207,6 +207,22 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(staged, ignore_errors=True)
             raise
         _sync(folder.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """`staged_folder` for one process at a time, without what one that was killed had staged there.
+
+    Raises:
+        InputError, StageError: as `staged_folder`, or another process is writing ``folder``.
+    """
+
+    def taken() -> None:
+        raise InputError(f"`{folder}` is being written by another process", "wait for it to end")
+
+    _check_free(real(folder), replace=False)
+    with disk_failures(folder), locked(folder, taken), staged_folder(folder) as staged:
+        yield staged
 
 
 @contextmanager
