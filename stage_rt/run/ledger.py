@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError
-from stage_rt.files import disk_failures, identity, sha256, staged_for, write_atomic
+from stage_rt.files import disk_failures, identity, sha256, staged_for, unreadable, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.differences import Given, difference, fields_of
@@ -320,6 +320,8 @@ def same_job(path: Path, spec: RunSpec, given: Callable[[], Given] = dict) -> by
         old = path.read_bytes()
         there = RunSpec.model_validate_json(old)
         fields_of(there)
+    except PermissionError:
+        raise unreadable(path, RunError) from None
     except (ValidationError, InputError) as damage:
         if isinstance(damage, ValidationError) and is_newer(damage):
             raise RunError(f"`{path}` was made by a newer stage-rt", "update this one") from damage

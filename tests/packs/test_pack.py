@@ -427,18 +427,19 @@ class TestRefused:
         with pytest.raises(InputError, match="loop` is a file, choose another `-o`"):
             pack(Request(runs, "yolo"), tmp_path / "loop")
 
-    def test_a_file_that_cannot_be_read(self, refused, copied, monkeypatch):
+    @pytest.mark.parametrize("name", ["000004_mask.png", "run.json", ".lock"])
+    def test_a_file_that_may_not_be_read(self, refused, copied, monkeypatch, name):
         opened_by = Path.open
 
         def denied(path, *arguments, **options):
-            if path.name == "000004_mask.png":
+            if path.name == name:
                 raise PermissionError(13, os.strerror(13))
             return opened_by(path, *arguments, **options)
 
         monkeypatch.setattr(Path, "open", denied)
         refused(
             RunError,
-            r"000004_mask.png` cannot be read \(Permission denied\): mend that and pack again",
+            rf"{name}` may not be read: give yourself permission and run the same command again",
             copied,
         )
 
