@@ -26,6 +26,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def holds(path: Path, digest: str | None) -> bool:
+    """Whether a file is there and its content has that sha256."""
+    return path.is_file() and sha256(path) == digest
+
+
 def identity(path: str | Path) -> tuple[int, int, int] | None:
     """A file's size, time in nanoseconds and inode, which tell whether it is as it was; None where there is none."""
     try:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from stage_rt.errors import EngineError, InputError, first_line
-from stage_rt.files import inside, sha256, staged_for, unreadable
+from stage_rt.files import holds, inside, sha256, staged_for, unreadable
 from stage_rt.names import BackendName
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, PromptDefaults, first_fault, is_newer
 
@@ -111,9 +111,10 @@ def verify_again(folder: Path, spec: EngineSpec, names: Iterable[str]) -> None:
     """
     for name in names:
         path = folder / name
-        if name in spec.files and not (path.is_file() and sha256(path) == spec.files[name]):
+        if name in spec.files and not holds(path, spec.files[name]):
+            what = "replaced or changed" if path.exists() else "removed"
             raise EngineError(
-                f"`{path}` was replaced or changed while the engine was in use",
+                f"`{path}` was {what} while the engine was in use",
                 "run the same command again, and build into another folder while one is in use",
             )
 

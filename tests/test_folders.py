@@ -16,6 +16,7 @@ from stage_rt.folders import (
     read_engine,
     up_to_date,
     verify,
+    verify_again,
     verify_engine,
 )
 from stage_rt.recipe import Recipe
@@ -58,6 +59,18 @@ def engine(tmp_path: Path) -> Path:
 
 def read(path: Path) -> EngineSpec:
     return read_description(path, EngineSpec, GraphsError, absent="is none", remedy="mend it")
+
+
+def test_a_file_that_went_while_the_engine_was_open_is_not_said_to_have_changed(engine: Path) -> None:
+    spec = read_engine(engine)
+    (engine / "unet.onnx").write_bytes(b"other")
+    with pytest.raises(EngineError, match=r"unet.onnx` was replaced or changed while the engine was in use"):
+        verify_again(engine, spec, ["unet.onnx"])
+    (engine / "unet.onnx").unlink()
+    with pytest.raises(
+        EngineError, match=r"unet.onnx` was removed while the engine was in use: run the same"
+    ):
+        verify_again(engine, spec, ["unet.onnx"])
 
 
 def test_a_folder_without_its_description_is_named(tmp_path: Path) -> None:

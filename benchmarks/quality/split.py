@@ -149,7 +149,7 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
         )
     for kind in types or ():
         if kind not in known:
-            raise InputError(f"unknown type {kind!r}: use of {', '.join(known)}")
+            raise InputError(f"unknown type {kind!r}: use {', '.join(known)}")
     return [kind for kind in known if not types or kind in types]
 
 

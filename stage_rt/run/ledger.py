@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from stage_rt.errors import InputError, RunError
-from stage_rt.files import disk_failures, identity, sha256, staged_for, unreadable, write_atomic
+from stage_rt.files import disk_failures, holds, identity, staged_for, unreadable, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.differences import Given, difference, fields_of
@@ -157,7 +157,7 @@ class Manifest:
         if record.image is None or record.mask is None:
             return False
         files = ((folder / record.image, record.image_sha256), (folder / record.mask, record.mask_sha256))
-        return all(path.is_file() and sha256(path) == digest for path, digest in files)
+        return all(holds(path, digest) for path, digest in files)
 
     def _seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> int:
         """A number that tells what was planned for a sample and the files there are of it; never 0."""
