@@ -1,14 +1,13 @@
 """Graphs to an engine folder: compiled graphs, contexts, ``engine.json``."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from stage_rt.batches import check_sizes
-from stage_rt.errors import EngineError, GraphsError, InputError, StageError, printable
-from stage_rt.files import digests, locked, staged_folder
+from stage_rt.errors import EngineError, GraphsError, InputError, printable
+from stage_rt.files import digests, disk_failures, locked, staged_folder
 from stage_rt.folders import as_calibrated, check_replaceable, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import tensors
@@ -70,32 +69,12 @@ def build(
     builder = choose(backend, graphs.dtype, targets)
     wanted = _described(builder, backend, graphs.dtype, batch, graphs.model, graphs.fingerprint)
     wanted = wanted.model_copy(update={"origin": origin})
-    with writing(folder), locked(folder, _Waiting(folder, notify, progress)):
+    with disk_failures(folder), locked(folder, _Waiting(folder, notify, progress)):
         if up_to_date(folder, wanted):
             return False
         check_replaceable(folder, backend, force=force)
         _write(source, folder, as_calibrated(wanted, folder), builder, notify, progress)
     return True
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """A block in which ``folder`` is written, whose failures become sentences with what to do.
-
-    Raises:
-        InputError: it may not be written.
-        StageError: the disk is full, read-only or fails.
-    """
-    try:
-        yield
-    except PermissionError as refusal:
-        raise InputError(
-            f"`{folder}` may not be written: give yourself permission or another `-o`"
-        ) from refusal
-    except OSError as failure:
-        raise StageError(
-            f"writing `{folder}` failed ({failure.strerror}): mend that and run the same command again"
-        ) from failure
 
 
 def is_current(

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: staged beside the destination, synced, renamed."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 
-from stage_rt.errors import InputError
+from stage_rt.errors import InputError, StageError
 
 LONGEST_NAME = 241
 """Bytes that a file's name may have, so that the one it is staged under has no more than file systems allow (255)."""
@@ -23,6 +24,11 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def holds(path: Path, digest: str | None) -> bool:
+    """Whether a file is there and its content has that sha256."""
+    return path.is_file() and sha256(path) == digest
 
 
 def identity(path: str | Path) -> tuple[int, int, int] | None:
@@ -40,7 +46,7 @@ def real(path: Path) -> Path:
 
 
 def check_apart(folder: Path, output: Path) -> None:
-    """Refuse to write ``output`` into a ``folder`` that is read: models, graphs and engines hold what they list.
+    """Refuse to write ``output`` into a ``folder`` that is read: what is there lists what it holds, or is searched.
 
     Raises:
         InputError: it lies there.
@@ -113,6 +119,68 @@ def recall(path: Path) -> bytes | None:
 
 
 @contextmanager
+def disk_failures(path: Path, option: str = "-o") -> Iterator[None]:
+    """A block that writes ``path``, named by ``option``, in which a failing disk becomes one sentence on the file.
+
+    Raises:
+        InputError: a file may not be read or written.
+        StageError: the disk is full or failed.
+    """
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno is None:
+            # Libraries have errors of their own that are called so.
+            raise
+        place = _place(failure) or path
+        if not isinstance(failure, PermissionError):
+            raise StageError(
+                f"{_doing(failure, place)} `{place}` failed ({failure.strerror})",
+                "mend that and run the same command again",
+            ) from failure
+        if os.path.exists(place) and not os.access(place, os.R_OK):
+            raise unreadable(place) from failure
+        there = next(each for each in (place, *place.parents) if os.path.exists(each))
+        raise InputError(
+            f"`{there}` may not be written", f"give yourself permission or another `{option}`"
+        ) from failure
+
+
+def unreadable(path: Path, error: type[InputError] = InputError) -> InputError:
+    """The error on a file that this user may not read: others would be told to make it anew."""
+    return error(f"`{path}` may not be read", "give yourself permission and run the same command again")
+
+
+def _doing(failure: OSError, place: Path) -> str:
+    if failure.errno == errno.EIO:
+        return "reading or writing"
+    # What is written is made where it is not there, if its folder is.
+    missing = failure.errno == errno.ENOENT and place.parent.is_dir()
+    return "reading" if missing else "writing to"
+
+
+def _place(failure: OSError) -> Path | None:
+    """The file that failed, under the name it has or would have had."""
+    name = failure.filename2 or failure.filename
+    if not isinstance(name, str | os.PathLike):
+        return None
+    return Path(*(staged_for(PurePath(part)) or part for part in Path(name).parts))
+
+
+def try_out(path: Path, option: str = "-o") -> None:
+    """See that a file can be written, before the work whose result it is; its folder is made.
+
+    Raises:
+        InputError, StageError: as `disk_failures`.
+    """
+    with disk_failures(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = _beside(path)
+        staged.touch(exist_ok=False)
+        staged.unlink()
+
+
+@contextmanager
 def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Folder to fill that becomes ``folder`` when the block ends and vanishes when it raises.
 
@@ -122,26 +190,44 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: ``folder`` has content and is not to be replaced, is a file, or a disk is mounted there.
+        InputError, StageError: as `disk_failures`.
     """
-    folder = real(folder)
-    _check_free(folder, replace)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = _beside(folder)
-    staged.mkdir()
-    try:
-        yield staged
-        # Not by `rglob`, which remembers every path.
-        for place, _, names in os.walk(staged, topdown=False):
-            for name in names:
-                _open_to_others(Path(place, name), staged)
-            for path in (*names, "."):
-                _sync(Path(place, path))
+    with disk_failures(folder):
+        folder = real(folder)
         _check_free(folder, replace)
-        _move(staged, folder, replace)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    _sync(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = _beside(folder)
+        staged.mkdir()
+        try:
+            yield staged
+            # Not by `rglob`, which remembers every path.
+            for place, _, names in os.walk(staged, topdown=False):
+                for name in names:
+                    _open_to_others(Path(place, name), staged)
+                for path in (*names, "."):
+                    _sync(Path(place, path))
+            _check_free(folder, replace)
+            _move(staged, folder, replace)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _sync(folder.parent)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """`staged_folder` for one process at a time, without what one that was killed had staged there.
+
+    Raises:
+        InputError, StageError: as `staged_folder`, or another process is writing ``folder``.
+    """
+
+    def taken() -> None:
+        raise InputError(f"`{folder}` is being written by another process", "wait for it to end")
+
+    _check_free(real(folder), replace=False)
+    with disk_failures(folder), locked(folder, taken), staged_folder(folder) as staged:
+        yield staged
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from stage_rt.errors import EngineError, InputError, first_line
-from stage_rt.files import inside, sha256, staged_for
+from stage_rt.files import holds, inside, sha256, staged_for, unreadable
 from stage_rt.names import BackendName
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec, PromptDefaults, first_fault, is_newer
 
@@ -42,6 +42,8 @@ def read_description(
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"`{path.parent}` {absent}") from None
+    except PermissionError:
+        raise unreadable(path, error) from None
     except OSError as fault:
         raise error(f"`{path}` cannot be read ({fault.strerror}): {remedy}") from None
     except ValidationError as fault:
@@ -71,7 +73,11 @@ def verify(
     if missing := sorted(set(files) - {str(path) for path in found}):
         raise error(f"`{folder / missing[0]}` is missing: {remedy}")
     for name, digest in files.items():
-        if sha256(folder / name) != digest:
+        try:
+            same = sha256(folder / name) == digest
+        except PermissionError:
+            raise unreadable(folder / name, error) from None
+        if not same:
             raise error(f"`{folder / name}` is not the file that {description} lists: {remedy}")
 
 
@@ -105,9 +111,10 @@ def verify_again(folder: Path, spec: EngineSpec, names: Iterable[str]) -> None:
     """
     for name in names:
         path = folder / name
-        if name in spec.files and not (path.is_file() and sha256(path) == spec.files[name]):
+        if name in spec.files and not holds(path, spec.files[name]):
+            what = "replaced or changed" if path.exists() else "removed"
             raise EngineError(
-                f"`{path}` was replaced or changed while the engine was in use",
+                f"`{path}` was {what} while the engine was in use",
                 "run the same command again, and build into another folder while one is in use",
             )
 

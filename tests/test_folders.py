@@ -16,6 +16,8 @@ from stage_rt.folders import (
     read_engine,
     up_to_date,
     verify,
+    verify_again,
+    verify_engine,
 )
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
@@ -59,6 +61,18 @@ def read(path: Path) -> EngineSpec:
     return read_description(path, EngineSpec, GraphsError, absent="is none", remedy="mend it")
 
 
+def test_a_file_that_went_while_the_engine_was_open_is_not_said_to_have_changed(engine: Path) -> None:
+    spec = read_engine(engine)
+    (engine / "unet.onnx").write_bytes(b"other")
+    with pytest.raises(EngineError, match=r"unet.onnx` was replaced or changed while the engine was in use"):
+        verify_again(engine, spec, ["unet.onnx"])
+    (engine / "unet.onnx").unlink()
+    with pytest.raises(
+        EngineError, match=r"unet.onnx` was removed while the engine was in use: run the same"
+    ):
+        verify_again(engine, spec, ["unet.onnx"])
+
+
 def test_a_folder_without_its_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path, tmp_path / "file", tmp_path / "nowhere"):
@@ -73,6 +87,23 @@ def test_a_description_that_is_none_is_named_with_the_remedy(tmp_path: Path, con
     with pytest.raises(GraphsError, match=rf"^`{path}` is not valid at .*: mend it$") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [ENGINE_FILE, "unet.onnx"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(engine: Path, monkeypatch, name: str) -> None:
+    opened = Path.open
+
+    def denied(path: Path, *arguments, **options):
+        if path.name == name:
+            raise PermissionError(13, os.strerror(13), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(EngineError) as error:
+        verify_engine(engine, read_engine(engine))
+    assert str(error.value) == (
+        f"`{engine / name}` may not be read: give yourself permission and run the same command again"
+    )
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("F16", 2), ("BF16", 2), ("F8_E4M3", 1)])

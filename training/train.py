@@ -17,11 +17,10 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError, amount
-from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
+from stage_rt.files import LONGEST_NAME, disk_failures, locked, staged_for, write_atomic
 from stage_rt.images.layouts import as_text
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
-from stage_rt.run.ledger import disk_failures
 from stage_rt.spec import LONGEST_PROMPT, ModelSpec, RegionView
 
 from . import autoencoder, calibration, data, denoiser, fast, guidance, holdout

@@ -149,7 +149,7 @@ def _types(dataset: Dataset, model: ModelSpec, types: Sequence[str] | None) -> l
         )
     for kind in types or ():
         if kind not in known:
-            raise InputError(f"unknown type {kind!r}: use of {', '.join(known)}")
+            raise InputError(f"unknown type {kind!r}: use {', '.join(known)}")
     return [kind for kind in known if not types or kind in types]
 
 
@@ -171,7 +171,7 @@ def refuse_tested(parts: Split, learned: Iterable[Path]) -> None:
     """
     tested = [photo for pairs in parts.test.values() for photo, _ in pairs] + parts.test_good
     if found := same_picture(tested, list(learned)):
-        path, twin = found
+        twin, path = next(iter(found.items()))
         raise DatasetError(f"`{path}` is to be learned from and is the test's `{twin}`: remove one of them")
 
 

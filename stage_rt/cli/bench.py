@@ -38,11 +38,12 @@ def bench(
     from stage_rt.cli.build import batches_of
     from stage_rt.cli.progress import watched_share
     from stage_rt.errors import InputError
-    from stage_rt.files import write_atomic
+    from stage_rt.files import disk_failures, try_out, write_atomic
 
     if plot is not None:
         if plot.suffix.lower() != ".png" or plot.is_dir():
             raise InputError(f"`{plot}` is no name for a picture: choose one that ends in `.png`")
+        try_out(plot, "--plot")
         with console.extra("export"):
             from stage_rt.bench.plot import plot as draw
     earlier = read_result(compare) if compare else None
@@ -60,4 +61,5 @@ def bench(
     if as_json and earlier is not None:
         console.message("notice", result.compared(earlier).replace("\n", "; "))
     if plot is not None:
-        write_atomic(plot, draw(result))
+        with disk_failures(plot, "--plot"):
+            write_atomic(plot, draw(result))

@@ -121,10 +121,11 @@ def compile_fastest(
     """Compile a graphs or model folder for every backend of a CPU, and keep the one whose UNet is fastest here."""
     from stage_rt.engines.auto import candidates, fastest, judge, told
     from stage_rt.engines.build import build as run
-    from stage_rt.engines.build import is_current, writing
+    from stage_rt.engines.build import is_current
     from stage_rt.engines.graphs import read_graphs
     from stage_rt.errors import InputError
     from stage_rt.export.origin import origin
+    from stage_rt.files import disk_failures
     from stage_rt.folders import check_replaceable
 
     if targets is not None:
@@ -148,7 +149,7 @@ def compile_fastest(
     # What it chose the last time is its own to replace; another engine took its time to build.
     own = _backend_in(output) in {each.backend for each in found}
     check_replaceable(output, found[0].backend, force=force or own)
-    with writing(output), _beside(output) as scratch, ExitStack() as kept:
+    with disk_failures(output), _beside(output) as scratch, ExitStack() as kept:
         graphs = {
             each: kept.enter_context(_exported(source, output, each, hoist=False)) if exported else source
             for each in origins
@@ -247,9 +248,9 @@ def _backend_in(folder: Path) -> BackendName | None:
 @contextmanager
 def _exported(source: Path, output: Path, dtype: DType, *, hoist: bool) -> Iterator[Path]:
     """The graphs of a model, in a folder beside ``output`` for as long as it takes; hoisted for GPUs."""
-    from stage_rt.engines.build import writing
+    from stage_rt.files import disk_failures
 
-    with writing(output), _beside(output) as folder:
+    with disk_failures(output), _beside(output) as folder:
         with console.messages().status("reading the model") as status:
             with console.extra("export"):
                 from stage_rt.export.graphs import export

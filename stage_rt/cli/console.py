@@ -85,8 +85,8 @@ def extra(name: str) -> Iterator[None]:
 
 
 def result(text: str, fields: Mapping[str, object], *, as_json: bool) -> None:
-    """A command's result on stdout: ``fields`` as one JSON object, or ``text``."""
-    shown = [json.dumps(fields, ensure_ascii=False)] if as_json else map(printable, text.split("\n"))
+    """A command's result on stdout: ``fields`` as one JSON object, in ASCII as its encoding may be, or ``text``."""
+    shown = [json.dumps(fields)] if as_json else map(printable, text.split("\n"))
     try:
         print("\n".join(shown), flush=True)
     except BrokenPipeError:

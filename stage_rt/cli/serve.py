@@ -59,7 +59,8 @@ def serve(
         from stage_rt.serve.guard import is_loopback
         from stage_rt.serve.listen import run
         from stage_rt.serve.metrics import Figures
-    from stage_rt.run.ledger import locked_run
+    from stage_rt.files import disk_failures, try_out
+    from stage_rt.run.ledger import LOCK_FILE, locked_run
     from stage_rt.serve.server import Server, Settings
 
     token = _token(token_file) if token_file else None
@@ -67,12 +68,13 @@ def serve(
         raise InputError(
             f"`{host}` can be reached from other machines", "give a `--token-file`, or leave `--host` out"
         )
-    data.mkdir(parents=True, exist_ok=True)
+    try_out(data / LOCK_FILE, "--data")
     log, figures = _log(), Figures()
     budget = round(memory * 2**30) if memory is not None else of_the_machine() // 2
     with locked_run(data), _listening(host, port) as sock:
         settings = Settings(engines, data, budget, normals, masks)
-        server = Server(settings, tell=log.error, observe=figures.step, over=figures.over)
+        with disk_failures(data, "--data"):
+            server = Server(settings, tell=log.error, observe=figures.step, over=figures.over)
         name = f"[{host}]" if ":" in host else host
         console.result(f"http://{name}:{sock.getsockname()[1]}/", {}, as_json=False)
         run(server, sock, token, figures, log)

@@ -43,12 +43,14 @@ def verify(
     """
     from stage_rt.cli.progress import counting_bar
     from stage_rt.errors import InputError
-    from stage_rt.files import write_atomic
+    from stage_rt.files import disk_failures, try_out, write_atomic
     from stage_rt.folders import read_engine
 
     # Asked now: it is written at the end of what may be an hour.
-    if output is not None and (output.suffix.lower() != ".png" or output.is_dir()):
-        raise InputError(f"`{output}` is no name for a picture: choose one that ends in `.png`")
+    if output is not None:
+        if output.suffix.lower() != ".png" or output.is_dir():
+            raise InputError(f"`{output}` is no name for a picture: choose one that ends in `.png`")
+        try_out(output)
     spec = read_engine(engine)
     with console.extra("export"):
         from stage_rt.export.verify import QUICK_TIMESTEPS, TIMESTEPS, require, work
@@ -61,7 +63,8 @@ def verify(
         report = run(engine, model, prompt=prompt, timesteps=timesteps, quick=quick, progress=progress)
     console.result(_table(report.rows), _fields(report), as_json=as_json)
     if output is not None:
-        write_atomic(output, plot_errors(report))
+        with disk_failures(output):
+            write_atomic(output, plot_errors(report))
     require(report)
 
 

@@ -46,16 +46,16 @@ def _noted(
 
 def same_picture(
     tested: Collection[Path], learned: Collection[Path], progress: Progress = silent
-) -> tuple[Path, Path] | None:
-    """The first of ``learned`` that is one of ``tested``, and that one, whatever they are called and however saved.
+) -> dict[Path, Path]:
+    """Those of ``tested`` that are one of ``learned``, and which, whatever they are called and however saved.
 
     ``progress`` is told the share of the photographs that was read.
     """
-    known = {pixels_digest(read_image(path)): path for path in counted(tested, portion(progress, 0.0, 0.5))}
-    for path in counted(learned, portion(progress, 0.5, 1.0)):
-        if (twin := known.get(pixels_digest(read_image(path)))) is not None:
-            return path, twin
-    return None
+    known: dict[str, Path] = {}
+    for path in counted(learned, portion(progress, 0.0, 0.5)):
+        known.setdefault(pixels_digest(read_image(path)), path)
+    read = {path: pixels_digest(read_image(path)) for path in counted(tested, portion(progress, 0.5, 1.0))}
+    return {path: known[digest] for path, digest in read.items() if digest in known}
 
 
 def showing_a_defect(

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from stage_rt.errors import DatasetError, RunError
-from stage_rt.files import staged_folder, write_atomic
+from stage_rt.files import check_apart, new_folder, write_atomic
 from stage_rt.packs.photographs import Folder, check
 from stage_rt.packs.runs import FinishedRun, opened, places
 from stage_rt.progress import Progress, portion, silent
@@ -31,14 +32,16 @@ def merge(
     Raises:
         RunError: a shard is missing, given twice, not finished, damaged or of another run.
         DatasetError: ``normals`` are not the folders that the run was given, or a photograph is not as it was.
-        InputError: ``folder`` has content.
+        InputError: ``folder`` has content, or lies in a shard.
     """
     with ExitStack() as stack:
         found = [[stack.enter_context(opened(place)) for place in places(shard)] for shard in shards]
+        for run in chain.from_iterable(found):
+            check_apart(run.folder, folder)
+        staged = stack.enter_context(new_folder(folder))
         types, given = _by_type(found), [Folder(folder) for folder in normals]
         check(given, [parts[0] for parts in types])
         photographs = _Photographs(given)
-        staged = stack.enter_context(staged_folder(folder))
         total, done, summaries = sum(parts[0].spec.count for parts in types), 0, {}
         joined = []
         for parts in types:

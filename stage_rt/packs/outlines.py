@@ -70,35 +70,52 @@ def outline(label: NDArray[np.bool_]) -> list[Edge]:
     """The closed outline of a connected part bool ``[h, w]``, clockwise, holes included."""
     inside = np.pad(label, 1)
     whole, *holes = sorted(_loops(_edges(inside)), key=lambda loop: min(edge.corner[::-1] for edge in loop))
-    # What ends the column above a hole's highest corner is higher than the hole, and so in the outline already.
+    detours = {}
     for hole in holes:
         start = min(range(len(hole)), key=lambda n: hole[n].corner[::-1])
         x, low = hole[start].corner
         high = low
         while inside[high, x + 1]:
             high -= 1
-        place = whole.index(Edge((x, high), (x, high)))
         down = [Edge((x, y), (x, y)) for y in range(high, low)]
         up = [Edge((x, y + 1), (x, y)) for y in reversed(range(high, low))]
-        whole[place:place] = [*down, *hole[start:], *hole[:start], *up]
-    return whole
+        # What ends the column above a hole's highest corner is higher than the hole: cuts lead to no circle.
+        detours[Edge((x, high), (x, high))] = [*down, *hole[start:], *hole[:start], *up]
+    return _joined(whole, detours)
+
+
+def _joined(whole: list[Edge], detours: dict[Edge, list[Edge]]) -> list[Edge]:
+    """The outline with each of ``detours``, which may have some of their own, before the edge that it is known by."""
+    path: list[Edge] = []
+    ways = [iter(whole)]
+    while ways:
+        for edge in ways[-1]:
+            # A cut begins as the edge it leaves from: the second time that is the edge itself.
+            if (detour := detours.pop(edge, None)) is not None:
+                ways.append(iter([*detour, edge]))
+                break
+            path.append(edge)
+        else:
+            ways.pop()
+    return path
 
 
 def _loops(leaving: Mapping[Corner, Collection[int]]) -> Iterator[list[Edge]]:
     """The outer outline and those of holes, with the label on their right."""
-    waiting = dict.fromkeys((corner, way) for corner, ways in leaving.items() for way in ways)
-    while waiting:
-        corner, direction = next(iter(waiting))
+    every = [(corner, way) for corner, ways in leaving.items() for way in ways]
+    waiting = set(every)
+    for corner, direction in every:
         loop = []
         while (corner, direction) in waiting:
-            del waiting[corner, direction]
+            waiting.remove((corner, direction))
             (dx, dy), (rx, ry) = _AHEAD[direction], _RIGHT[direction]
             loop.append(Edge(corner, (corner[0] + rx, corner[1] + ry)))
             corner = (corner[0] + dx, corner[1] + dy)
             # To the left where two pixels meet in a corner, so that they stay one part.
             turns = ((direction + turn) % 4 for turn in (-1, 0, 1))
             direction = next(turn for turn in turns if turn in leaving[corner])
-        yield loop
+        if loop:
+            yield loop
 
 
 def _edges(inside: NDArray[np.bool_]) -> dict[Corner, list[int]]:

@@ -9,8 +9,8 @@ from itertools import combinations, count
 from pathlib import Path
 
 from stage_rt.errors import InputError
+from stage_rt.files import check_apart, new_folder
 from stage_rt.files import real as resolved
-from stage_rt.files import staged_folder
 from stage_rt.folders import read_engine
 from stage_rt.names import PackName
 from stage_rt.packs import FORMATS
@@ -126,8 +126,8 @@ def pack(request: Request, output: Path, progress: Progress = silent) -> Summary
     that is done; what it raises leaves nothing behind.
 
     Raises:
-        InputError: the split is no share, ``output`` has content, there is nothing to pack, two runs have the same
-            pairs, or the format or the engine is none for real photographs.
+        InputError: the split is no share, ``output`` has content or lies in what is read, there is nothing to pack,
+            two runs have the same pairs, or the format or the engine is none for real photographs.
         RunError: a folder is no finished run, or a file of it was changed.
         EngineError: ``engine`` is no engine.
         DatasetError, ImageError, MaskError: the photographs are not those of the runs, would stand on both sides, or
@@ -140,7 +140,9 @@ def pack(request: Request, output: Path, progress: Progress = silent) -> Summary
     _check_real(request)
     with ExitStack() as held:
         runs = [held.enter_context(opened(at)) for folder in request.runs for at in places(folder)]
-        with staged_folder(output) as folder:
+        for read in (*(run.folder for run in runs), *([request.real] if request.real else ())):
+            check_apart(read, output)
+        with new_folder(output) as folder:
             compared = 0.0 if request.real is None else _COMPARED
             along = _real(request, runs, portion(progress, 0.0, compared))
             reason_of, start = _reasons(request, along), compared + _SURVEY

@@ -6,7 +6,7 @@ times. A pair that shows the training side what validates is left out.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,8 @@ LABELLED = "labelled as a photograph that validates"
 
 _PAINTED = (RUN_FILE, f"{TYPES}/*/{RUN_FILE}", PACK_FILE, CLIENT_FILE, LIST)
 """Files that only folders of painted pairs have."""
+_NAMED = 5
+"""Photographs on both sides that are told by name."""
 
 
 class Labelled(NamedTuple):
@@ -98,19 +100,27 @@ class Real:
         """
         tested = [each.photo for each in self.labelled if each.side == "val"]
         tested += [*self.good, *self.bad]
-        for path in tested:
-            if sha256(path) in used:
-                raise DatasetError(
-                    f"`{path}` is to validate and was painted into",
-                    "take it out of the data set, or paint into others",
-                )
+        both = {path: "was painted into" for path in tested if sha256(path) in used}
         learned = [each.photo for each in self.labelled if each.side == "train"]
         learned += [*normals, *(path for path in self.normals if sha256(path) in used)]
-        if found := same_picture(tested, learned, progress):
-            path, twin = found
-            raise DatasetError(
-                f"`{path}` is to be learned from and is `{twin}`, which is to validate", "remove one of them"
-            )
+        twins = same_picture([path for path in tested if path not in both], learned, progress)
+        both |= {path: f"is `{twin}`, which is to be learned from" for path, twin in twins.items()}
+        if both:
+            raise _on_both_sides(both)
+
+
+def _on_both_sides(reasons: Mapping[Path, str]) -> DatasetError:
+    """It is what validates that has to go: of others a run was made, which nobody could pack without them."""
+    if len(reasons) == 1:
+        ((path, reason),) = reasons.items()
+        return DatasetError(f"`{path}` is to validate and {reason}", f"take `{path}` out of the data set")
+    told = [f"`{path}` {reason}" for path, reason in reasons.items()][:_NAMED]
+    if more := len(reasons) - len(told):
+        told.append(f"and so on with {more} more")
+    return DatasetError(
+        f"{len(reasons)} photographs are to validate and may not ({'; '.join(told)})",
+        "take them out of the data set, and leave those that are learned from",
+    )
 
 
 def real_datasets(root: Path) -> list[Dataset]:

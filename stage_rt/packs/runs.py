@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage_rt.errors import ImageError, RunError
-from stage_rt.files import real
+from stage_rt.files import real, unreadable
 from stage_rt.folders import read_description
 from stage_rt.images.inputs import read_header
 from stage_rt.packs.picture import File
@@ -112,6 +112,8 @@ class FinishedRun:
             path.open("rb").close()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise RunError(f"`{path}` is missing", f"{AGAIN}, which paints it anew") from None
+        except PermissionError:
+            raise unreadable(path, RunError) from None
         except OSError as refusal:
             raise RunError(
                 f"`{path}` cannot be read ({refusal.strerror})", "mend that and pack again"
@@ -157,7 +159,13 @@ def opened(place: Place) -> Iterator[FinishedRun]:
 @contextmanager
 def _held(lock: Path) -> Iterator[None]:
     """Keep writers out; copies of runs may lack the hidden file, and need no lock."""
-    with lock.open("rb") if lock.is_file() else open(os.devnull, "rb") as file:
+    there = lock.is_file()
+    try:
+        if there:
+            lock.open("rb").close()
+    except PermissionError:
+        raise unreadable(lock, RunError) from None
+    with lock.open("rb") if there else open(os.devnull, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as taken:

@@ -23,6 +23,8 @@ HELD_OUT = 5
 """One in so many photographs is in ``test/good`` where all were painted into."""
 
 _ORIENTATION = 0x0112
+_BIT_DEPTH = 24
+"""Where a PNG has it, behind its signature and the sizes."""
 _SHORT = 200
 """Bytes that are kept of a name which is too long."""
 
@@ -94,13 +96,15 @@ def _free(stem: str, taken: Container[str]) -> str:
 def _put(path: Path, place: Path, checks: Checks) -> None:
     # A name can have been another photograph's, before a type was added. What is no link is read for that, once.
     question = f"good of {path.absolute()} {identity(path)}"
+    as_pairs_are = _as_pairs_are(path)
     if place.exists() and (
-        _linked(place, path) or checks.of(place, question, lambda place: _shows(place, path))
+        (as_pairs_are and _linked(place, path))
+        or checks.of(place, question, lambda place: _shows(place, path))
     ):
         return
     place.unlink(missing_ok=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    if not _as_pairs_are(path):
+    if not as_pairs_are:
         grey = read_header(path).grey
         write_atomic(place, png(Image.fromarray(read_image(path)).convert("L" if grey else "RGB")))
         return
@@ -127,7 +131,7 @@ def _shows(place: Path, path: Path) -> bool:
         content = _content(path)
         return place.stat().st_size == len(content) and place.read_bytes() == content
     try:
-        same = read_header(place) == read_header(path)
+        same = _as_pairs_are(place) and read_header(place) == read_header(path)
         return same and np.array_equal(read_image(place), read_image(path))
     except ImageError:
         return False
@@ -135,9 +139,13 @@ def _shows(place: Path, path: Path) -> bool:
 
 def _as_pairs_are(path: Path) -> bool:
     """Whether a photograph's file is what a PNG of its pixels would be to whoever reads it."""
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), path.open("rb") as file, Image.open(file) as image:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return image.format == "PNG" and image.mode in ("L", "RGB") and not turned
+        if image.format != "PNG" or image.mode not in ("L", "RGB") or turned:
+            return False
+        # Pillow has no mode for colours of 16 bits, which it reads as 8 of them.
+        file.seek(_BIT_DEPTH)
+        return file.read(1) != b"\x10"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 A pair is in place before its line is appended to ``manifest.jsonl``; the line is what makes it done.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from stage_rt.errors import InputError, RunError, StageError
-from stage_rt.files import identity, sha256, staged_for, write_atomic
+from stage_rt.errors import InputError, RunError
+from stage_rt.files import disk_failures, holds, identity, staged_for, unreadable, write_atomic
 from stage_rt.noise import stream
 from stage_rt.run.checks import CHECKS_FILE
 from stage_rt.run.differences import Given, difference, fields_of
@@ -160,7 +159,7 @@ class Manifest:
         if record.image is None or record.mask is None:
             return False
         files = ((folder / record.image, record.image_sha256), (folder / record.mask, record.mask_sha256))
-        return all(path.is_file() and sha256(path) == digest for path, digest in files)
+        return all(holds(path, digest) for path, digest in files)
 
     def _seal(self, index: int, folder: Path, planned: Mapping[str, object]) -> int:
         """A number that tells what was planned for a sample and the files there are of it; never 0."""
@@ -252,40 +251,6 @@ def open_run(place: Place, spec: RunSpec, given: Callable[[], Given] = dict) -> 
             manifest.save()
 
 
-@contextmanager
-def disk_failures(folder: Path) -> Iterator[None]:
-    """A block in which a failing disk becomes one sentence that names the file.
-
-    Raises:
-        StageError: the disk is full or failed.
-    """
-    try:
-        yield
-    except OSError as failure:
-        place = _place(failure) or folder
-        raise StageError(
-            f"{_doing(failure, place)} `{place}` failed ({failure.strerror}): "
-            "mend that and run the same command again"
-        ) from failure
-
-
-def _doing(failure: OSError, place: Path) -> str:
-    if failure.errno == errno.EIO:
-        return "reading or writing"
-    # What is written is made where it is not there, if its folder is.
-    missing = failure.errno == errno.ENOENT and place.parent.is_dir()
-    return "reading" if missing else "writing to"
-
-
-def _place(failure: OSError) -> Path | None:
-    """The file that failed, under the name it has or would have had."""
-    name = failure.filename2 or failure.filename
-    if not isinstance(name, str | os.PathLike):
-        return None
-    path = Path(name)
-    return path.with_name(staged_for(path) or path.name)
-
-
 def _left_by_a_crash(at: Place, prompt: str) -> Iterator[Path]:
     """Staged files of the run's own, found where it makes them; nobody else's."""
     pair = [(at.data / path).parent for path in pair_paths(prompt, 0)]
@@ -357,6 +322,8 @@ def same_job(path: Path, spec: RunSpec, given: Callable[[], Given] = dict) -> by
         old = path.read_bytes()
         there = RunSpec.model_validate_json(old)
         fields_of(there)
+    except PermissionError:
+        raise unreadable(path, RunError) from None
     except (ValidationError, InputError) as damage:
         if isinstance(damage, ValidationError) and is_newer(damage):
             raise RunError(f"`{path}` was made by a newer stage-rt", "update this one") from damage

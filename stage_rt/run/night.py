@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage_rt.errors import PromptError, RunError, StageError
+from stage_rt.files import disk_failures
 from stage_rt.images.inputs import network_image
 from stage_rt.noise import PhiloxNoise
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.run.checks import Checks
 from stage_rt.run.fill import Summary, follow, missing, part
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import Place, check_claim, claim, disk_failures, locked_run, same_job
+from stage_rt.run.ledger import Place, check_claim, claim, locked_run, same_job
 from stage_rt.run.others import others
 from stage_rt.run.painters import Painters
 from stage_rt.run.plan import Notify, Plan, make_plan

@@ -225,6 +225,18 @@ def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
     assert bench(engine_folder, "--batch", "many")[0] == 2
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    bench, engine_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stage_rt.bench.stages.bench", None)
+    (tmp_path / "file").touch()
+    assert bench(engine_folder, "--plot", tmp_path / "file/plot.png") == (
+        3,
+        "",
+        f"error: writing to `{tmp_path}/file` failed (File exists): mend that and run the same command again\n",
+    )
+
+
 def test_the_arithmetic_is_what_torch_counts(engine_folder, model_folder):
     import torch
     from diffusers.models.attention_processor import AttnProcessor

@@ -123,7 +123,7 @@ def test_a_model_for_a_folder_that_cannot_be_written_is_one_sentence(
         main(["build", str(model_folder), "-o", str(engine), "--backend", backend])
     assert exited.value.code == 3
     assert capsys.readouterr().err == (
-        f"error: writing `{engine}` failed (File exists): mend that and run the same command again\n"
+        f"error: writing to `{engine.parent}` failed (File exists): mend that and run the same command again\n"
     )
 
 

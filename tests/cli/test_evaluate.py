@@ -57,7 +57,7 @@ def test_the_result_is_on_the_page_and_as_json(run, tmp_path: Path) -> None:
     ("arguments", "held_out", "sentence"),
     [
         (("--sources", "theirs"), ("part/dent/5.png",), "unknown source 'theirs': use ours, "),
-        (("--types", "hole"), ("part/dent/5.png",), "unknown type 'hole': use of dent"),
+        (("--types", "hole"), ("part/dent/5.png",), "unknown type 'hole': use dent"),
         ((), (), "the engine's model saw every labelled photograph"),
         ((), ("other/dent/5.png",), "`part` is not what the model was trained on"),
         (("--sources", "gone=nowhere"), ("part/dent/5.png",), "`nowhere` is not a folder"),

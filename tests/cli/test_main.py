@@ -1,6 +1,7 @@
 """What every command shares: exit codes, one-line errors, and where messages go."""
 
 import collections
+import json
 import os
 import signal
 import subprocess
@@ -196,6 +197,18 @@ def test_a_result_cannot_move_the_cursor(capsys):
     console.result("a\x1b[2Jb\n  c", {"name": "a\x1b[2Jb"}, as_json=False)
     console.result("", {"name": "a\x1b[2Jb"}, as_json=True)
     assert capsys.readouterr().out == 'a\\x1b[2Jb\n  c\n{"name": "a\\u001b[2Jb"}\n'
+
+
+def test_a_result_as_json_is_json_whatever_the_encoding_of_stdout():
+    code = "from stage_rt.cli import console; console.result('', {'name': 'é\\udcff'}, as_json=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout) == {"name": "é\udcff"}
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "é"], ["inspect", "é\x1b[2J\n"]])

@@ -134,6 +134,15 @@ def test_one_pair_is_no_pairs(pack, tmp_path):
     )
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(pack, tmp_path):
+    (tmp_path / "file").touch()
+    assert pack("run", "-o", "file/set", "--format", "voc") == (
+        3,
+        "",
+        f"error: writing to `{tmp_path}/file` failed (File exists): mend that and run the same command again\n",
+    )
+
+
 def test_a_mistake_is_one_sentence(pack, tmp_path):
     (tmp_path / "run/test/hole/000001.png").unlink()
     assert pack("run", "-o", "set", "--format", "voc") == (

@@ -67,6 +67,18 @@ def test_a_picture_that_cannot_be_is_refused_at_once(run, engine_folder, model_f
     assert err == f"error: `{tmp_path / name}` is no name for a picture: choose one that ends in `.png`\n"
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    run, engine_folder, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stage_rt.export.verify.verify", None)
+    (tmp_path / "file").touch()
+    assert run(engine_folder, "--model", model_folder, "-o", tmp_path / "file/errors.png") == (
+        3,
+        "",
+        f"error: writing to `{tmp_path}/file` failed (File exists): mend that and run the same command again\n",
+    )
+
+
 def test_what_is_no_engine_is_one_line(run, model_folder, tmp_path):
     code, out, err = run(tmp_path, "--model", model_folder)
     assert (code, out) == (1, "")

@@ -226,7 +226,7 @@ def test_the_disk_fills_up_at_any_write(graphs, tmp_path):
     for call in range(1, 4):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", full_from(call))
-            with pytest.raises(StageError, match=r"writing `.*engine` failed \(No space left on device\)"):
+            with pytest.raises(StageError, match=r"writing to `.*engine` failed \(No space left on device\)"):
                 built(source, tmp_path / "engine")
         assert not list(tmp_path.iterdir())
 
@@ -267,7 +267,7 @@ def test_a_disk_that_fills_up_under_a_library_is_no_fault_of_the_graph(graphs, t
         text=True,
         check=False,
     )
-    told = f"writing `{tmp_path / 'engine'}` failed (No space left on device): mend that and run the same command"
+    told = f"writing to `{tmp_path / 'engine/unet'}` failed (No space left on device): mend that and run the same"
     assert told in done.stdout, done.stderr
     assert not list(tmp_path.iterdir())
 

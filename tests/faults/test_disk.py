@@ -4,15 +4,18 @@ import errno
 import os
 import resource
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from closed_engine import engine_folder
 from fake_engine import PROMPT, FakeEngine, command, contents, labels, photographs
 
-from stage_rt.errors import ExitCode, RunError, StageError
+from stage_rt.cli import main
+from stage_rt.errors import ExitCode, InputError, RunError, StageError
+from stage_rt.files import disk_failures, staged_folder, try_out
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
-from stage_rt.run.ledger import disk_failures
 
 TESTS = Path(__file__).parents[1] / "support"
 
@@ -68,21 +71,72 @@ def test_the_disk_fills_up_at_any_write(job, tmp_path):
     assert failures >= 4 * 5
 
 
-def test_what_could_not_be_read_is_not_said_to_be_written(tmp_path):
-    def told(do):
-        with pytest.raises(StageError) as error, disk_failures(tmp_path):
-            do()
-        return str(error.value)
+def told(folder, do):
+    with pytest.raises(StageError) as error, disk_failures(folder):
+        do()
+    return str(error.value)
 
+
+def test_what_could_not_be_read_is_not_said_to_be_written(tmp_path):
     gone = tmp_path / "gone.png"
-    assert told(gone.read_bytes).startswith(f"reading `{gone}` failed (No such file or directory): mend that")
+    assert told(tmp_path, gone.read_bytes).startswith(
+        f"reading `{gone}` failed (No such file or directory): mend that"
+    )
     place = tmp_path / "no folder" / "new.png"
-    assert told(lambda: place.open("xb")).startswith(f"writing to `{place}` failed (No such file or")
+    assert told(tmp_path, lambda: place.open("xb")).startswith(
+        f"writing to `{place}` failed (No such file or"
+    )
 
     def broken():
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(gone))
 
-    assert told(broken).startswith(f"reading or writing `{gone}` failed (Input/output error): mend that")
+    assert told(tmp_path, broken).startswith(
+        f"reading or writing `{gone}` failed (Input/output error): mend that"
+    )
+
+
+def refuse(place):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def test_what_may_not_be_read_is_not_said_to_be_written(tmp_path, monkeypatch):
+    there, missing = tmp_path / "there.png", tmp_path / "run/.000001.png.0123abcd.tmp"
+    there.touch()
+    written = "may not be written: give yourself permission or another `-o`"
+    assert told(tmp_path, lambda: refuse(there)) == f"`{there}` {written}"
+    assert told(tmp_path, lambda: refuse(missing)) == f"`{tmp_path}` {written}"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert told(tmp_path, lambda: refuse(there)) == (
+        f"`{there}` may not be read: give yourself permission and run the same command again"
+    )
+
+
+def test_a_folder_that_is_staged_is_told_of_by_its_own_name(tmp_path):
+    with pytest.raises(StageError) as error, staged_folder(tmp_path / "set") as staged:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staged / "images/000.png"))
+    assert str(error.value) == (
+        f"writing to `{tmp_path}/set/images/000.png` failed (No space left on device): mend that and run the same "
+        "command again"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_library_is_not_the_disk(tmp_path):
+    with pytest.raises(OSError, match="no file of ours"), disk_failures(tmp_path):
+        raise OSError("no file of ours")
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    try_out(tmp_path / "new" / "plot.png")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    (tmp_path / "file").touch()
+    with pytest.raises(StageError, match=r"writing to `.*file` failed \(File exists\): mend that"):
+        try_out(tmp_path / "file" / "plot.png")
+    monkeypatch.setattr(Path, "touch", lambda place, **_: refuse(place))
+    with pytest.raises(
+        InputError, match=r"new` may not be written: give yourself permission or another `--plot`"
+    ):
+        try_out(tmp_path / "new" / "plot.png", "--plot")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +166,25 @@ def test_a_real_limit_on_the_size_of_files(job, tmp_path):
     )
     assert not list((tmp_path / "run").rglob("*.png"))
     assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "reason"),
+    [("file/data", "file/data", "Not a directory"), ("data", "data/jobs", "File exists")],
+)
+def test_a_server_whose_data_cannot_be_written_says_where(tmp_path, capsys, monkeypatch, data, place, reason):
+    pytest.importorskip("fastapi")
+    monkeypatch.setattr("socket.create_server", lambda *_, **__: nullcontext())
+    (tmp_path / "data").mkdir()
+    for name in ("file", "data/jobs"):
+        (tmp_path / name).touch()
+    with pytest.raises(SystemExit) as exited:
+        main(["serve", str(engine_folder(tmp_path / "tiles")), "--port", "0", "--data", str(tmp_path / data)])
+    assert (exited.value.code, *capsys.readouterr()) == (
+        3,
+        "",
+        f"error: writing to `{tmp_path}/{place}` failed ({reason}): mend that and run the same command again\n",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from fake_engine import FakeEngine, contents, labels, manifest, photographs, ten_pairs
 
-from stage_rt.errors import DatasetError, RunError
+from stage_rt.errors import DatasetError, InputError, RunError
 from stage_rt.packs.merge import merge
 from stage_rt.packs.pack import Request, pack
 from stage_rt.packs.runs import opened, places
@@ -191,3 +191,15 @@ def test_the_folders_have_to_be_those_that_the_shards_were_given(shards, tmp_pat
     refused(DatasetError, message, shards, normals, tmp_path)
     (normals / "005.png").unlink()
     assert merge(shards, [normals], tmp_path / "run")
+
+
+def test_what_a_merge_that_was_killed_had_staged_is_removed(shards, tmp_path):
+    (tmp_path / ".run.0123abcd.tmp" / "test").mkdir(parents=True)
+    merge(shards, [tmp_path / "normals"], tmp_path / "run")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_has_no_place_in_a_shard(shards, tmp_path):
+    with pytest.raises(InputError, match=r"s2/run` would lie in `.*s2`, .*: choose another `-o`"):
+        merge(shards, [tmp_path / "normals"], shards[1] / "run")
+    assert not (shards[1] / "run").exists()

@@ -15,7 +15,7 @@ from fake_engine import FakeEngine, contents, labels, manifest, opened, photogra
 from PIL import Image
 
 from stage_rt.errors import DatasetError, InputError, MissingExtraError, RunError
-from stage_rt.files import sha256
+from stage_rt.files import locked, sha256
 from stage_rt.images.inputs import network_mask
 from stage_rt.packs import FORMATS
 from stage_rt.packs.pack import Request, pack
@@ -191,6 +191,13 @@ def test_images_are_those_of_the_run_and_good_ones_the_photographs(packed, here,
             assert os.path.samefile(image, original)
 
 
+def test_what_a_pack_that_was_killed_had_staged_is_removed(packed, tmp_path):
+    left = tmp_path / ".yolo.0123abcd.tmp"
+    (left / "images").mkdir(parents=True)
+    packed("yolo")
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
+
+
 def test_where_links_are_refused_files_are_copied(packed, runs, monkeypatch):
     def refused(*_):
         raise OSError("no links here")
@@ -338,6 +345,20 @@ class TestRefused:
         (copied[0] / "manifest.jsonl").unlink()
         refused(RunError, r"hole` is not finished \(0 of 14 samples\)", copied)
 
+    def test_a_folder_in_what_is_read(self, copied, data, tmp_path):
+        real = shutil.copytree(data, tmp_path / "real" / data.name)
+        for output in (copied[1] / "test/pack", real / "test/pack"):
+            with pytest.raises(InputError, match=r"test/pack` would lie in `.*: choose another `-o`"):
+                pack(Request(copied, "coco", real=real), output)
+            assert not output.exists()
+
+    def test_a_pack_that_another_process_writes(self, copied, tmp_path):
+        with (
+            locked(tmp_path / "pack", lambda: None),
+            pytest.raises(InputError, match=r"pack` is being written by another process: wait for it to end"),
+        ):
+            pack(Request(copied, "coco"), tmp_path / "pack")
+
     def test_a_run_that_crashed_in_a_line(self, refused, copied):
         spoil_line(copied[0], 13, lambda line: [line[:50]])
         refused(RunError, r"hole` is not finished \(13 of 14 samples\)", copied)
@@ -406,18 +427,19 @@ class TestRefused:
         with pytest.raises(InputError, match="loop` is a file, choose another `-o`"):
             pack(Request(runs, "yolo"), tmp_path / "loop")
 
-    def test_a_file_that_cannot_be_read(self, refused, copied, monkeypatch):
+    @pytest.mark.parametrize("name", ["000004_mask.png", "run.json", ".lock"])
+    def test_a_file_that_may_not_be_read(self, refused, copied, monkeypatch, name):
         opened_by = Path.open
 
         def denied(path, *arguments, **options):
-            if path.name == "000004_mask.png":
+            if path.name == name:
                 raise PermissionError(13, os.strerror(13))
             return opened_by(path, *arguments, **options)
 
         monkeypatch.setattr(Path, "open", denied)
         refused(
             RunError,
-            r"000004_mask.png` cannot be read \(Permission denied\): mend that and pack again",
+            rf"{name}` may not be read: give yourself permission and run the same command again",
             copied,
         )
 

@@ -356,18 +356,30 @@ class TestRefused:
         add(copied, "crack", "twin.bmp", photo, copied / "ground_truth/hole/000_mask.png")
         made = engine(held_out=names(copied, "hole"))
         match = (
-            "crack/twin.bmp` is to be learned from and is `.*hole/000.png`, which is to validate: remove one"
+            r"hole/000.png` is to validate and is `.*crack/twin.bmp`, which is .*: take `.*hole/000.png` out"
         )
         refused(DatasetError, match, real=copied, engine=made)
 
     def test_a_good_photograph_that_is_a_labelled_one(self, refused, copied):
         opened(copied / "test/hole/000.png").save(copied / "test/good/again.tif")
-        match = "hole/000.png` is to be learned from and is `.*good/again.tif`, which is to validate"
+        match = "good/again.tif` is to validate and is `.*hole/000.png`, which is to be learned from: take `.*tif`"
         refused(DatasetError, match, real=copied, split=1)
 
     def test_a_photograph_that_was_painted_into(self, refused, copied, here):
         shutil.copy(here / "normals/003.png", copied / "test/good/again.png")
-        refused(DatasetError, "good/again.png` is to validate and was painted into: take", real=copied)
+        refused(DatasetError, "good/again.png` is to validate and was painted into: take `", real=copied)
+
+    def test_all_that_stand_on_both_sides_are_told_at_once(self, refused, copied, here):
+        """What is to go are those that validate: without one of the others nobody could pack the runs."""
+        shutil.copy(here / "normals/000.png", copied / "test/good/again.png")
+        for n in range(1, 7):
+            opened(here / f"normals/00{n}.png").save(copied / f"test/good/again{n}.bmp")
+        match = (
+            r"7 photographs are to validate and may not \(`.*good/again.png` was painted into; "
+            r"`.*good/again1.bmp` is `.*normals/001.png`, which is to be learned from; .*; and so on with 2 more\): "
+            "take them out of the data set, and leave those that are learned from$"
+        )
+        refused(DatasetError, match, real=copied, normals=[here / "normals"])
 
     @pytest.mark.parametrize("given", [True, False])
     def test_one_that_was_painted_into_and_saved_again(self, refused, copied, here, given):
@@ -375,7 +387,9 @@ class TestRefused:
         if not given:
             shutil.copytree(here / "normals", copied / "train/good")
         normals = [here / "normals"] if given else []
-        match = "003.png` is to be learned from and is `.*good/again.bmp`, which is to validate"
+        match = (
+            "good/again.bmp` is to validate and is `.*003.png`, which is to be learned from: take `.*bmp` out"
+        )
         refused(DatasetError, match, real=copied, normals=normals)
 
     def test_one_defect(self, refused, copied):

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from fake_engine import FakeEngine, contents, labels, opened, photographs
@@ -81,6 +82,26 @@ def test_what_readers_would_see_otherwise_is_written_as_the_pairs_are(tmp_path, 
     copy = opened(tmp_path / "run" / places[path])
     assert (copy.format, copy.mode) == ("PNG", "L" if kind == "sixteen" else "RGB")
     assert np.array_equal(np.asarray(copy.convert("RGB")), read_image(path))
+
+
+@pytest.mark.parametrize("before", ["nothing", "link", "copy"])
+def test_colours_of_16_bits_become_those_of_8_that_pairs_have(tmp_path, before):
+    path, place = tmp_path / "photo.png", tmp_path / "run/train/good/photo.png"
+    pixels = np.random.default_rng(0).integers(0, 2**16, (30, 40, 3), dtype=np.uint16)
+    cv2.imwrite(str(path), pixels)
+    place.parent.mkdir(parents=True)
+    if before == "link":
+        os.link(path, place)
+    elif before == "copy":
+        shutil.copy(path, place)
+    place_good(tmp_path / "run", [path], [])
+    copy = cv2.imread(str(place), cv2.IMREAD_UNCHANGED)
+    assert copy.dtype == np.uint8
+    assert np.array_equal(copy[:, :, ::-1], read_image(path))
+    assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    written = place.stat().st_mtime_ns
+    place_good(tmp_path / "run", [path], [])
+    assert place.stat().st_mtime_ns == written
 
 
 def test_photographs_of_one_name_from_two_folders_are_both_there(tmp_path):

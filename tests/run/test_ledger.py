@@ -7,7 +7,7 @@ from fake_engine import FakeEngine, contents
 from stage_rt.errors import RunError
 from stage_rt.recipe import Recipe
 from stage_rt.run.fill import fill
-from stage_rt.run.ledger import Manifest, Place, open_run
+from stage_rt.run.ledger import Manifest, Place, open_run, same_job
 from stage_rt.run.writer import pair_paths, write_pair
 from stage_rt.spec import PairRecord, RunSpec
 
@@ -325,6 +325,19 @@ def test_a_damaged_run_file_is_named(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match=r"run\.json` is damaged: start again in an empty folder"):
         open_run(Place.of(tmp_path), run_spec()).__enter__()
+
+
+def test_a_run_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "run.json").touch()
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", denied)
+    with pytest.raises(
+        RunError, match=r"run.json` may not be read: give yourself permission and run the same"
+    ):
+        same_job(tmp_path / "run.json", run_spec())
 
 
 def test_what_a_crash_left_staged_is_swept_out(tmp_path):
