@@ -15,8 +15,7 @@ from typing import Any
 import httpx
 
 from stage_rt.errors import InputError, StageError, amount
-from stage_rt.files import LONGEST_NAME, locked, write_atomic
-from stage_rt.run.ledger import disk_failures
+from stage_rt.files import LONGEST_NAME, disk_failures, locked, write_atomic
 from stage_rt.run.writer import defect_type, write_pair
 from stage_rt.spec import CLIENT_FILE
 
