@@ -74,6 +74,20 @@ def library(backend: BackendName) -> Any:
     return module
 
 
+_FULL = (
+    "out of memory",
+    "outofmemory",
+    "out_of_memory",
+    "cudaerrormemoryallocation",
+    "gpu memory allocation failed",
+    "could not be allocated",
+    "allocator error allocating",
+)
+"""How the libraries' errors say that the GPU's memory is full, in lower case: texts that are in TensorRT-RTX 1.7. The
+word "memory" alone is in others too, as in "an illegal memory access was encountered", after which the GPU is lost.
+"""
+
+
 class Journal:
     """What a flavour logs, without its small talk; ``lines`` are (is it an error, message)."""
 
@@ -82,14 +96,20 @@ class Journal:
 
     def error(self) -> str:
         """The first line of the last error, or a word for that there was none."""
-        errors = [text for is_error, text in self.lines if is_error]
-        return errors[-1].strip().partition("\n")[0] if errors else "it gave no reason"
+        return next(self._errors(), "it gave no reason")
 
     def failure(self, what: str) -> BackendError:
-        """``what`` failed for the last error's reason; a `DeviceMemoryError` where that is the GPU's memory."""
-        reason = self.error()
-        kind = DeviceMemoryError if "memory" in reason.lower() else BackendError
-        return kind(f"{what}: {reason}")
+        """``what`` failed for the last error's reason; a `DeviceMemoryError` where one was that the GPU's memory is
+        full, which the library lets others follow.
+        """
+        for reason in self._errors():
+            if any(words in reason.lower() for words in _FULL):
+                return DeviceMemoryError(f"{what}: {reason}")
+        return BackendError(f"{what}: {self.error()}")
+
+    def _errors(self) -> Iterator[str]:
+        """First lines of the errors, the last one first."""
+        return (text.strip().partition("\n")[0] for is_error, text in reversed([*self.lines]) if is_error)
 
 
 @cache
@@ -260,8 +280,9 @@ class TensorRTNetwork:
     def enqueue(self, stream: int) -> None:
         """See `stage_rt.networks.DeviceNetwork`."""
         assert self._context is not None
+        self._journal.lines.clear()
         if not self._context.execute_async_v3(stream):
-            raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
+            raise self._journal.failure(f"{self._name} failed in graph `{self._graph}`")
 
     def close(self) -> None:
         """See `stage_rt.networks.DeviceNetwork`; the engine is let go of too."""
