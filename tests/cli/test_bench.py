@@ -213,7 +213,7 @@ def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
     for arguments, message in (
         (("--batch", "8"), "error: this engine paints batches of 1 to 4: give `--batch` others"),
         (("--batch", "0"), "error: this engine paints batches of 1 to 4"),
-        (("--steps", "3"), "error: `steps` must be from 10 to 10 for sampler `stage`, not 3"),
+        (("--steps", "3"), "error: sampler `stage` takes from 10 to 10 steps, not 3"),
         (("--plot", tmp_path), f"error: `{tmp_path}` is no name for a picture"),
         (("--compare", broken), f"error: `{broken}` is no result of a bench, at machine (Field required)"),
         (("--compare", tmp_path / "none"), "error: `"),
