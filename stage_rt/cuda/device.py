@@ -388,6 +388,8 @@ def _retained() -> _Primary:
         gpu = Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
         primary = _Primary(gpu, device.retain_primary_context())
     except cuda.Error as error:
-        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f"; `CUDA_VISIBLE_DEVICES` is `{visible}`"
+        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)}{hidden})") from error
     atexit.register(primary.end)
     return primary
