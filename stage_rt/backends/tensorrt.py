@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -200,9 +200,14 @@ class TensorRTBackend:
         )
         return TensorRTNetwork(self._trt, self._name, self._journal, graph, engine, create, profile, batch)
 
-    def recording(self) -> AbstractContextManager[None]:
-        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is."""
-        return nullcontext()
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is.
+
+        What was compiled for it is kept at once: a process that is killed does not come to its `close`.
+        """
+        yield
+        self._keep()
 
     def forget_recorded(self) -> None:
         """See `stage_rt.networks.DeviceBackend`; there is nothing to give back."""
@@ -213,10 +218,13 @@ class TensorRTBackend:
             self._host.close()
         self._host = None
         with device.active():
-            for kernels in self._kernels.values():
-                kernels.close()
+            self._keep()
             self._kernels.clear()
             self._engines.clear()
+
+    def _keep(self) -> None:
+        for kernels in self._kernels.values():
+            kernels.keep()
 
     def _compiled(self, graph: str) -> rtx.Kernels:
         plan = self._spec.files[f"{graph}{SUFFIX}"]

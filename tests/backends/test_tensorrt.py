@@ -464,6 +464,16 @@ def test_kernels_compiled_on_this_gpu_are_kept_for_the_next_process(painted_once
     assert kept(tmp_path)[0].stat().st_mtime_ns == before
 
 
+def test_they_are_kept_once_a_step_was_recorded_whatever_ends_the_process(engine, driver, tmp_path):
+    found = load(engine(batch=(1,)))
+    images, masks = np.zeros((1, 1, 32, 32), np.float32), np.ones((1, 1, 16, 16), np.float32)
+    found.paint(images, masks, prompt="tile+hole", noise=PhiloxNoise([1]))
+    written = {path: path.stat().st_mtime_ns for path in kept(tmp_path)}
+    assert len(written) == len(INPUTS)
+    found.close()
+    assert {path: path.stat().st_mtime_ns for path in kept(tmp_path)} == written
+
+
 def test_another_driver_or_gpu_has_kernels_of_its_own(painted_once, driver, tmp_path):
     painted_once()
     driver.driver = 13010
