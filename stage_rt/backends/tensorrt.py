@@ -74,20 +74,6 @@ def library(backend: BackendName) -> Any:
     return module
 
 
-_FULL = (
-    "out of memory",
-    "outofmemory",
-    "out_of_memory",
-    "cudaerrormemoryallocation",
-    "gpu memory allocation failed",
-    "could not be allocated",
-    "allocator error allocating",
-)
-"""How the libraries' errors say that the GPU's memory is full, in lower case: texts that are in TensorRT-RTX 1.7. The
-word "memory" alone is in others too, as in "an illegal memory access was encountered", after which the GPU is lost.
-"""
-
-
 class Journal:
     """What a flavour logs, without its small talk; ``lines`` are (is it an error, message)."""
 
@@ -103,7 +89,7 @@ class Journal:
         full, which the library lets others follow.
         """
         for reason in self._errors():
-            if any(words in reason.lower() for words in _FULL):
+            if device.says_full(reason):
                 return DeviceMemoryError(f"{what}: {reason}")
         return BackendError(f"{what}: {self.error()}")
 
