@@ -48,8 +48,14 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What needs an extra, and its modules; the libraries of the other extras have lines of their own."""
 
-COMPILED = {"gpu": (("pycuda.driver", "--no-deps --no-binary pycuda pycuda"),)}
-"""Of an extra, what was compiled against libraries that may not be here, and what pip is to install again for it."""
+_PYCUDA = (
+    "build it again without cuRAND, where `nvcc` and a C++ compiler are, in a checkout of stage-rt: "
+    "`python tests/support/softcuda/build.py build/softcuda --wheels build/pycuda`, "
+    "then `pip install --force-reinstall --no-deps build/pycuda/pycuda-*.whl`"
+)
+COMPILED = {"gpu": (("pycuda.driver", _PYCUDA),)}
+"""Of an extra, what was compiled against libraries that may not be here, and the fix: pip alone compiles PyCUDA with
+cuRAND, which it then needs and nothing here calls."""
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -176,9 +182,7 @@ def _extras() -> Iterator[Line]:
             fix = f"{needing} {verb} `pip install 'stage-rt[{name}]'`"
             yield Line(subject, Status.MISSING, f"not installed: {', '.join(absent)}", fix)
             continue
-        broken = next(
-            filter(None, (_broken(module, again) for module, again in COMPILED.get(name, ()))), None
-        )
+        broken = next(filter(None, (_broken(module, fix) for module, fix in COMPILED.get(name, ()))), None)
         yield (
             Line(subject, Status.WRONG, *broken) if broken else Line(subject, Status.OK, ", ".join(modules))
         )
@@ -296,15 +300,21 @@ def _module(subject: str, module: str, fix: str, again: str, *, needed: bool = F
         return Line(subject, Status.MISSING, "not installed", fix, needed)
     imported = _imported(module)
     if isinstance(imported, str):
-        return Line(subject, Status.WRONG, imported, _again(again), needed)
+        return Line(
+            subject,
+            Status.WRONG,
+            imported,
+            f"install it again: `pip install --force-reinstall {again}`",
+            needed,
+        )
     version, providers = imported
     return Line(subject, Status.OK, ": ".join(filter(None, (version, ", ".join(providers)))), None, needed)
 
 
-def _broken(module: str, again: str) -> tuple[str, str] | None:
-    """Why a module that is there cannot be imported, and the fix; None where it can."""
+def _broken(module: str, fix: str) -> tuple[str, str] | None:
+    """Why a module that is there cannot be imported, and its ``fix``; None where it can."""
     imported = _imported(module)
-    return (f"`{module}`: {imported}", _again(again)) if isinstance(imported, str) else None
+    return (f"`{module}`: {imported}", fix) if isinstance(imported, str) else None
 
 
 def _imported(module: str) -> tuple[str | None, list[str]] | str:
@@ -325,10 +335,6 @@ def _imported(module: str) -> tuple[str | None, list[str]] | str:
         return version, providers
     last = (child.stderr.strip().splitlines() or [""])[-1]
     return last if child.returncode > 0 else f"its import crashes with signal {-child.returncode}"
-
-
-def _again(packages: str) -> str:
-    return f"install it again: `pip install --force-reinstall {packages}`"
 
 
 def _is_there(module: str) -> bool:

@@ -14,6 +14,7 @@ from stage_rt import doctor, kernels
 from stage_rt.doctor import Line, Status, examine, lacking
 from stage_rt.errors import BackendError
 
+ROOT = Path(__file__).parents[1]
 GPU = ("NVIDIA RTX 4090", "8.9", 24 * 10**9, 20 * 10**9)
 
 
@@ -190,7 +191,7 @@ def test_an_extra_that_is_missing_is_told_with_the_command_that_needs_it(
 ) -> None:
     missing = {"cv2", "sklearn", "fastapi"}
     monkeypatch.setattr(doctor, "_is_there", lambda module: module not in missing)
-    monkeypatch.setattr(doctor, "_broken", lambda module, again: None)
+    monkeypatch.setattr(doctor, "_broken", lambda module, fix: None)
     lines = {line.subject: line for line in doctor._extras()}
     absent = {subject: line for subject, line in lines.items() if line.status is not Status.OK}
     assert {subject: (line.found, line.fix) for subject, line in absent.items()} == {
@@ -218,7 +219,11 @@ def test_a_pycuda_that_cannot_be_imported_is_told(package, tmp_path, monkeypatch
         Status.WRONG,
         "`pycuda.driver`: ImportError: libcurand.so.10: cannot open shared object file",
     )
-    assert "pip install --force-reinstall --no-deps --no-binary pycuda pycuda" in line.fix
+    # As the image for a GPU is made: pip alone compiles it with cuRAND again.
+    script, wheels = re.search(r"`python (\S+) \S+ --wheels (\S+)`", line.fix).groups()
+    assert f"`pip install --force-reinstall --no-deps {wheels}/pycuda-*.whl`" in line.fix
+    assert f"python {script} " in (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "--no-cuda-enable-curand" in (ROOT / script).read_text()
     driver.write_text("")
     assert only(doctor._extras(), "extra gpu").status is Status.OK
 

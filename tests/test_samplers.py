@@ -313,7 +313,7 @@ def test_any_number_of_steps_is_taken_exactly(name: SamplerName, steps: int) -> 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_out_of_range_are_refused_with_the_range(name: str, steps: Any) -> None:
     with pytest.raises(
-        InputError, match=rf"`steps` must be from 10 to (1000|999) for sampler `{name}`, not {steps!r}$"
+        InputError, match=rf"sampler `{name}` takes from 10 to (1000|999) steps, not {steps!r}$"
     ):
         steps_of(name, Recipe.authors(), steps)
 

@@ -222,13 +222,15 @@ def _running(torch: Any, graph: str) -> Iterator[None]:
     """A block in which graphs run; PyTorch's errors become ours, with the name of the graph.
 
     What was compiled ahead of time gives an error no type: that memory ran out is known by the allocator's count.
+    What CUDA and its libraries take beside the allocator, as a workspace, is known by what they say.
     """
     before = _times_full(torch)
     try:
         with exact(torch):
             yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or _times_full(torch) > before:
+        counted = isinstance(error, torch.OutOfMemoryError) or _times_full(torch) > before
+        if counted or device.says_full(first_line(error)):
             raise DeviceMemoryError(f"the GPU's memory is full in graph `{graph}`") from error
         raise BackendError(f"PyTorch failed in graph `{graph}`: {first_line(error)}") from error
 

@@ -32,8 +32,9 @@ class Kernels:
         """A new execution context whose memory is the caller's, or None."""
         return self._engine.create_execution_context(self._config)
 
-    def close(self) -> None:
-        """Keep what was compiled."""
+    def keep(self) -> None:
+        """Keep what was compiled so far, where that is more than before."""
         content = bytes(self._cache.serialize())
         if content != self._kept:
             kept.write(self._file, content)
+            self._kept = content

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -82,14 +82,20 @@ class Journal:
 
     def error(self) -> str:
         """The first line of the last error, or a word for that there was none."""
-        errors = [text for is_error, text in self.lines if is_error]
-        return errors[-1].strip().partition("\n")[0] if errors else "it gave no reason"
+        return next(self._errors(), "it gave no reason")
 
     def failure(self, what: str) -> BackendError:
-        """``what`` failed for the last error's reason; a `DeviceMemoryError` where that is the GPU's memory."""
-        reason = self.error()
-        kind = DeviceMemoryError if "memory" in reason.lower() else BackendError
-        return kind(f"{what}: {reason}")
+        """``what`` failed for the last error's reason; a `DeviceMemoryError` where one was that the GPU's memory is
+        full, which the library lets others follow.
+        """
+        for reason in self._errors():
+            if device.says_full(reason):
+                return DeviceMemoryError(f"{what}: {reason}")
+        return BackendError(f"{what}: {self.error()}")
+
+    def _errors(self) -> Iterator[str]:
+        """First lines of the errors, the last one first."""
+        return (text.strip().partition("\n")[0] for is_error, text in reversed([*self.lines]) if is_error)
 
 
 @cache
@@ -180,9 +186,14 @@ class TensorRTBackend:
         )
         return TensorRTNetwork(self._trt, self._name, self._journal, graph, engine, create, profile, batch)
 
-    def recording(self) -> AbstractContextManager[None]:
-        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is."""
-        return nullcontext()
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """See `stage_rt.networks.DeviceBackend`; all memory is the caller's as it is.
+
+        What was compiled for it is kept at once: a process that is killed does not come to its `close`.
+        """
+        yield
+        self._keep()
 
     def forget_recorded(self) -> None:
         """See `stage_rt.networks.DeviceBackend`; there is nothing to give back."""
@@ -193,10 +204,13 @@ class TensorRTBackend:
             self._host.close()
         self._host = None
         with device.active():
-            for kernels in self._kernels.values():
-                kernels.close()
+            self._keep()
             self._kernels.clear()
             self._engines.clear()
+
+    def _keep(self) -> None:
+        for kernels in self._kernels.values():
+            kernels.keep()
 
     def _compiled(self, graph: str) -> rtx.Kernels:
         plan = self._spec.files[f"{graph}{SUFFIX}"]
@@ -260,8 +274,9 @@ class TensorRTNetwork:
     def enqueue(self, stream: int) -> None:
         """See `stage_rt.networks.DeviceNetwork`."""
         assert self._context is not None
+        self._journal.lines.clear()
         if not self._context.execute_async_v3(stream):
-            raise BackendError(f"{self._name} failed in graph `{self._graph}`: {self._journal.error()}")
+            raise self._journal.failure(f"{self._name} failed in graph `{self._graph}`")
 
     def close(self) -> None:
         """See `stage_rt.networks.DeviceNetwork`; the engine is let go of too."""

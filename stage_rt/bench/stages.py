@@ -37,67 +37,79 @@ STEPS, ROUNDS = 50, 5
 _STAGE_OF: dict[str, Stage] = {UNET: "unet", VAE_ENCODER: "encode", VAE_DECODER: "decode"}
 
 
-class Timed:
-    """A backend that adds up the seconds its graphs take, by stage, in ``seconds``; ``rest`` is what else paints."""
+class Clock:
+    """Seconds of calls: in ``seconds`` all by stage, until they are cleared, and the first two of every name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Stage, float] = defaultdict(float)
+        self._calls: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def loading(self) -> float:
+        """What the first call of every name, which reads or compiles what it needs, took more than its second one."""
+        pairs = (calls for calls in self._calls.values() if len(calls) == 2)
+        return sum(max(first - second, 0.0) for first, second in pairs)
+
+    @contextmanager
+    def timing(self, name: str, stage: Stage | None) -> Iterator[None]:
+        """A block that is a call of ``name``, and takes the time of a stage or of none."""
+        start = time.perf_counter()
+        yield
+        taken = time.perf_counter() - start
+        if stage is not None:
+            self.seconds[stage] += taken
+        if len(self._calls[name]) < 2:
+            self._calls[name].append(taken)
+
+
+class Timed(Clock):
+    """A backend that adds up the seconds its graphs take; ``rest`` is what else paints."""
 
     rest: Stage = "step"
 
     def __init__(self, backend: Backend) -> None:
-        self.seconds: dict[Stage, float] = defaultdict(float)
+        super().__init__()
         self._backend = backend
-        self._calls: dict[str, list[float]] = defaultdict(list)
 
     def run(self, graph: str, **inputs: NDArray[Any]) -> NDArray[np.float32]:
         """See `stage_rt.networks.Backend`."""
-        start = time.perf_counter()
-        output = self._backend.run(graph, **inputs)
-        taken = time.perf_counter() - start
-        self.seconds[_STAGE_OF.get(graph, "adapter")] += taken
-        if len(self._calls[graph]) < 2:
-            self._calls[graph].append(taken)
-        return output
-
-    @property
-    def loading(self) -> float:
-        """What the first call of every graph, which reads or compiles it, took more than its second one."""
-        pairs = (calls for calls in self._calls.values() if len(calls) == 2)
-        return sum(max(first - second, 0.0) for first, second in pairs)
+        with self.timing(graph, _STAGE_OF.get(graph, "adapter")):
+            return self._backend.run(graph, **inputs)
 
     def close(self) -> None:
         """See `stage_rt.networks.Backend`."""
         self._backend.close()
 
 
-class TimedHalves:
-    """An executor that adds up the seconds of encoder and decoder, each waited for, in ``seconds``.
+class TimedHalves(Clock):
+    """An executor that adds up the seconds of encoder and decoder, each waited for.
 
-    They take as long whatever the steps are. ``rest`` is a loop whose parts cannot be told apart, as the device's.
+    They take as long whatever the steps are. ``rest`` is a loop whose parts cannot be told apart, as the device's,
+    which reads its networks and records its steps the first time.
     """
 
     rest: Stage = "paint"
-    loading = 0.0
 
     def __init__(self, executor: Executor) -> None:
-        self.seconds: dict[Stage, float] = defaultdict(float)
-        self.sample, self.slots, self.close = executor.sample, executor.slots, executor.close
+        super().__init__()
+        self.slots, self.close = executor.slots, executor.close
         self._executor = executor
 
     def encode(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `stage_rt.executor.Executor`."""
-        with self._timing("encode"):
+        with self.timing("encode", "encode"):
             return self._executor.encode(images)
+
+    def sample(self, *arguments: Any, **options: Any) -> NDArray[np.float32]:
+        """See `stage_rt.executor.Executor`."""
+        with self.timing("sample", None):
+            return self._executor.sample(*arguments, **options)
 
     def decode(self, latent: NDArray[np.float32]) -> Painted:
         """See `stage_rt.executor.Executor`."""
-        with self._timing("decode"):
+        with self.timing("decode", "decode"):
             painted = self._executor.decode(latent)
             return Finished(painted.images, painted.finite)
-
-    @contextmanager
-    def _timing(self, stage: Stage) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - start
 
 
 def bench(

@@ -11,10 +11,13 @@ from typing import NamedTuple
 from stage_rt.errors import InputError
 from stage_rt.folders import read_engine
 from stage_rt.run.crew import Crew
+from stage_rt.run.gpus import gpus
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.processes import Processes, Seat, seats
 from stage_rt.run.workers import Loaded
 from stage_rt.spec import EngineSpec
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Hands(NamedTuple):
@@ -73,19 +76,26 @@ def _gpus(devices: str, spec: EngineSpec) -> list[Seat]:
         raise InputError("this engine is for the CPU and `--devices` are GPUs: use `--workers 2`")
     if len(set(names)) < len(names):
         raise InputError(f"`--devices {devices}` names a GPU twice: give every one once")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(_VISIBLE)
     # CUDA reads the list up to the first that is none; an empty one hides all.
     read = takewhile(lambda one: one not in ("", "-1"), (visible or "").split(","))
     allowed = None if visible is None else list(read)
-    return [Seat(device=_gpu(name, allowed)) for name in names]
+    # None where NVML is not there to ask: the worker's CUDA then says it.
+    there = len(gpus()) or None if allowed is None else len(allowed)
+    return [Seat(device=_gpu(name, allowed, there)) for name in names]
 
 
-def _gpu(name: str, allowed: list[str] | None) -> str:
+def _gpu(name: str, allowed: list[str] | None, there: int | None) -> str:
     by_uuid = name.startswith(("GPU-", "MIG-"))
     if not by_uuid and not (name.isascii() and name.isdecimal()):
         raise InputError(f"`{name}` is no GPU: give numbers or UUIDs, as `--devices 0,1`")
-    if allowed is not None and (0 if by_uuid else int(name)) >= len(allowed):
-        raise InputError(f"there is no GPU {name}: `CUDA_VISIBLE_DEVICES` lets {len(allowed)} be seen")
+    if there is not None and (0 if by_uuid else int(name)) >= there:
+        count = (
+            f"this machine has {there}, from 0 on"
+            if allowed is None
+            else f"`{_VISIBLE}` lets {there} be seen"
+        )
+        raise InputError(f"there is no GPU {name}: {count}")
     return name if by_uuid or allowed is None else allowed[int(name)]
 
 

@@ -41,6 +41,27 @@ _SLEEPING = 0x02 | 0x01
 """Event flags: take no time stamps, and let a waiting thread sleep."""
 
 
+_FULL = (
+    "out of memory",
+    "outofmemory",
+    "out_of_memory",
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "gpu memory allocation failed",
+    "could not be allocated",
+    "allocator error allocating",
+)
+"""How errors say that the GPU's memory is full, in lower case: those of CUDA, its libraries and TensorRT-RTX 1.7.
+The word "memory" is in others too, as in "an illegal memory access was encountered", after which the GPU is lost.
+"""
+
+
+def says_full(error: str) -> bool:
+    """Whether an error of a library on the GPU, which gave it no type, is that its memory is full."""
+    return any(words in error.lower() for words in _FULL)
+
+
 class Gpu(NamedTuple):
     """A GPU: its name, compute capability as ``sm86``, and memory in bytes."""
 
@@ -418,6 +439,8 @@ def _retained() -> _Primary:
         gpu = Gpu(device.name(), f"sm{major}{minor}", device.total_memory())
         primary = _Primary(gpu, device.retain_primary_context())
     except cuda.Error as error:
-        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)})") from error
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f"; `CUDA_VISIBLE_DEVICES` is `{visible}`"
+        raise DeviceError(f"no NVIDIA GPU can be used here ({first_line(error)}{hidden})") from error
     atexit.register(primary.end)
     return primary

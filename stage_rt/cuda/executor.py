@@ -45,8 +45,9 @@ class DeviceExecutor:
     """A `stage_rt.executor.Executor` that never leaves the GPU between the first step and the last.
 
     `decode` returns while the images are decoded, in a stream beside that of the loop, so that a run can begin the
-    next batch meanwhile. When the device's memory is full, the batch is halved until it fits, which ``notify`` is
-    told. The device's loop is STAGE's own; the other samplers are driven from the host, over the same networks.
+    next batch meanwhile. When the device's memory is full, for the loop or for what encoder and decoder take beside
+    it, the batch is halved until it fits, which ``notify`` is told. The device's loop is STAGE's own; the other
+    samplers are driven from the host, over the same networks.
     """
 
     def __init__(self, spec: EngineSpec, backend: DeviceBackend, notify: Callable[[str], None]) -> None:
@@ -75,7 +76,7 @@ class DeviceExecutor:
 
     def encode(self, images: Float32) -> Float32:
         """See `stage_rt.executor.Executor`."""
-        return self._encoder.start(images).result()
+        return self._started(self._encoder, images).result()
 
     def sample(
         self,
@@ -143,7 +144,7 @@ class DeviceExecutor:
 
     def decode(self, latent: Float32) -> Painting:
         """See `stage_rt.executor.Executor`."""
-        return Painting(self._decoder.start(latent), finite(latent))
+        return Painting(self._started(self._decoder, latent), finite(latent))
 
     def close(self) -> None:
         """Give the device's memory back, all of it whatever fails; the executor cannot be used afterwards."""
@@ -151,6 +152,16 @@ class DeviceExecutor:
             closing.callback(self._backend.close)
             with device.active():
                 self._opened.close()
+
+    def _started(self, half: Half, samples: Float32) -> Pending:
+        """Start encoder or decoder, which of some libraries take memory only then: loops make room for them."""
+        while True:
+            try:
+                return half.start(samples)
+            except DeviceMemoryError as full:
+                if not self._loops:
+                    raise DeviceMemoryError(full.problem, _REMEDY) from full
+                self._shrink(max(self._loops), full)
 
     def _prepare(self, adapter: str | None, recipe: Recipe) -> None:
         """Forget the loops of another adapter or recipe."""

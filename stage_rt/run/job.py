@@ -102,7 +102,8 @@ def _fewest(job: Job, defaults: PromptDefaults) -> int:
     }
     if changed := [name for name, value in levers.items() if value is not None]:
         raise InputError(
-            f"`steps auto` was measured with the model's own recipe, which `{changed[0]}` changes",
+            "`--steps auto` was measured with the model's own recipe, which "
+            f"`--{changed[0].replace('_', '-')}` changes",
             "leave one of them out, or give a number",
         )
     if defaults.steps is None:

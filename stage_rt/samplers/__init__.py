@@ -68,7 +68,7 @@ def steps_of(name: str, recipe: Recipe, steps: int | None) -> int:
         return sampler.steps(recipe)
     fewest, most = sampler.range(recipe)
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not fewest <= steps <= most:
-        raise InputError(f"`steps` must be from {fewest} to {most} for sampler `{name}`, not {steps!r}")
+        raise InputError(f"sampler `{name}` takes from {fewest} to {most} steps, not {steps!r}")
     return int(steps)
 
 

@@ -224,6 +224,24 @@ def test_errors_of_torch_become_ours(network):
         network.enqueue(1)
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously", DeviceMemoryError),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", DeviceMemoryError),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", DeviceMemoryError),
+        ("CUDA error: an illegal memory access was encountered\nmore", BackendError),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", BackendError),
+    ],
+)
+def test_memory_that_is_taken_beside_the_allocator_is_known_by_what_is_said(network, said, kind):
+    network.bind(network.addresses, 0)
+    network.raises.append(RuntimeError(said))
+    with pytest.raises(BackendError) as raised:
+        network.enqueue(1)
+    assert type(raised.value) is kind
+
+
 @pytest.mark.parametrize("backend", [pytest.param("inductor", marks=pytest.mark.slow), "torch"])
 def test_a_model_built_for_the_cpu_paints_what_onnx_runtime_paints(
     backend, model_folder, engine_folder, tmp_path_factory

@@ -200,7 +200,11 @@ def test_small_batches_need_no_memory_for_large_ones(engine, driver):
 @both
 @pytest.mark.parametrize(
     ("said", "kind"),
-    [("Cuda Runtime (out of memory)", DeviceMemoryError), ("no kernel image", BackendError)],
+    [
+        ("Cuda Runtime (out of memory)", DeviceMemoryError),
+        ("Cuda Runtime (an illegal memory access was encountered)", BackendError),
+        ("no kernel image", BackendError),
+    ],
 )
 def test_a_context_that_is_not_made_is_told_of_in_the_librarys_words(
     engine, flavour, monkeypatch, said, kind
@@ -320,6 +324,8 @@ def test_weights_that_the_gpu_has_no_room_for_are_told_from_a_plan_that_cannot_b
 
     def full(library, plan, logger):
         logger.log(1, said)
+        if kind is DeviceMemoryError:
+            logger.log(1, "IRuntime::deserializeCudaEngine: Error Code 4: Internal Error (it failed.)")
 
     folder = engine()
     monkeypatch.setattr(fake_gpu, "Plan", full)
@@ -334,6 +340,51 @@ def test_a_failed_enqueue_names_the_graph_and_the_reason(engine, driver):
     contexts()[0].workspace = (0, 0)
     with pytest.raises(BackendError, match=r"failed in graph `unet`: enqueueV3: not everything was set$"):
         backend.run("unet", **inputs("unet", 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (
+            "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+            DeviceMemoryError,
+        ),
+        ("Error Code 2: OutOfMemory (no further information)", DeviceMemoryError),
+        ("Cuda Driver (CUDA_ERROR_OUT_OF_MEMORY)", DeviceMemoryError),
+        ("cudaMallocAsync: cudaErrorMemoryAllocation", DeviceMemoryError),
+        ("GPU memory allocation failed for persistent buffer", DeviceMemoryError),
+        ("Requested amount of GPU memory (15485030400 bytes) could not be allocated.", DeviceMemoryError),
+        ("autotuning: User allocator error allocating 15485030400-byte buffer", DeviceMemoryError),
+        ("Error Code 1: Cuda Runtime (an illegal memory access was encountered)", BackendError),
+        ("Cuda Driver (CUDA_ERROR_ILLEGAL_ADDRESS)", BackendError),
+        ("Error Code 1: Cuda Runtime (misaligned address)", BackendError),
+        ("GPU constants exceed persistent memory limit!", BackendError),
+        ("GEMV-v1 kernel exceeds the shared-memory limit", BackendError),
+    ],
+)
+def test_a_full_memory_is_told_from_a_lost_gpu_as_a_graph_runs(engine, monkeypatch, said, kind):
+    """Smaller batches help only the former."""
+
+    def failing(context, stream):
+        context.plan.logger.log(1, said)
+        return False
+
+    backend = opened(engine())
+    monkeypatch.setattr(fake_gpu.Context, "execute_async_v3", failing)
+    with pytest.raises(BackendError, match=rf"failed in graph `unet`: {re.escape(said)}$") as raised:
+        backend.run("unet", **inputs("unet", 1))
+    assert type(raised.value) is kind
+
+
+def test_a_failure_without_a_word_is_not_the_one_before_it(engine, monkeypatch):
+    backend = opened(engine())
+    feed = inputs("unet", 1)
+    backend.run("unet", **feed)
+    module.journal("tensorrt-rtx")[0].lines.append((True, "Cuda Runtime (out of memory)"))
+    monkeypatch.setattr(fake_gpu.Context, "execute_async_v3", lambda context, stream: False)
+    with pytest.raises(BackendError, match=r"failed in graph `unet`: it gave no reason$") as raised:
+        backend.run("unet", **feed)
+    assert type(raised.value) is BackendError
 
 
 def test_a_profile_the_engine_does_not_have_is_an_error(engine):
@@ -411,6 +462,16 @@ def test_kernels_compiled_on_this_gpu_are_kept_for_the_next_process(painted_once
     before = kept(tmp_path)[0].stat().st_mtime_ns
     assert painted_once() == (0, 1)
     assert kept(tmp_path)[0].stat().st_mtime_ns == before
+
+
+def test_they_are_kept_once_a_step_was_recorded_whatever_ends_the_process(engine, driver, tmp_path):
+    found = load(engine(batch=(1,)))
+    images, masks = np.zeros((1, 1, 32, 32), np.float32), np.ones((1, 1, 16, 16), np.float32)
+    found.paint(images, masks, prompt="tile+hole", noise=PhiloxNoise([1]))
+    written = {path: path.stat().st_mtime_ns for path in kept(tmp_path)}
+    assert len(written) == len(INPUTS)
+    found.close()
+    assert {path: path.stat().st_mtime_ns for path in kept(tmp_path)} == written
 
 
 def test_another_driver_or_gpu_has_kernels_of_its_own(painted_once, driver, tmp_path):

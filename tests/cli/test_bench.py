@@ -133,10 +133,13 @@ def test_other_steps_are_longer_loops_and_nothing_else():
 
 
 class Device:
-    """An executor whose work takes the seconds that ``clock`` is told: 3 to encode, 0.5 a step, 7 to decode."""
+    """An executor whose work takes the seconds that ``clock`` is told: 3 to encode, 0.5 a step, 7 to decode.
 
-    def __init__(self, executor, clock):
-        self._executor, self._clock = executor, clock
+    Its loop is made the first time, which takes ``loading`` seconds.
+    """
+
+    def __init__(self, executor, clock, loading=0):
+        self._executor, self._clock, self._loading = executor, clock, loading
         self.slots, self.close = executor.slots, executor.close
 
     def encode(self, images):
@@ -144,7 +147,8 @@ class Device:
         return self._executor.encode(images)
 
     def sample(self, *arguments, steps, **options):
-        self._clock.now += steps / 2
+        self._clock.now += steps / 2 + self._loading
+        self._loading = 0
         return self._executor.sample(*arguments, steps=steps, **options)
 
     def decode(self, latent):
@@ -173,7 +177,8 @@ def test_an_autoencoder_on_a_gpu_is_no_part_of_the_steps(bench, engine_folder, t
 
     def opened(folder, notify):
         engine = load(engine_folder)
-        return engine.over(Device(engine.executor, clock))
+        clock.now += 2
+        return engine.over(Device(engine.executor, clock, loading=40))
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(module, "load", opened)
@@ -186,6 +191,8 @@ def test_an_autoencoder_on_a_gpu_is_no_part_of_the_steps(bench, engine_folder, t
     }
     assert measured.pairs_an_hour(steps=10, own=200) == pytest.approx(3600 * 2 / (3 + 100 + 7))
     assert measured.outside is None
+    # UNet and adapters are read when the loop is made.
+    assert found["load_seconds"] == pytest.approx(2 + 40)
     again = ("--batch", "2", "--rounds", "1", "--compare", path)
     assert bench(folder, *again)[1].endswith("\nbatch 2: 1.00 times the pairs an hour\n")
 
@@ -213,7 +220,7 @@ def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
     for arguments, message in (
         (("--batch", "8"), "error: this engine paints batches of 1 to 4: give `--batch` others"),
         (("--batch", "0"), "error: this engine paints batches of 1 to 4"),
-        (("--steps", "3"), "error: `steps` must be from 10 to 10 for sampler `stage`, not 3"),
+        (("--steps", "3"), "error: sampler `stage` takes from 10 to 10 steps, not 3"),
         (("--plot", tmp_path), f"error: `{tmp_path}` is no name for a picture"),
         (("--compare", broken), f"error: `{broken}` is no result of a bench, at machine (Field required)"),
         (("--compare", tmp_path / "none"), "error: `"),

@@ -20,6 +20,7 @@ from stage_rt.run.processes import Seat, seats
 def opened(tmp_path, monkeypatch):
     """What an engine for some devices is opened with."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(painting, "gpus", list)
     made = []
 
     def crew(spec, transport, size, notify):
@@ -99,6 +100,23 @@ def test_every_gpu_has_a_process(opened, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,-1,5")
     with pytest.raises(InputError, match="there is no GPU 1: `CUDA_VISIBLE_DEVICES` lets 1 be seen"):
         opened(gpu, devices="0,1")
+
+
+def test_more_gpus_than_the_machine_has_are_told_their_number(opened, monkeypatch):
+    gpu = ("sm90",)
+    monkeypatch.setattr(painting, "gpus", lambda: [object()] * 2)
+    assert opened(gpu, devices="1,0,GPU-9") == (
+        [Seat(device="1"), Seat(device="0"), Seat(device="GPU-9")],
+        3,
+    )
+    with pytest.raises(InputError, match=r"^there is no GPU 2: this machine has 2, from 0 on$"):
+        opened(gpu, devices="0,2")
+    # NVML counts GPUs of the machine, and not those of this process.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(InputError, match="there is no GPU 1: `CUDA_VISIBLE_DEVICES` lets 1 be seen"):
+        opened(gpu, devices="1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert opened(gpu, devices="2")[1] == 1
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])

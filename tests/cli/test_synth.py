@@ -339,7 +339,7 @@ def test_a_recipe_for_other_steps_is_refused(synth, here):
 def test_steps_out_of_range_are_one_sentence(synth, here, steps):
     code, out, err = synth(FakeEngine(steps=1000), steps=steps)
     assert (code, out) == (1, "")
-    assert err == f"error: `steps` must be from 10 to 1000 for sampler `stage`, not {steps}\n"
+    assert err == f"error: sampler `stage` takes from 10 to 1000 steps, not {steps}\n"
     assert not (here / "run").exists()
 
 

@@ -53,9 +53,15 @@ def test_a_machine_without_a_driver_is_said_to_have_no_gpu(monkeypatch, forget):
         device.current()
 
 
-def test_a_driver_that_finds_no_gpu_says_so(machine, forget):
+def test_a_driver_that_finds_no_gpu_says_so_and_what_hides_those_there_are(machine, forget, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     machine.fail("cuInit", Result.NO_DEVICE)
-    with pytest.raises(DeviceError, match=r"no NVIDIA GPU can be used here .*no CUDA-capable device"):
+    with pytest.raises(DeviceError, match=r"no NVIDIA GPU can be used here .*no CUDA-capable device") as told:
+        device.current()
+    assert "CUDA_VISIBLE_DEVICES" not in str(told.value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    machine.fail("cuInit", Result.NO_DEVICE)
+    with pytest.raises(DeviceError, match=r"no CUDA-capable device.*; `CUDA_VISIBLE_DEVICES` is `7`\)"):
         device.current()
 
 

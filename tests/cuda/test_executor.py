@@ -8,6 +8,7 @@ import pytest
 from fake_engine import contents, labels, photographs
 from gpu_engine import SHORT, contexts, inputs, loaded, paint
 from mock_networks import CHANNELS, SCALE, SIDE, HostBackend, MockBackend, denoiser, spec, unet
+from soft_gpu import Result
 
 from stage_rt.cuda.executor import DeviceExecutor
 from stage_rt.engine import Engine
@@ -18,7 +19,7 @@ from stage_rt.run.job import Job
 from stage_rt.serve.driver import Driver
 from stage_rt.serve.executor import SharedExecutor, Terms
 from stage_rt.serve.scheduling import Priority
-from stage_rt.spec import UNET
+from stage_rt.spec import UNET, VAE_DECODER, VAE_ENCODER
 
 
 @pytest.fixture
@@ -257,6 +258,60 @@ def test_a_full_memory_in_the_loop_halves_the_batch_and_starts_the_part_again(ma
     np.testing.assert_array_equal(painted.images, expected.images)
     assert "the memory of Soft H100 is full, so a batch of 4 is done in batches of 2" in notices
     assert len(calls) == 30
+
+
+class Greedy(MockBackend):
+    """As PyTorch's, its encoder and decoder take memory while they are launched, and only then."""
+
+    needs, graph = 50_000, VAE_DECODER
+
+    def network(self, graph, batch):
+        network = super().network(graph, batch)
+        if graph == self.graph:
+            enqueue = network.enqueue
+
+            def taking(stream):
+                self.machine.free(self.machine.allocate(self.needs))
+                enqueue(stream)
+
+            network.enqueue = taking
+        return network
+
+
+@pytest.mark.parametrize("graph", [VAE_ENCODER, VAE_DECODER])
+def test_a_half_of_the_autoencoder_that_does_not_fit_beside_the_loop_halves_the_loop(
+    make, machine, notices, monkeypatch, graph
+):
+    monkeypatch.setattr(Greedy, "graph", graph)
+    engine, backend = make(scratch=40_000, backend=Greedy)
+    images, masks, noise = inputs(4)
+    paint(engine, 4)
+    # Beside the loop of four there is no room for it, beside that of two there is.
+    machine.memory = machine.used + 40_000
+    expected = on_the_host().paint(images, masks, prompt="tile+hole", noise=noise)
+    for _ in range(2):
+        painted = engine.paint(images, masks, prompt="tile+hole", noise=noise)
+        np.testing.assert_array_equal(painted.images, expected.images)
+    (notice,) = notices
+    assert notice.startswith("the memory of Soft H100 is full")
+    assert notice.endswith("so a batch of 4 is done in batches of 2")
+    assert (UNET, 2) in backend.opened
+
+
+def test_a_half_of_the_autoencoder_that_never_fits_is_an_error_with_a_way_out(make, machine, notices):
+    engine, _ = make(scratch=40_000, backend=Greedy)
+    machine.memory = machine.used + 40_000
+    latent = np.zeros((4, CHANNELS, SIDE, SIDE), np.float32)
+    with pytest.raises(DeviceMemoryError, match=r"is full.*: end other programs on the GPU"):
+        engine.decode(latent)
+    machine.memory = 2**30
+    paint(engine, 4)
+    machine.fail("cuMemAlloc", Result.OUT_OF_MEMORY, call=0)
+    with pytest.raises(DeviceMemoryError, match=r"is full.*: end other programs on the GPU"):
+        engine.decode(latent)
+    machine.heal()
+    assert [notice.rpartition(" of ")[2] for notice in notices] == ["2"]
+    np.testing.assert_array_equal(engine.decode(latent), on_the_host().decode(latent))
 
 
 def test_a_memory_too_small_for_any_batch_is_an_error_with_a_way_out(make, machine):

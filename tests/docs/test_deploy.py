@@ -12,6 +12,7 @@ import yaml
 
 from stage_rt.cli import app
 from stage_rt.errors import ExitCode
+from stage_rt.files import cache_folder
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -41,6 +42,17 @@ def test_the_server_is_called_with_options_it_has():
     build = compose["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
     assert f" AS {build['target']}\n" in (DEPLOY / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("unit", ["stage-rt-serve.service", "stage-rt-night.service"])
+def test_what_a_service_compiles_on_a_gpu_is_kept_where_it_may_write(monkeypatch, unit):
+    text = (DEPLOY / unit).read_text()
+    assert "ProtectHome=yes\n" in text
+    (folder,) = re.findall(r"^CacheDirectory=(\S+)$", text, re.MULTILINE)
+    (variable,) = re.findall(r"^Environment=XDG_CACHE_HOME=(\S+)$", text, re.MULTILINE)
+    # systemd makes it for the service's user, in the folder that it calls %C.
+    monkeypatch.setenv("XDG_CACHE_HOME", variable.replace("%C", "/var/cache"))
+    assert cache_folder() == Path("/var/cache") / folder
 
 
 def test_the_image_for_a_gpu_has_pycuda_without_the_curand_that_it_lacks():

@@ -157,9 +157,12 @@ def test_a_job_takes_what_was_measured_or_says_who_measures(tmp_path):
         InputError, match="nobody measured yet how few steps prompt 'tile\\+hole' needs: run `stage-rt"
     ):
         resolve(job, FakeEngine().spec.model)
-    for change in ({"guidance": 2.0}, {"solver": "unipc"}, {"sampler": "sdas"}):
-        with pytest.raises(InputError, match=r"own recipe, which `(guidance|solver|sampler)` changes"):
-            resolve(replace(job, **change), model)
+    model = model.model_copy(update={"surface": "tile"})
+    changes = {"guidance": 2.0, "prompt_guidance": 3.0, "solver": "unipc", "sampler": "sdas"}
+    for name, value in changes.items():
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(InputError, match=rf"^`--steps auto` was measured .*, which `{option}` changes"):
+            resolve(replace(job, **{name: value}), model)
 
 
 @pytest.fixture

@@ -570,7 +570,7 @@ def test_a_run_of_fewer_steps_is_not_resumed_with_all(job, run):
 
 @pytest.mark.parametrize("steps", [0, 1, 41, -3])
 def test_steps_out_of_range_are_refused_before_anything_is_written(job, run, steps):
-    with pytest.raises(InputError, match=rf"^`steps` must be from 10 to 40 for sampler `.*`, not {steps}$"):
+    with pytest.raises(InputError, match=rf"^sampler `.*` takes from 10 to 40 steps, not {steps}$"):
         fill(FakeEngine(steps=40), replace(job, steps=steps), run)
     assert not run.exists()
 

@@ -118,11 +118,11 @@ def test_half_precision_stays_close(graphs, server, ask, tmp_path):
             {"image": np.zeros((4001, 4000, 3), np.uint8), "mask": np.ones((4001, 4000), np.uint8)},
             "the picture has",
         ),
-        ({"steps": np.array([0], np.int32)}, "`steps` must be from 10 to 10 for sampler `stage`, not 0"),
-        ({"steps": np.array([-5], np.int32)}, "`steps` must be from 10 to 10 for sampler `stage`, not -5"),
+        ({"steps": np.array([0], np.int32)}, "sampler `stage` takes from 10 to 10 steps, not 0"),
+        ({"steps": np.array([-5], np.int32)}, "sampler `stage` takes from 10 to 10 steps, not -5"),
         (
             {"steps": np.array([1001], np.int32)},
-            "`steps` must be from 10 to 10 for sampler `stage`, not 1001",
+            "sampler `stage` takes from 10 to 10 steps, not 1001",
         ),
     ],
 )
