@@ -25,6 +25,13 @@ its places, as a share of its side.
 A small model remembers the labels it saw: on labels it never saw it paints the same type fainter (a third, measured
 on cracks). No two crops of a defect have the same label so.
 """
+LIGHT = 16.0
+"""Most grey levels that a crop is made brighter or darker by, as if the lamp were another.
+
+Without it the darkness of painted defects is spread further than that of those that were learned: cracks of the demo
+1.25 times as far, 1.19 times with it. A factor in place of levels changes how strong defects are too: stains came out
+paler by a fifth and 1.43 times as far apart.
+"""
 BEND_GRID = 4
 """Points along a side between which places are pushed smoothly."""
 
@@ -88,6 +95,13 @@ def of_surface(
         window = tuple(_anywhere(round(min(jittered, length)), length, rng) for length in photo.shape[:2])
         part, label = _bent(photo, np.zeros(photo.shape[:2], dtype=np.bool_), (window[0], window[1]), rng)
         yield _posed(part, label, rng, turn=turn)
+
+
+def lit(photo: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A crop uint8 ``[h, w, 3]``, all of it up to `LIGHT` brighter or darker; what leaves 0 to 255 ends there."""
+    levels = photo.astype(np.float32) + rng.uniform(-LIGHT, LIGHT)
+    moved: NDArray[np.uint8] = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return moved
 
 
 def _moved(

@@ -41,6 +41,9 @@ NEARLY_BLACK = 16
 FEW = 8
 """Labelled photographs of a type below which a training tells that there are few."""
 
+_LIGHT_SEED = 77
+"""What the seed of the light is beyond that of places, so that neither is drawn after the other."""
+
 _PROMPT = TypeAdapter[str](PromptName)
 
 
@@ -223,7 +226,7 @@ class _Crops:
 
     def __init__(self, dataset: Dataset, view: RegionView, seed: int, read: _Read, *, turn: bool) -> None:
         self._dataset, self._view, self._turn, self._read = dataset, view, turn, read
-        self._rng = np.random.default_rng(seed)
+        self._rng, self._light = np.random.default_rng(seed), np.random.default_rng(seed + _LIGHT_SEED)
         self._sides: list[int] = []
 
     def defects(self, kind: str) -> Iterator[crops.Crop]:
@@ -234,14 +237,14 @@ class _Crops:
                 *self._read.labelled(image, mask), self._view, count, self._rng, turn=self._turn
             ):
                 self._sides.append(side)
-                yield photo, label
+                yield crops.lit(photo, self._light), label
 
     def good(self) -> Iterator[NDArray[np.uint8]]:
         count = crops.crops_a_region(len(self._dataset.normals))
         for path in self._dataset.normals:
             side, photograph = int(self._rng.choice(self._sides)), self._read.photograph(path)
             for photo, _ in crops.of_surface(photograph, side, count, self._rng, turn=self._turn):
-                yield photo
+                yield crops.lit(photo, self._light)
 
 
 def find(root: Path) -> list[Dataset]:

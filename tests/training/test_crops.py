@@ -210,3 +210,22 @@ def test_a_thin_defect_is_learned_in_pieces_that_go_on_beyond_their_crop():
         assert max(shown.shape) <= 52
     through = sum(bool(shown.any(axis=0).all()) for _, shown, _ in found)
     assert through > len(found) / 2
+
+
+def test_the_light_of_a_crop_changes_all_of_it_alike_and_no_defect_in_it():
+    rng = np.random.default_rng(3)
+    photo = rng.integers(60, 200, (20, 30, 3)).astype(np.uint8)
+    found = np.stack([crops.lit(photo, rng).astype(int) - photo for _ in range(300)])
+    assert (found == found[:, :1, :1, :1]).all()
+    moved = found[:, 0, 0, 0]
+    assert np.abs(moved).max() == crops.LIGHT
+    assert abs(moved.mean()) < 2
+    assert moved.std() == pytest.approx(crops.LIGHT / np.sqrt(3), rel=0.1)
+
+
+def test_light_ends_at_black_and_white():
+    photo = np.array([[[0, 3, 255], [250, 128, 5]]], np.uint8)
+    rng = np.random.default_rng(0)
+    found = [crops.lit(photo, rng) for _ in range(50)]
+    assert np.min(found, axis=0).tolist() == [[[0, 0, 239], [234, 112, 0]]]
+    assert np.max(found, axis=0).tolist() == [[[16, 19, 255], [255, 144, 21]]]

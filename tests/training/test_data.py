@@ -97,3 +97,18 @@ def test_what_a_run_would_say_of_the_files_a_training_says_too(tmp_path: Path) -
     assert covering == (
         "masks that label more than 90% of the photograph: `1_mask.png`; if they are inverted, make the defect white"
     )
+
+
+def test_crops_of_defects_and_of_good_surface_are_lit_otherwise_each(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "part")
+    for path in sorted((root / "train/good").iterdir()) + sorted((root / "test/dent").iterdir()):
+        Image.new("L", (48, 48), 128).save(path)
+    found = find(root)
+    spec = _spec(MICRO, "stage", "region", 1, ["part+dent"])
+    read = load(found, spec, seed=0, turn=True, notify=print)
+    levels = read.images.float().mean(dim=(1, 2, 3))
+    for number in range(2):
+        of_kind = levels[read.prompt == number].round().unique()
+        assert 112 <= of_kind.min() < 118
+        assert 138 < of_kind.max() <= 144
+        assert len(of_kind) > 6
