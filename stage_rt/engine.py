@@ -294,7 +294,9 @@ def _labels(images: NDArray[Any], masks: NDArray[Any], noise: PhiloxNoise) -> ND
         raise InputError(
             f"`masks` must be bool or uint8 of shape {images.shape[:3]}, got {masks.dtype} {masks.shape}"
         )
-    if len(noise.seeds) != len(images) or not len(images):
+    if not len(images):
+        raise InputError("`images` holds none: give one image a sample")
+    if len(noise.seeds) != len(images):
         raise InputError(
             f"`seeds` must hold one integer a sample, got {len(noise.seeds)} for {len(images)} images"
         )

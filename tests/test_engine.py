@@ -117,7 +117,7 @@ def test_the_prompt_matters(plain):
         (lambda i, m, s: (i, m, s[:1]), r"`seeds` must hold one integer a sample, got 1 for 2 images"),
         (lambda i, m, s: (i, m, [0, -1]), r"`seeds` must lie between 0 and"),
         (lambda i, m, s: (i, m, [0, 0.5]), r"`seeds` must be a sequence of integers"),
-        (lambda i, m, s: (i[:0], m[:0], []), r"got 0 for 0 images"),
+        (lambda i, m, s: (i[:0], m[:0], []), r"`images` holds none: give one image a sample"),
     ],
 )
 def test_wrong_photographs_masks_and_seeds_are_refused(plain, change, message):

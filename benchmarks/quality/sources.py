@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from stage_rt.engine import Engine
 from stage_rt.errors import InputError
-from stage_rt.files import sha256, write_atomic
+from stage_rt.files import holds, sha256, write_atomic
 from stage_rt.images.inputs import read_image
 from stage_rt.images.masks import labelled
 from stage_rt.progress import Progress, portion
@@ -155,7 +155,7 @@ class Sources:
         code = _code_of(name)
         wanted = job(self.split, kind, self.order, self.engine)
         plan = make_plan(self.engine.spec, wanted, lambda notice: None, checks=self._checks)
-        known = {line["index"]: line for line in _manifest(run)} if (run / MANIFEST_FILE).exists() else {}
+        known = _known(run)
         made, lines = [], []
         for done, sample in enumerate(plan.samples, start=1):
             paths = pair_paths(self.split.prompt(kind), sample.index)
@@ -171,15 +171,16 @@ class Sources:
                 "normal": sample.normal.name,
                 "made_of": _made_of(name, code, seed, photo, label, other),
             }
-            found = {"image_sha256": _content(image), "mask_sha256": _content(mask)}
-            if None in found.values() or known.get(sample.index) != line | found:
+            there = known.get(sample.index, {})
+            digests = there.get("image_sha256"), there.get("mask_sha256")
+            same = {name: there.get(name) for name in line} == line
+            if not same or not holds(image, digests[0]) or not holds(mask, digests[1]):
                 painted, label = paint(photo, label, other, rng)
                 picture = Image.fromarray(painted)
                 picture = picture.convert("L") if sample.grey else picture
                 digests = write_pair(run, paths, png(picture), png_of(label))
-                found = dict(zip(found, digests, strict=True))
             made.append((image, mask))
-            lines.append(line | found)
+            lines.append(line | {"image_sha256": digests[0], "mask_sha256": digests[1]})
             progress(done / len(plan.samples))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomic(run / MANIFEST_FILE, text.encode())
@@ -225,9 +226,12 @@ def _manifest(run: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _content(path: Path) -> str | None:
-    """The sha256 of a file, None where there is none."""
-    return sha256(path) if path.is_file() else None
+def _known(run: Path) -> dict[int, dict[str, Any]]:
+    """Lines of a baseline's manifest, by their numbers; none of a damaged one, whose pairs are made again."""
+    try:
+        return {line["index"]: line for line in _manifest(run)}
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:

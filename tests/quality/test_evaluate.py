@@ -473,6 +473,12 @@ def test_a_baseline_that_another_order_left_half_painted_is_painted_again(data: 
     (run / "ground_truth/dent/000002_mask.png").unlink()
     paint(data, tmp_path, seed=0)
     assert files() == whole
+    manifest = run / "manifest.jsonl"
+    lines = manifest.read_bytes()
+    manifest.write_bytes(lines[:-20])
+    paint(data, tmp_path, seed=0)
+    assert files() == whole
+    assert manifest.read_bytes() == lines
 
 
 def paint(data: Path, folder: Path, *, seed: int, progress: Progress = silent) -> None:
