@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_the_engine_that_was_there(graphs, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(StageError, match=r"writing `.*engine` failed \(File too large\): mend that"):
+        with pytest.raises(StageError, match=r"writing to `.*engine` failed \(File too large\): mend that"):
             quick(graphs("fp16"), tmp_path / "engine", force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

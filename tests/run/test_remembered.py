@@ -41,7 +41,7 @@ def opened(monkeypatch):
         return real(path)
 
     monkeypatch.setattr(inputs, "_content", content)
-    monkeypatch.setattr(ledger, "sha256", sha256)
+    monkeypatch.setattr(files, "sha256", sha256)
     return names
 
 

@@ -247,6 +247,7 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         Stream=Stream,
         Event=Event,
         mem_alloc=Allocation,
+        mem_get_info=lambda: (machine.memory - machine.used, machine.total),
         memcpy_htod_async=lambda dest, src, stream: machine.copy_in(dest, src, stream.handle),
         memcpy_dtoh_async=lambda dest, src, stream: machine.copy_out(dest, src, stream.handle),
         pagelocked_empty=pagelocked_empty,
