@@ -1,12 +1,18 @@
 """What the photographs of a data set show: the same defect, a part that has a label elsewhere, the same picture."""
 
-from collections.abc import Collection, Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stage_rt import __version__
+from stage_rt.files import cache_folder, recall, remember, sha256
 from stage_rt.images import twins
 from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset
@@ -63,11 +69,42 @@ def showing_a_defect(
 ) -> list[Path]:
     """Those of the good ``photographs`` that show a part of which the data set has a photograph with a label.
 
-    None of them where that is all: then these are photographs that show no single part.
+    None of them where that is all: then these are photographs that show no single part. To compare thousands takes
+    minutes, and a training, its evaluations and a pack ask it of the same files: the user's cache keeps the answer.
     """
     pairs = [pair for defects in dataset.defects.values() for pair in defects]
+    kept = _kept_answer([photographs, chain.from_iterable(pairs)], portion(progress, 0.0, 0.1))
+    content = recall(kept) if kept else None
+    if content is not None:
+        numbers = json.loads(content)
+        progress(1.0)
+    else:
+        numbers = _showing(photographs, pairs, portion(progress, 0.1, 1.0))
+        with suppress(OSError):
+            if kept:
+                remember(kept, json.dumps(numbers).encode())
+    every = list(photographs)
+    return [every[number] for number in numbers] if len(numbers) < len(every) else []
+
+
+def _showing(
+    photographs: Collection[Path], pairs: Sequence[tuple[Path, Path]], progress: Progress
+) -> list[int]:
+    """Which of the photographs show the part of one of the pairs."""
     known = (labelled(photo, mask) for photo, mask in counted(pairs, portion(progress, 0.0, 0.2)))
     read = (read_image(path) for path in counted(photographs, portion(progress, 0.2, 0.6)))
     shown = twins.showing(read, known, portion(progress, 0.6, 1.0))
-    found = [path for path, parts in zip(photographs, shown, strict=True) if parts.any()]
-    return found if len(found) < len(photographs) else []
+    return [number for number, parts in enumerate(shown) if parts.any()]
+
+
+def _kept_answer(asked: Iterable[Iterable[Path]], progress: Progress) -> Path | None:
+    """Where the answer about files is kept: by their contents, and by the code that compares them. Nowhere where one
+    cannot be read, which whoever opens it tells."""
+    groups = [list(paths) for paths in asked]
+    files = [path for paths in groups for path in paths]
+    try:
+        contents = [sha256(path) for path in counted(files, progress)]
+    except OSError:
+        return None
+    told = [__version__, sha256(Path(twins.__file__)), [len(paths) for paths in groups], contents]
+    return cache_folder() / "showing" / hashlib.sha256(json.dumps(told).encode()).hexdigest()

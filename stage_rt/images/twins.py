@@ -5,15 +5,17 @@ asked what he has been told.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
+from stage_rt.machine import cores
 from stage_rt.progress import Progress, counted, portion, silent
 
 SIDE = 128
@@ -66,9 +68,13 @@ def defects(
     scaled = _scaled(looks, max(look.longest for look in looks)) if looks else []
     natural, apart = np.zeros_like(squeezed), np.zeros_like(squeezed, dtype=np.bool_)
     shifts = np.zeros((*squeezed.shape, 2), np.int16)
-    for a in counted(range(len(labels)), portion(progress, 0.3, 1.0)):
-        for b in range(a):
-            natural[a, b], shifts[a, b] = _best(scaled[a], scaled[b])
+
+    def compared(a: int) -> list[tuple[float, tuple[int, int]]]:
+        return [_best(scaled[a], scaled[b]) for b in range(a)]
+
+    for a, row in enumerate(_rows(compared, len(labels), portion(progress, 0.3, 1.0))):
+        for b, best in enumerate(row):
+            natural[a, b], shifts[a, b] = best
             apart[a, b] = not (labels[a] & labels[b]).any()
     same = np.zeros_like(apart)
     for a, b in _above(squeezed, SURFACES_ALIKE, apart):
@@ -99,9 +105,13 @@ def showing(
         return np.zeros((len(looks), len(known)), np.bool_)
     longest = max(look.longest for look in (*known, *looks))
     labelled = _scaled(known, longest)
-    # One spectrum at a time: those of thousands would take gigabytes.
-    scaled = (_at(look, longest) for look in counted(looks, progress))
-    found = np.array([[_best(one, other)[0] for other in labelled] for one in scaled])
+
+    def compared(row: int) -> list[float]:
+        # One spectrum at a time: those of thousands would take gigabytes.
+        one = _at(looks[row], longest)
+        return [_best(one, other)[0] for other in labelled]
+
+    found = np.array(_rows(compared, len(looks), progress))
     return np.asarray(found >= _unusual(found))
 
 
@@ -112,13 +122,32 @@ def parts(photographs: Iterable[NDArray[np.uint8]], progress: Progress = silent)
     """
     looks = [_look(photo) for photo in photographs]
     scaled = _scaled(looks, max((look.longest for look in looks), default=1))
-    found = np.zeros((len(looks), len(looks)))
-    for a in counted(range(len(looks)), progress):
-        for b in range(a):
-            found[a, b] = _best(scaled[a], scaled[b])[0]
+    found = _halved(lambda a, b: _best(scaled[a], scaled[b])[0], len(looks), progress)
     others = found[np.tril_indices(len(looks), -1)]
     same = np.tril(found >= _unusual(others), -1) if others.size else found > 0
     return _joined(same)
+
+
+Row = TypeVar("Row")
+
+
+def _rows(compared: Callable[[int], Row], count: int, progress: Progress) -> list[Row]:
+    """What each photograph is to the others, on all cores: SciPy's transforms hold no lock meanwhile."""
+    with ThreadPoolExecutor(cores(), "stage-rt-twins") as pool:
+        coming = [pool.submit(compared, row) for row in range(count)]
+        try:
+            return [each.result() for each in counted(coming, progress)]
+        finally:
+            # Whoever ends the work does not wait for the rest of it.
+            pool.shutdown(cancel_futures=True)
+
+
+def _halved(correlation: Callable[[int, int], float], count: int, progress: Progress) -> NDArray[np.float64]:
+    """The correlation of every two photographs ``[n, n]``, of which only the lower half is filled."""
+    found = np.zeros((count, count))
+    for a, row in enumerate(_rows(lambda a: [correlation(a, b) for b in range(a)], count, progress)):
+        found[a, :a] = row
+    return found
 
 
 def _joined(same: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -227,14 +256,13 @@ def _agreement(one: NDArray[np.bool_], other: NDArray[np.bool_], moved: Sequence
 def _correlations(structures: list[NDArray[np.float64]], progress: Progress) -> NDArray[np.float64]:
     """The highest correlation of every two surfaces ``[n, n]``, of which only the lower half is filled."""
     spectra = [np.fft.rfft2(structure) for structure in structures]
-    highest = np.zeros((len(structures),) * 2)
-    for a in counted(range(len(structures)), progress):
-        for b in range(a):
-            correlation = np.fft.irfft2(spectra[a] * spectra[b].conj(), s=(SIDE, SIDE))
-            highest[a, b] = np.roll(correlation, (SHIFT, SHIFT), (0, 1))[
-                : 2 * SHIFT + 1, : 2 * SHIFT + 1
-            ].max()
-    return highest
+
+    def highest(a: int, b: int) -> float:
+        correlation = np.fft.irfft2(spectra[a] * spectra[b].conj(), s=(SIDE, SIDE))
+        near = np.roll(correlation, (SHIFT, SHIFT), (0, 1))[: 2 * SHIFT + 1, : 2 * SHIFT + 1]
+        return float(near.max())
+
+    return _halved(highest, len(structures), progress)
 
 
 def _structure(photo: NDArray[np.uint8], label: NDArray[np.bool_]) -> NDArray[np.float64]:

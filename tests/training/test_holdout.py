@@ -34,6 +34,13 @@ def test_files_held_out_are_of_every_type_and_never_trained_on(dataset: Path):
     assert [len(p) for p in hold_out(found, 0.99, 0)[0][0].defects.values()] == [1, 1]
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "stage-rt" / "showing"
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_comparison_can_be_ended_before_every_photograph(dataset: Path, monkeypatch: pytest.MonkeyPatch):
     told: list[float | None] = []
 
