@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from stage_rt.backends.triton import model_names
 from stage_rt.errors import GraphsError, InputError
-from stage_rt.files import digests, staged_folder
+from stage_rt.files import digests, new_folder
 from stage_rt.networks import Tensor, TensorDType, tensors
 from stage_rt.samplers import check_sampler
 from stage_rt.spec import GRAPHS_FILE, PROMPTS_FILE, GraphsSpec
@@ -75,7 +75,7 @@ def write_repository(source: Path, folder: Path, *, name: str) -> list[str]:
     check_sampler("stage", graphs.model)
     names = model_names(graphs.model, name)
     files = _files(source, graphs)
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         _write_pairs(source, staged / name, graphs)
         for graph, model in names.items():
             (staged / model / VERSION).mkdir(parents=True)

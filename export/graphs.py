@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from stage_rt import __version__
-from stage_rt.files import digests, sha256, staged_folder
+from stage_rt.files import digests, new_folder, sha256
 from stage_rt.names import DType
 from stage_rt.spec import (
     GRAPHS_FILE,
@@ -65,7 +65,7 @@ def export(
         ModelError: the model folder is incomplete or inconsistent.
         ParityError: a graph disagrees with its network.
     """
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         spec = _write_graphs(model, staged, dtype, opset, hoist, say)
         parities = compare(staged, StoredReferences(model, say, hoist=spec.hoisted), dtype)
         show(parities)

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from stage_rt.errors import CheckpointError
-from stage_rt.files import staged_folder
+from stage_rt.files import new_folder
 from stage_rt.spec import ModelSpec
 
 from ...training.folder import write_description
@@ -42,7 +42,7 @@ def import_anogen(
         CheckpointError: a file is not what it has to be, or not safe, or a prompt has none.
     """
     files = _files(embeddings, prompts)
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         checked = open_ldm(ldm, options)
         vectors = {
             prompt: vectors_of(

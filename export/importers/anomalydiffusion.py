@@ -7,7 +7,7 @@ spatial encoder makes of each mask; a context here is constant, so they are left
 from collections.abc import Sequence
 from pathlib import Path
 
-from stage_rt.files import staged_folder
+from stage_rt.files import new_folder
 from stage_rt.spec import ModelSpec
 
 from ...training.folder import write_description
@@ -35,7 +35,7 @@ def import_anomalydiffusion(
         InputError: ``folder`` has content.
         CheckpointError: a file is not what it has to be, or not safe.
     """
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         checked = open_ldm(ldm, options)
         learned = read_embeddings(embeddings, options.read)
         vectors = vectors_of(embeddings, learned, prompts or sorted(learned), checked.bert.sizes.dim)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stage_rt.errors import CheckpointError, MissingExtraError, first_line
-from stage_rt.files import staged_folder
+from stage_rt.files import new_folder
 from stage_rt.recipe import Recipe
 from stage_rt.spec import ModelSpec
 
@@ -74,7 +74,7 @@ def import_diffusers(
         MissingExtraError: ``texts`` need a tokenizer, and transformers is not installed.
     """
     texts = texts or {}
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         options.say(f"reading {source}")
         pipeline = _pipeline(source)
         if not texts and not runs:

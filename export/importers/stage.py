@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from stage_rt.errors import CheckpointError
-from stage_rt.files import staged_folder
+from stage_rt.files import new_folder
 from stage_rt.recipe import Branch
 from stage_rt.spec import ModelSpec
 
@@ -72,7 +72,7 @@ def import_stage(
         InputError: ``folder`` has content.
         CheckpointError: a file is not what it has to be, or not safe.
     """
-    with staged_folder(folder) as staged:
+    with new_folder(folder) as staged:
         checked = open_ldm(ldm, options)
         trained = read_runs(runs, step, checked.bert, checked.unet.in_channels, options)
         vectors = {prompt: part for run in trained.values() for prompt, part in run.vectors.items()}

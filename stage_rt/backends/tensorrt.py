@@ -317,11 +317,15 @@ class _Host:
                 for name, tensor in network.tensors.items()
                 if name != network.output
             }
-            for name, array in stored.items():
-                arena.write(name, array, self._stream)
-            network.enqueue(self._stream.handle)
             shape, dtype = network.tensors[network.output]
-            output = arena.read(network.output, shape, STORAGE[dtype], self._stream)
+            try:
+                for name, array in stored.items():
+                    arena.write(name, array, self._stream)
+                network.enqueue(self._stream.handle)
+                output = arena.read(network.output, shape, STORAGE[dtype], self._stream)
+            finally:
+                # What a network that failed was to read may not be copied yet.
+                self._stream.synchronize()
         return widen(output, dtype)
 
     def close(self) -> None:

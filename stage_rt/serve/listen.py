@@ -13,7 +13,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from stage_rt.errors import printable
+from stage_rt.errors import DeviceLostError, printable
 from stage_rt.serve.driver import ClosedError
 from stage_rt.serve.http import application
 from stage_rt.serve.metrics import Figures
@@ -117,10 +117,13 @@ def drop_who_never_reads(sock: socket.socket) -> None:
 def run(
     server: Server, sock: socket.socket, token: str | None, figures: Figures, log: logging.Logger
 ) -> None:
-    """Serve until a signal; engines are warmed up meanwhile. Returns when everything was put aside.
+    """Serve until a signal, or until the device is lost; engines are warmed up meanwhile.
+
+    Returns when everything was put aside.
 
     Raises:
         EngineError, DeviceError, BackendError: an engine cannot be used.
+        DeviceLostError: the device answers this process no more; whatever keeps the server up starts another.
     """
     config = uvicorn.Config(
         application(server, token, figures, log),
@@ -137,6 +140,16 @@ def run(
     running = _Draining(config, server)
     failures: list[BaseException] = []
 
+    def end(error: BaseException, seconds: float) -> None:
+        failures.append(error)
+        try:
+            server.drain(seconds)
+        finally:
+            running.should_exit = True
+
+    def lost(error: DeviceLostError) -> None:
+        threading.Thread(target=end, args=(error, DRAIN), name="stage-rt-lost", daemon=True).start()
+
     def start() -> None:
         try:
             server.start()
@@ -145,13 +158,10 @@ def run(
         except ClosedError:
             pass
         except BaseException as error:
-            failures.append(error)
             log.error("the engines cannot be used: %s", printable(str(error)))
-            try:
-                server.drain(0)
-            finally:
-                running.should_exit = True
+            end(error, 0)
 
+    server.when_lost = lost
     drop_who_never_reads(sock)
     threading.Thread(target=start, name="stage-rt-start", daemon=True).start()
     running.run(sockets=[sock])

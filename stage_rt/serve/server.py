@@ -61,6 +61,8 @@ def _unseen(pair: Pair, seconds: float) -> None:
 class Server:
     """Accepts pairs and jobs until it is drained, or its device is lost; ``lost`` is the error that tells of that.
 
+    ``when_lost`` is called then, on the thread that drives the device.
+
     Args:
         settings: what is served.
         tell: is told in a sentence what nobody who asked can be told.
@@ -83,6 +85,7 @@ class Server:
         self.gallery = Gallery(layouts.normals(settings.normals) if settings.normals else [])
         self.driver = Driver(observe=observe) if observe else Driver()
         self.lost: DeviceLostError | None = None
+        self.when_lost: Callable[[DeviceLostError], None] = lambda error: None
         self.driver.lost = self._lost
         try:
             self.shelf = Shelf(settings.engines, settings.memory, self.driver, load=load)
@@ -202,6 +205,7 @@ class Server:
         if self.lost is None:
             self.lost = copy(error)
             self._tell(f"nothing more is painted: {first_line(error)}")
+            self.when_lost(self.lost)
 
     def _paint(self, pair: Pair, began: float) -> None:
         request = pair.request

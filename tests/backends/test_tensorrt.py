@@ -387,6 +387,18 @@ def test_a_failure_without_a_word_is_not_the_one_before_it(engine, monkeypatch):
     assert type(raised.value) is BackendError
 
 
+def test_what_a_failed_graph_was_to_read_is_not_freed_before_it_is_copied(engine, monkeypatch):
+    backend = opened(engine())
+    feed = inputs("vae_encoder", 1)
+    with monkeypatch.context() as failing:
+        failing.setattr(fake_gpu.Context, "execute_async_v3", lambda context, stream: False)
+        with pytest.raises(BackendError, match="failed in graph `vae_encoder`"):
+            backend.run("vae_encoder", **feed)
+    # Needs a larger workspace, for which all buffers are made anew.
+    backend.run("unet", **inputs("unet", 1))
+    backend.close()
+
+
 def test_a_profile_the_engine_does_not_have_is_an_error(engine):
     folder = engine(batch=(1, 4))
     backend = module.TensorRTBackend(folder, read_engine(folder).model_copy(update={"batch": [1, 2, 4]}))

@@ -173,3 +173,11 @@ def test_the_command_says_what_it_wrote_and_overwrites_nothing(source, tmp_path,
     code, out, err = run("-o", "repository")
     assert (code, out) == (1, "")
     assert re.fullmatch(r"error: `.*/repository` exists already, remove it or choose another `-o`\n", err)
+
+
+def test_what_a_killed_one_had_staged_is_gone(graphs, tmp_path):
+    left = tmp_path / ".repository.0123abcd.tmp"
+    left.mkdir()
+    (left / "half").touch()
+    write_repository(graphs("fp32"), tmp_path / "repository", name="stage")
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]

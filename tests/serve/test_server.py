@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
 import weakref
@@ -40,6 +41,7 @@ from stage_rt.run.job import Job, resolve
 from stage_rt.run.ledger import line_of, read_line
 from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.workers import finish
+from stage_rt.serve import listen
 from stage_rt.serve import pairs as pairs_
 from stage_rt.serve.api import JobOrder, JobState, order_of
 from stage_rt.serve.driver import ClosedError, Driver
@@ -299,6 +301,34 @@ def test_a_device_that_is_lost_is_told_by_readiness_the_log_and_whoever_orders(h
     server.drain(20)
     again = serve().jobs.jobs[other.order.id]
     wait_until(lambda: again.order.state == "done")
+
+
+def test_a_device_that_is_lost_ends_the_server_once_everyone_is_answered(here):
+    backend, raised = Failing(), []
+    settings = Settings([here / "tiles"], here / "data", 2**30, here / "normals", here / "masks")
+    server = Server(settings, tell=raised.append, load=lambda _: closed_engine(backend))
+
+    def run(listening):
+        try:
+            listen.run(server, listening, None, Figures(), logging.Logger("none"))
+        except DeviceLostError as error:
+            raised.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        running = threading.Thread(target=run, args=(listening,))
+        running.start()
+        wait_until(lambda: server.ready)
+        backend.error = DeviceLostError("CUDA failed: an illegal access", "start it again")
+        body = {"prompt": PROMPT, "photograph": "001.png", "mask": base64.b64encode(masks(here)[0]).decode()}
+        answer = httpx.post(f"http://{host}:{port}/v1/pairs", json=body, timeout=30)
+        told = {"problem": "CUDA failed: an illegal access", "remedy": "start it again"}
+        assert (answer.status_code, answer.json()["error"]) == (503, told)
+        running.join(30)
+    assert not running.is_alive()
+    told = "CUDA failed: an illegal access: start it again"
+    assert [str(one) for one in raised] == [f"nothing more is painted: {told}", told]
+    assert not server.driver.alive
 
 
 def test_a_device_that_is_lost_in_a_step_keeps_nothing_of_what_was_sent(here, serve):

@@ -433,3 +433,18 @@ def test_a_configuration_that_makes_no_network_is_refused(pipeline, runs, tmp_pa
     with pytest.raises(CheckpointError, match=r"no UNet2DConditionModel can be made .*unet"):
         import_diffusers(pipeline, tmp_path / "model", runs=[TrainingRun(("part+dent",), runs)])
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("source", ["stage", "diffusers", "anomalydiffusion"])
+def test_what_a_killed_import_had_staged_is_gone(ldm, pipeline, runs, tmp_path, source):
+    out = tmp_path / "out"
+    (out / ".model.0123abcd.tmp").mkdir(parents=True)
+    (out / ".model.0123abcd.tmp" / "half").touch()
+    trained = [TrainingRun(("part+dent",), runs)]
+    if source == "stage":
+        import_stage(ldm, trained, out / "model", options=OPTIONS)
+    elif source == "diffusers":
+        import_diffusers(pipeline, out / "model", runs=trained)
+    else:
+        import_anomalydiffusion(ldm, runs / "embeddings_gs-10.pt", out / "model", options=OPTIONS)
+    assert [path.name for path in out.iterdir()] == ["model"]
