@@ -19,7 +19,7 @@ def train(
     preset: Annotated[
         PresetName,
         typer.Option(
-            help="`tiny`: 64 px, a CPU, about an hour. `night`: 128 px, a CPU, some hours. `small`: 256 px, one GPU."
+            help="`tiny`: 64 px, a CPU, an hour or two. `night`: 128 px, a CPU, some hours. `small`: 256 px, one GPU."
         ),
     ] = "tiny",
     system: Annotated[
