@@ -26,7 +26,10 @@ def batches_of(text: str) -> list[int]:
 
 def build(
     source: Annotated[
-        Path, typer.Argument(metavar="MODEL_OR_GRAPHS", help="Folder made by `stage-rt train` or `export`.")
+        Path,
+        typer.Argument(
+            metavar="MODEL_OR_GRAPHS", help="Folder made by `stage-rt train`, `import` or `export`."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE", help="Folder to write.")],
     backend: Annotated[

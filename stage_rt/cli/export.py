@@ -20,7 +20,9 @@ FOOTNOTES = {
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder made by `stage-rt train`.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model folder made by `stage-rt train` or `import`.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="GRAPHS", help="Folder to write.")],
     dtype: Annotated[DType, typer.Option(help="Of weights, inputs and outputs.")] = "fp32",
     opset: Annotated[int, typer.Option(min=21, max=24, help="Version of the ONNX operators.")] = 21,

@@ -25,7 +25,8 @@ def serve(
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Masks of real defects, a folder a type, that others are made like."
+            metavar="DIR",
+            help="Masks of real defects, one folder a type, like which the page makes new ones.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen at.")] = "127.0.0.1",

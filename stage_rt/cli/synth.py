@@ -79,7 +79,7 @@ def synth(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check every file, say what it will come to in one process, paint nothing.",
+            help="Check every file, say how long one process will take and how large the run will be, paint nothing.",
             rich_help_panel=AMOUNT,
         ),
     ] = False,
@@ -124,8 +124,8 @@ def synth(
         str | None,
         typer.Option(
             metavar="N",
-            help="Network calls a pair takes, 10 to 1000; 100 is ten times as fast and, on the demo, no worse; "
-            "`auto` is the fewest that `stage-rt calibrate` found.",
+            help="Network calls a pair takes, 10 to 1000 (999 for anogen and anomalydiffusion); 100 is ten times as "
+            "fast and, on the demo, no worse; `auto` is the fewest that `stage-rt calibrate` found.",
             show_default="1000; repaint 250 levels, anomalydiffusion 200, fast and anogen 50, sdas 20",
             rich_help_panel=AMOUNT,
         ),
@@ -133,8 +133,10 @@ def synth(
     recipe: Annotated[
         RecipeName | None,
         typer.Option(
-            help="When the mask alone decides what is painted (the paper's only branch): as in the authors' code, "
-            "the paper, or long enough to fill the mask; the other names leave a part of the method out.",
+            help="In which steps the network paints the defect alone (the paper's only branch): `authors`, `paper`, "
+            "or `masked`, the longest, which fills labels best. The others are to compare with: `baseline` is the "
+            "model without the method, those with + add one part of it, `full` is `authors`. Guidance and outset "
+            "that were measured for the prompt are not used with it.",
             show_default="the model's",
             rich_help_panel=LOOK,
         ),
@@ -147,7 +149,7 @@ def synth(
             max=20,
             help="How hard the defect is pushed into the mask (weight of the adapters' estimate), 0 to 20: 1 as "
             "trained, 2 fills the mask more, 4 can overdo it.",
-            show_default="the recipe's",
+            show_default="measured for the prompt, or the recipe's",
             rich_help_panel=LOOK,
         ),
     ] = None,
@@ -157,8 +159,8 @@ def synth(
             metavar="W",
             min=0,
             max=20,
-            help="How far a defect is kept from good surface (classifier-free guidance), 0 to 20: 2 makes defects "
-            "plainer, at twice the time.",
+            help="How hard a defect is pushed away from good surface (classifier-free guidance), 0 to 20: 1 not at "
+            "all, 2 makes defects plainer, at twice the time.",
             show_default="1; anogen 10",
             rich_help_panel=LOOK,
         ),
@@ -186,7 +188,8 @@ def synth(
             metavar="SHARE",
             min=0,
             max=1,
-            help="Paint a label again of which less than this was painted; 0 takes every pair as it comes.",
+            help="Least share of a label that must be painted, 0 to 1; below it the pair is painted again. 0 takes "
+            "every pair as it comes.",
             show_default="the model's for the prompt",
             rich_help_panel=LABELS,
         ),
@@ -252,7 +255,7 @@ def synth(
             metavar="SHARE",
             min=0,
             max=1,
-            help="Label the pixels of a mask from this share of white on.",
+            help="Label the pixels of a mask that are at least this bright: 0 is black, 1 is white.",
             show_default="half of its brightest, if it is in shades",
             rich_help_panel=LABELS,
         ),
@@ -351,7 +354,7 @@ def synth(
         "composite": composite,
         "sampler": sampler,
         "recipe": recipe,
-        "steps": _steps(steps),
+        "steps": steps,
         "guidance": guidance,
         "prompt_guidance": prompt_guidance,
         "solver": solver,
@@ -367,6 +370,7 @@ def synth(
     }
     with finished(None if dry_run else on_finish, output):
         check_apart(engine, output)
+        options["steps"] = _steps(steps)
         entries = _entries(prompt or [], masks, types or [], jobs, options)
         rejected = read_list(reject) if reject else {}
         watch = Recorder()

@@ -5,7 +5,8 @@
 2. Values up to 31 are class numbers, as VisA's are: whatever is not 0 is a defect.
 3. A mask of two values is labelled where it has the brighter one. Values within a tenth of its brightest, or of
    black, count as that, as JPEG leaves them. Class numbers beside one bright value, which often says "ignore", are
-   not: they are flat, or lie where no block of a JPEG has anything of the label.
+   not: they are flat, or lie where no block of a JPEG has anything of the label. Nor is black needed: of two class
+   numbers, or of two larger values, the brighter one is labelled.
 4. Up to eight other values, or such numbers, are classes that nobody has chosen one of: refused.
 5. Anything else is shaded: labelled where it is at least half as bright as its brightest pixel, and told of. If that
    is more than a fifth of it, and so is what lies between black and white, it is taken for a photograph: refused.
@@ -99,6 +100,8 @@ def _label(values: Values, path: Path, reading: Reading) -> Mask:
     if not len(shown):
         raise MaskError(f"`{path}` is all black", "paint the defect white or remove the mask")
     brightest = int(shown[-1])
+    if grey.all() and _two_apart(shown):
+        return Mask(grey == brightest, shaded=False)
     if brightest <= HIGHEST_CLASS:
         return Mask(grey > 0, shaded=False)
     two_valued = bool(((shown <= ALIKE * brightest) | (shown >= (1 - ALIKE) * brightest)).all())
@@ -117,6 +120,16 @@ def _label(values: Values, path: Path, reading: Reading) -> Mask:
             "`--mask-threshold 0.5` of `stage-rt synth`",
         )
     return Mask(label, shaded=not two_valued)
+
+
+def _two_apart(shown: NDArray[np.int32]) -> bool:
+    """Whether the values of a mask are two that neither JPEG nor a note of "ignore" makes of one."""
+    if len(shown) != 2:
+        return False
+    darker, brighter = shown.tolist()
+    if brighter <= HIGHEST_CLASS:
+        return True
+    return bool(HIGHEST_CLASS < darker < (1 - ALIKE) * brighter)
 
 
 def _numbers_beside(grey: NDArray[np.int32], shown: NDArray[np.int32]) -> bool:

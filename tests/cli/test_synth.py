@@ -587,3 +587,10 @@ def test_a_command_is_run_when_nothing_was_begun_and_its_own_failure_is_told(syn
     assert "STAGE_RT_STATE=failed\n" in (here / "told").read_text()
     assert "STAGE_RT_EXIT_CODE=1\n" in (here / "told").read_text()
     assert not (here / "run").exists()
+
+
+def test_a_command_is_run_when_the_steps_are_no_number(synth, here):
+    code, _, err = synth(flags=["--steps", "1oo", "--on-finish", "env > told"])
+    assert code == 2
+    assert "'1oo' is neither a number nor `auto`" in err
+    assert "STAGE_RT_EXIT_CODE=2\n" in (here / "told").read_text()

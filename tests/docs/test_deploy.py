@@ -19,10 +19,12 @@ DEPLOY = ROOT / "deploy"
 
 
 def test_the_service_calls_the_command_with_options_it_has():
-    line = re.search(r"^ExecStart=(.*)$", (DEPLOY / "stage-rt-night.service").read_text(), re.MULTILINE)[1]
-    words = shlex.split(line)
-    assert words[:3] == ["/usr/bin/timeout", "--preserve-status", "10h"]
-    program, name, *arguments = words[3:]
+    unit = (DEPLOY / "stage-rt-night.service").read_text()
+    words = shlex.split(re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1])
+    # Of two signals the second ends `stage-rt` at once: `timeout` sends its own to the whole group, as systemd does.
+    assert "KillMode=mixed\n" in unit
+    assert words[:4] == ["/usr/bin/timeout", "--foreground", "--preserve-status", "10h"]
+    program, name, *arguments = words[4:]
     assert Path(program).name == "stage-rt"
     typer.main.get_command(app).commands[name].make_context(name, arguments)
 
@@ -101,9 +103,10 @@ def test_the_image_has_what_it_copies_and_installs_extras_that_are_there():
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
     packages = re.findall(r'^"stage_rt\S*" = "(\S+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert packages
-    assert not set(ignored) & {
-        "README.md",
-        "LICENSE",
-        "CMakeLists.txt",
-        *(one.partition("/")[0] for one in packages),
-    }
+    run = re.findall(r"python (\S+\.py)", text)
+    assert run == ["tests/support/softcuda/build.py"]
+    needed = ["README.md", "LICENSE", "CMakeLists.txt", "constraints.txt", *packages, *run]
+    # What that compiles too.
+    needed += ["tests/kernels/emulated", "stage_rt/kernels"]
+    assert all((ROOT / one).exists() for one in needed)
+    assert not set(ignored) & {one.partition("/")[0] for one in needed}

@@ -22,6 +22,29 @@ def test_a_mask_of_two_values_is_labelled_whatever_the_brighter_one(tmp_path: Pa
     assert not mask.shaded
 
 
+@pytest.mark.parametrize("values", [(1, 2), (5, 30), (40, 255), (100, 200), (128, 255)])
+def test_two_values_need_no_black_among_them(tmp_path: Path, values: tuple[int, int]) -> None:
+    grey = np.full((8, 8), values[0], np.uint8)
+    grey[2:4, 3:6] = values[1]
+    mask = read_mask(saved(tmp_path / "a.png", grey))
+    assert not mask.shaded
+    assert (mask.label == (grey == values[1])).all()
+
+
+@pytest.mark.parametrize(("values", "count"), [((254, 255), 64), ((1, 255), None), ((20, 255), None)])
+def test_two_values_that_are_one_are_one_and_a_number_beside_a_bright_value_is_a_class(
+    tmp_path: Path, values: tuple[int, int], count: int | None
+) -> None:
+    grey = np.full((8, 8), values[0], np.uint8)
+    grey[2:4, 3:6] = values[1]
+    path = saved(tmp_path / "a.png", grey)
+    if count is None:
+        with pytest.raises(MaskError, match="shows several classes"):
+            read_mask(path)
+    else:
+        assert read_mask(path).label.sum() == count
+
+
 def test_sixteen_bit_and_one_bit_masks_are_masks_of_two_values(tmp_path: Path) -> None:
     assert read_mask(saved(tmp_path / "a.png", [[0, 40000]], np.uint16)).label.tolist() == [[False, True]]
     Image.fromarray(np.array([[False, True]])).save(tmp_path / "b.png")
