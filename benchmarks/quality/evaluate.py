@@ -66,8 +66,8 @@ def run(
     """Evaluate and write ``result.json``, the page and its plot into ``folder``.
 
     Args:
-        engines: by name; of several, each of a generator with a split of its own, every one is evaluated in a folder
-            of its name, and the result is that of all.
+        engines: by name, each of a generator with a split of its own; what one is evaluated by is kept in a folder of
+            its name. Of several every one has its result there, and the result is that of all.
         request: what the user asked for.
         folder: where all is kept.
         say: told what is at work.
@@ -83,18 +83,20 @@ def run(
         for number, (name, engine) in enumerate(engines.items())
     }
     if len(ready) == 1:
-        (only,) = ready.values()
-        done, _ = _evaluated(only, request, folder, say, rest)
+        ((name, only),) = ready.items()
+        done, _ = _evaluated(only, request, folder, folder / name, say, rest)
         return done
     _refuse_unlike(ready)
     splits = []
     for number, (name, one) in enumerate(ready.items()):
         say(f"split of `{name}`")
         part = portion(rest, number / len(ready), (number + 1) / len(ready))
-        done, measured = _evaluated(one, request, folder / name, say, part)
+        done, measured = _evaluated(one, request, folder / name, folder / name, say, part)
         splits.append(Evaluated(name, done.result, measured))
     summary = pooled(splits)
     report.write(folder, summary)
+    # Of one split, evaluated before.
+    (folder / report.EXAMPLES).unlink(missing_ok=True)
     return Done(summary, _text(summary, folder))
 
 
@@ -133,9 +135,11 @@ def _refuse_unlike(ready: Mapping[str, _Ready]) -> None:
 
 
 def _evaluated(
-    ready: _Ready, request: Request, folder: Path, say: Say, progress: Progress
+    ready: _Ready, request: Request, folder: Path, work: Path, say: Say, progress: Progress
 ) -> tuple[Done, Measured]:
-    folder.mkdir(parents=True, exist_ok=True)
+    """The result in ``folder``; pairs and segmenters in ``work``, where they are found again whatever is evaluated
+    beside this split."""
+    work.mkdir(parents=True, exist_ok=True)
     at = ""
 
     def told(share: float, what: str) -> None:
@@ -146,12 +150,12 @@ def _evaluated(
             at = what
 
     parts = ready.parts
-    outcome = protocol.evaluate(parts, ready.engine, folder, ready.plan, progress=told)
+    outcome = protocol.evaluate(parts, ready.engine, work, ready.plan, progress=told)
     figures = measured(parts, outcome)
     summary = result(parts, outcome, figures, _how(ready, request, outcome.lesson))
     report.write(folder, summary)
-    found = {row.name: row.figures[0].found for row in outcome.rows}
-    report.write_examples(folder, outcome.test, found, parts.types)
+    first = {row.name: row.figures[0] for row in outcome.rows}
+    report.write_examples(folder, outcome.test, first, parts.types)
     return Done(summary, _text(summary, folder)), figures
 
 

@@ -128,6 +128,7 @@ def _evaluate(
     real, good, test = map(shared, _real(split, plan.side))
     lesson = replace(plan.lesson, turn=turnable(real))
     made = sources.Sources(split, plan.order, engine, folder / "pairs", plan.recipe)
+    made.make_room(plan.names)
     painted, part = {}, PAINTING / max(len(plan.names), 1)
     for number, name in enumerate(plan.names):
 

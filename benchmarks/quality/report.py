@@ -1,5 +1,6 @@
 """The page of an evaluation, a plot of its rows, and pictures of what segmenters said."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stage_rt.files import write_atomic
 from stage_rt.run.report import template
+from stage_rt.run.writer import png
 
 from .metrics import FALSE_ALARMS, FOUND
 from .pictures import Pictures
 from .protocol import REAL, has_real
 from .statistics import FEWEST_DEFECTS
+from .trials import Figures
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
@@ -88,19 +91,22 @@ def _plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axis.set_yticks(range(len(rows)), [row["row"] for row in reversed(rows)], parse_math=False)
     axis.set_xlabel("mean IoU of the types on held-out photographs; dots are seeds")
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
+    write_atomic(path, drawn.getvalue())
 
 
 def write_examples(
-    folder: Path, test: Pictures, found: Mapping[str, NDArray[np.uint8]], types: Sequence[str], each: int = 2
+    folder: Path, test: Pictures, figures: Mapping[str, Figures], types: Sequence[str], each: int = 2
 ) -> None:
-    """A sheet of test pictures, ``each`` a type: photograph, label, and what the segmenters of some rows found."""
+    """A sheet of test pictures, ``each`` a type: photograph, label, and what a segmenter of some rows found."""
     chosen = [
         n
         for number in range(1, len(types) + 1)
         for n in np.flatnonzero((test.classes == number).any(axis=(1, 2)))[:each]
     ]
+    found = {name: one.found(chosen) for name, one in figures.items()}
     font = ImageFont.load_default(11)
     heads = [_wrapped(name, font) for name in ["photograph", "label", *found]]
     top = _MARGIN + _LINE * max(len(head) for head in heads)
@@ -111,11 +117,11 @@ def write_examples(
             pen.text((column * _CELL + _MARGIN, _MARGIN + line * _LINE), words, (40, 40, 40), font)
     for line, n in enumerate(chosen):
         tiles = [test.images[n], _over(test.images[n], test.classes[n])]
-        tiles += [_over(test.images[n], classes[n]) for classes in found.values()]
+        tiles += [_over(test.images[n], classes[line]) for classes in found.values()]
         for column, tile in enumerate(tiles):
             picture = Image.fromarray(tile).resize((_CELL, _CELL), Image.Resampling.NEAREST)
             sheet.paste(picture, (column * _CELL, line * _CELL + top))
-    sheet.save(folder / EXAMPLES)
+    write_atomic(folder / EXAMPLES, png(sheet))
 
 
 def _wrapped(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

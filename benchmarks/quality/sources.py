@@ -7,7 +7,7 @@ import inspect
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ from .split import Split, refuse_tested
 
 PROCEDURAL = "procedural"
 SHIFTED = "ours-shifted"
-SHIFT = 20
-"""Pixels that the labels of the planted check lie beside the truth."""
+SHIFT, SEEN = 20, 384
+"""Pixels that the labels of the planted check lie beside the truth, of photographs whose longest side is so many at
+most; segmenters see larger ones no larger, and there it is as much more."""
 
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
@@ -133,17 +134,33 @@ class Sources:
             for number, kind in enumerate(types)
         }
 
+    def make_room(self, names: Iterable[str]) -> None:
+        """Look at what is there of the sources before any of them is made.
+
+        Raises:
+            InputError: more pairs are there already.
+        """
+        for name in names:
+            for kind in self.split.types if name in OURS else ():
+                _make_room(self._run_of(name, kind), self.order)
+
+    def _run_of(self, name: str, kind: str) -> Path:
+        """The run of a source of ours."""
+        return self.folder / f"{'ours' if name == SHIFTED else name}{self._suffix}" / kind
+
+    @property
+    def _suffix(self) -> str:
+        return f"-{self.recipe}" if self.recipe else ""
+
     def _ours(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
-        suffix = f"-{self.recipe}" if self.recipe else ""
-        run = self.folder / f"{'ours' if name == SHIFTED else name}{suffix}" / kind
+        run = self._run_of(name, kind)
         other = OURS[name] | ({"recipe": self.recipe} if self.recipe else {})
-        _make_room(run, self.order)
         fill(self.engine, job(self.split, kind, self.order, self.engine, **other), run, progress=progress)
         pairs = [
             (run / line["image"], run / line["mask"]) for line in _manifest(run) if line["status"] == "ok"
         ]
         if name == SHIFTED:
-            return list(_shifted(pairs, self.folder / f"{SHIFTED}{suffix}" / f"{kind}-shifted"))
+            return list(_shifted(pairs, self.folder / f"{SHIFTED}{self._suffix}" / f"{kind}-shifted"))
         return pairs
 
     def _baseline(self, name: str, kind: str, progress: Progress) -> list[tuple[Path, Path]]:
@@ -182,6 +199,8 @@ class Sources:
             made.append((image, mask))
             lines.append(line | {"image_sha256": digests[0], "mask_sha256": digests[1]})
             progress(done / len(plan.samples))
+        # Those beyond an order of fewer are there for one of more.
+        lines += [line for number, line in sorted(known.items()) if number >= len(lines)]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomic(run / MANIFEST_FILE, text.encode())
         return made
@@ -235,19 +254,18 @@ def _known(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _shifted(pairs: list[tuple[Path, Path]], folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The same images, each with its label moved by `SHIFT` pixels along both axes, towards the middle."""
+    """The same images, each with its label moved along both axes (`SHIFT`), towards the middle."""
     for image, mask in pairs:
-        label = _moved_inwards(np.asarray(Image.open(mask)) > 0)
-        picture = Image.open(image)
-        paths = (f"{image.stem}.png", f"{image.stem}_mask.png")
-        write_pair(folder, paths, png(picture), png_of(label))
-        yield folder / paths[0], folder / paths[1]
+        moved = folder / mask.name
+        write_atomic(moved, png_of(_moved_inwards(np.asarray(Image.open(mask)) > 0)))
+        yield image, moved
 
 
 def _moved_inwards(label: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A label `SHIFT` pixels nearer to the middle along both axes, so that it stays in the picture."""
+    """A label nearer to the middle along both axes, so that it stays in the picture."""
     middle = [places.mean() for places in np.nonzero(label)]
-    way = [SHIFT if place < side / 2 else -SHIFT for place, side in zip(middle, label.shape, strict=True)]
+    far = round(SHIFT * max(1.0, max(label.shape) / SEEN))
+    way = [far if place < side / 2 else -far for place, side in zip(middle, label.shape, strict=True)]
     return np.asarray(ndimage.shift(label, way, order=0))
 
 

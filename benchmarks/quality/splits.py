@@ -37,6 +37,7 @@ def pooled(splits: Sequence[Evaluated]) -> dict[str, Any]:
         "splits": [
             {
                 "engine": one.name,
+                "segmenter": one.result["how"]["segmenter"],
                 **{field: one.result[field] for field in OF_A_SPLIT},
                 "miou": {name: each[name]["miou"] for name in shared},
             }

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import nn
 
+from stage_rt.errors import StageError
 from stage_rt.files import write_atomic
 from stage_rt.machine import cores
 from stage_rt.training.loop import Device
@@ -38,12 +39,18 @@ FIGURES, OPINION, LEARNED, WHOLE = "-figures", "-by-defect", "-learned", "-defec
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one segmenter on the test: ``counts`` int64 ``[N, C, C]``, the anomaly channel's scores, and the classes
-    uint8 ``[N, S, S]`` that it ``found``."""
+    """Of one segmenter on the test: ``counts`` int64 ``[N, C, C]``, the anomaly channel's scores, and the file with
+    the classes that it found, which of all segmenters together take gigabytes."""
 
     counts: Counts
     scores: Scores
-    found: NDArray[np.uint8]
+    answers: Path
+
+    def found(self, pictures: Sequence[int]) -> NDArray[np.uint8]:
+        """The classes uint8 ``[n, S, S]`` that it found on some ``pictures`` of the test."""
+        with np.load(self.answers) as file:
+            classes: NDArray[np.uint8] = file["found"][list(pictures)]
+        return classes
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ class Trials:
         """Of a segmenter that was trained."""
         path = self._tested(job)
         kept = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz")) as file:
-            return Figures(np.array(kept["counts"], dtype=np.int64), Scores(*kept["scores"]), file["found"])
+        counts = np.array(kept["counts"], dtype=np.int64)
+        return Figures(counts, Scores(*kept["scores"]), path.with_suffix(".npz"))
 
     def opinions(self, jobs: Sequence[Job], sources: Sequence[Pictures]) -> list[list[Opinion]]:
         """Of segmenters that were trained, on the pairs of every source: a list a source, one a segmenter.
@@ -220,13 +227,23 @@ class Trials:
         return self.folder / f"{self._name(job)}.safetensors"
 
     def learn(self, job: Job, progress: Callable[[float], None]) -> None:
-        """Train one segmenter unless it was, test it and keep both."""
+        """Train one segmenter unless it was, test it and keep both.
+
+        Raises:
+            StageError: a file cannot be written, or what the segmenter says is not finite; then it is not kept.
+        """
         with one_thread():
             trained = self._weights(job).exists()
             network = self._network(job) if trained else self._learned(job, progress)
             found = find(network, self.test, self.device)
+        if not np.isfinite(found.anomaly).all():
+            self._weights(job).unlink()
+            raise StageError(
+                f"the segmenter that learned {job.name!r} (seed {job.seed}) came out non-finite",
+                "give another `--segmenter`, or another `--encoder` if you gave one",
+            )
         counts = metrics.confusion(found.classes, self.test.classes, self._classes)
-        scores = metrics.scores(found.anomaly.astype(np.float32), self.test.classes > 0)
+        scores = metrics.scores(found.anomaly, self.test.classes > 0)
         shown = io.BytesIO()
         np.savez_compressed(shown, found=found.classes)
         path = self._tested(job)

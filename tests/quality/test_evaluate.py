@@ -180,7 +180,7 @@ def test_every_source_paints_under_the_same_labels_of_the_same_photographs(
     data: Path, tmp_path: Path
 ) -> None:
     evaluated(data, tmp_path / "r", seeds=1)
-    ours, other = (tmp_path / "r" / "pairs" / name / "dent" for name in ("ours", "cutpaste"))
+    ours, other = (tmp_path / "r" / "engine" / "pairs" / name / "dent" for name in ("ours", "cutpaste"))
     for n in range(4):
         mask = f"ground_truth/dent/{n:06d}_mask.png"
         assert (ours / mask).read_bytes() == (other / mask).read_bytes()
@@ -201,7 +201,7 @@ def test_types_share_no_random_number(data: Path, tmp_path: Path, name: str) -> 
     evaluated(data, tmp_path / "r", sources=[name], seeds=1)
     used, drawn = [], []
     for kind in ("dent", "spot"):
-        run = tmp_path / "r" / "pairs" / name / kind
+        run = tmp_path / "r" / "engine" / "pairs" / name / kind
         used.append([line["normal"] for line in manifest(run)])
         drawn.append([(run / line["mask"]).read_bytes() for line in manifest(run)])
     assert used[0] != used[1]
@@ -215,12 +215,24 @@ def test_a_type_has_the_same_seed_everywhere() -> None:
 
 def test_shifted_labels_are_the_same_labels_elsewhere(data: Path, tmp_path: Path) -> None:
     evaluated(data, tmp_path / "r", sources=["ours-shifted"], seeds=1)
-    place = tmp_path / "r" / "pairs" / "ours-shifted"
+    place = tmp_path / "r" / "engine" / "pairs" / "ours-shifted"
     right = np.asarray(opened(place.with_name("ours") / "dent/ground_truth/dent/000000_mask.png"))
     wrong = np.asarray(opened(place / "dent-shifted/000000_mask.png"))
     assert 0 < (wrong > 0).sum() <= (right > 0).sum()
     rows, columns = (np.argwhere(label).mean(axis=0) for label in (right, wrong))
     assert np.abs(columns - rows) == pytest.approx([20, 20], abs=2)
+    # The pictures are those of `ours`.
+    assert not list((place / "dent-shifted").glob("*[0-9].png"))
+
+
+@pytest.mark.parametrize(("side", "beside"), [(200, 20), (384, 20), (1920, 100)])
+def test_shifted_labels_of_large_photographs_are_as_far_aside_to_whom_sees_them_small(
+    side: int, beside: int
+) -> None:
+    label = np.zeros((side, side // 2), dtype=bool)
+    label[5:20, 5:20] = True
+    wrong = np.argwhere(sources._moved_inwards(label)).mean(axis=0)
+    assert wrong - np.argwhere(label).mean(axis=0) == pytest.approx([beside, beside])
 
 
 def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself(
@@ -235,7 +247,7 @@ def test_a_finished_evaluation_learns_nothing_again_and_a_new_source_only_itself
         return real(*arguments)
 
     monkeypatch.setattr(trials, "learn", counted)
-    for kept in (tmp_path / "r" / "cache").glob(f"*{trials.WHOLE}.json"):
+    for kept in (tmp_path / "r" / "engine" / "cache").glob(f"*{trials.WHOLE}.json"):
         kept.unlink()
     assert evaluated(data, tmp_path / "r", sources=["ours"]) == result
     assert not learned
@@ -306,7 +318,7 @@ def test_a_segmenter_is_trained_on_one_thread_wherever_that_is(
 def test_pictures_are_sent_to_processes_as_files_that_are_gone_in_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = tmp_path / "r" / "pictures" / "of-one-that-was-killed.npy"
+    left = tmp_path / "r" / "engine" / "pictures" / "of-one-that-was-killed.npy"
     left.parent.mkdir(parents=True)
     left.touch()
     seen: list[Pictures] = []
@@ -337,7 +349,9 @@ def test_two_evaluations_do_not_share_a_folder(
     def interrupted(*arguments):
         if not asked:
             asked.append(1)
-            with pytest.raises(InputError, match=r"another evaluation is writing `.*r`: wait for it to end"):
+            with pytest.raises(
+                InputError, match=r"another evaluation is writing `.*r/engine`: wait for it to end"
+            ):
                 evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
         return real(*arguments)
 
@@ -368,6 +382,25 @@ def test_a_killed_trainer_is_told_and_what_was_computed_is_kept(
 
 def killed(trials, job) -> None:
     os._exit(9)
+
+
+def test_a_segmenter_that_is_not_finite_is_told_and_not_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trials.learn
+
+    def broken(*arguments):
+        network = real(*arguments)
+        with torch.no_grad():
+            next(network.parameters()).fill_(np.nan)
+        return network
+
+    monkeypatch.setattr(trials, "learn", broken)
+    with pytest.raises(StageError, match=r"learned 'real only' \(seed 0\) came out non-finite: give another"):
+        evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
+    assert not list((tmp_path / "r" / "engine" / "cache").iterdir())
+    monkeypatch.setattr(trials, "learn", real)
+    assert evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)["rows"]
 
 
 @pytest.mark.parametrize(
@@ -416,7 +449,7 @@ def test_a_published_run_without_a_label_is_told_of_before_anything_is_painted(
     Image.new("L", (40, 40)).save(theirs / "spot" / "mask" / "1.png")
     with pytest.raises(MaskError, match=r"1\.png"):
         evaluated(data, tmp_path / "r", sources=["ours", f"dfmgan={theirs}"], seeds=1)
-    assert not (tmp_path / "r" / "pairs").exists()
+    assert not (tmp_path / "r" / "engine" / "pairs").exists()
 
 
 def test_a_source_may_be_called_anything(data: Path, tmp_path: Path) -> None:
@@ -437,7 +470,7 @@ def test_pairs_of_a_model_for_another_system_are_painted_by_its_sampler(data: Pa
 
 def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: Path, tmp_path: Path) -> None:
     evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
-    run = tmp_path / "r" / "pairs" / "cutpaste" / "dent"
+    run = tmp_path / "r" / "engine" / "pairs" / "cutpaste" / "dent"
     files = [run / "test/dent/000000.png", run / "ground_truth/dent/000000_mask.png"]
     before, times = [path.read_bytes() for path in files], [path.stat().st_mtime_ns for path in files]
     evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
@@ -448,7 +481,7 @@ def test_a_baseline_is_painted_again_where_it_was_made_of_something_else(data: P
         Image.fromarray(np.maximum(mask, np.roll(mask, 4, axis=0))).save(path)
     evaluated(data, tmp_path / "r", sources=["cutpaste"], seeds=1)
     assert files[1].read_bytes() != before[1]
-    ours = tmp_path / "other" / "pairs" / "cutpaste" / "dent"
+    ours = tmp_path / "other" / "engine" / "pairs" / "cutpaste" / "dent"
     evaluated(data, tmp_path / "other", sources=["cutpaste"], seeds=1)
     assert [path.read_bytes() for path in files] == [
         (ours / path.relative_to(run)).read_bytes() for path in files
@@ -481,10 +514,10 @@ def test_a_baseline_that_another_order_left_half_painted_is_painted_again(data: 
     assert manifest.read_bytes() == lines
 
 
-def paint(data: Path, folder: Path, *, seed: int, progress: Progress = silent) -> None:
+def paint(data: Path, folder: Path, *, seed: int, pairs: int = 3, progress: Progress = silent) -> None:
     """A baseline's pairs, three of each type."""
     made = engine()
-    order = sources.Order(pairs=3, steps=10, seed=seed)
+    order = sources.Order(pairs=pairs, steps=10, seed=seed)
     sources.Sources(split(data, made.spec.model), order, made, folder).make("cutpaste", progress)
 
 
@@ -518,7 +551,10 @@ def test_a_label_is_made_once_for_all_baselines(
     monkeypatch.setattr(Sample, "label", counted)
     evaluated(data, tmp_path / "r", sources=["cutpaste", "draem"], seeds=1)
     assert len(asked) == len({index for _, index in asked}) * 2 == 8
-    masks = [sorted((tmp_path / "r" / "pairs" / name).rglob("*_mask.png")) for name in ("cutpaste", "draem")]
+    masks = [
+        sorted((tmp_path / "r" / "engine" / "pairs" / name).rglob("*_mask.png"))
+        for name in ("cutpaste", "draem")
+    ]
     assert [path.read_bytes() for path in masks[0]] == [path.read_bytes() for path in masks[1]]
 
 
@@ -541,6 +577,23 @@ def test_fewer_pairs_than_are_there_are_refused_by_the_name_of_the_option(data: 
     evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=3)
     with pytest.raises(InputError, match=r"holds 3 pairs already: give `--pairs 3` or more, or another `-o`"):
         evaluated(data, tmp_path / "r", sources=["ours"], seeds=1, pairs=2)
+    # Before any other source is made.
+    with pytest.raises(InputError, match="holds 3 pairs already"):
+        evaluated(data, tmp_path / "r", sources=["cutpaste", "ours"], seeds=1, pairs=2)
+    assert not (tmp_path / "r" / "engine" / "pairs" / "cutpaste").exists()
+
+
+def test_pairs_of_a_baseline_beyond_a_smaller_order_are_there_for_a_larger_one(
+    data: Path, tmp_path: Path
+) -> None:
+    paint(data, tmp_path, seed=0)
+    run = tmp_path / "cutpaste" / "dent"
+    kept, last = (run / "manifest.jsonl").read_bytes(), run / "test/dent/000002.png"
+    written = last.stat().st_mtime_ns
+    paint(data, tmp_path, seed=0, pairs=1)
+    paint(data, tmp_path, seed=0)
+    assert (run / "manifest.jsonl").read_bytes() == kept
+    assert last.stat().st_mtime_ns == written
 
 
 def test_our_pairs_of_other_rules_are_painted_again(
@@ -548,7 +601,7 @@ def test_our_pairs_of_other_rules_are_painted_again(
 ) -> None:
     """Whatever else of the evaluation is kept, and however many there were."""
     evaluated(data, tmp_path / "r", sources=["ours", "cutpaste"], seeds=1, pairs=3)
-    runs = [tmp_path / "r" / "pairs" / name / "dent" for name in ("ours", "cutpaste")]
+    runs = [tmp_path / "r" / "engine" / "pairs" / name / "dent" for name in ("ours", "cutpaste")]
     told = json.loads((runs[0] / "run.json").read_text())
     assert told.pop("rules") == plan.RULES
     (runs[0] / "run.json").write_text(json.dumps(told | {"count": 4}))
@@ -583,7 +636,7 @@ def test_the_ablation_paints_with_another_recipe_in_runs_of_its_own(data: Path, 
     fake.spec = fake.spec.model_copy(update={"model": fake.spec.model.model_copy(update={"recipe": recipe})})
     asked = request(data, sources=["ours"], seeds=1, recipe="+aif")
     run_with(fake, asked, tmp_path / "r")
-    spec = json.loads((tmp_path / "r" / "pairs" / "ours-+aif" / "dent" / "run.json").read_text())
+    spec = json.loads((tmp_path / "r" / "engine" / "pairs" / "ours-+aif" / "dent" / "run.json").read_text())
     assert spec["recipe"]["name"] == "+aif"
 
 

@@ -100,6 +100,18 @@ def test_weights_of_another_encoder_are_told(tmp_path: Path, name: str, wrong: s
         load_encoder(SEGMENTERS[name](2), path)
 
 
+def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    path, _ = trained("stdc", tmp_path)
+    weights = load_file(path)
+    key = next(key for key in weights if ".0." in key and key.endswith("weight"))
+    weights[key].view(-1)[3] = torch.nan
+    path.write_bytes(save(weights))
+    with pytest.raises(
+        InputError, match=r"` has a weight `.*` that is not finite: give weights that are whole"
+    ):
+        load_encoder(SEGMENTERS["stdc"](2), path)
+
+
 def test_what_is_no_file_of_weights_is_told(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(b"weights")

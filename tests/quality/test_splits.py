@@ -9,7 +9,7 @@ from evaluations import SOURCES, engine, request
 from fake_engine import opened
 
 from stage_rt.errors import InputError
-from stage_rt.quality import report, splits
+from stage_rt.quality import report, splits, trials
 from stage_rt.quality.evaluate import Done, run
 from stage_rt.quality.result import Measured
 from stage_rt.quality.splits import Evaluated
@@ -86,7 +86,7 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
             ],
             "agreement": {"ours": {"dent": {"iou": 40.0, "distance": None if name == "a" else 1.0}}},
             "convincing": {"ours": convincing},
-            "how": {"engine": name, "seeds": 2},
+            "how": {"engine": name, "seeds": 2, "segmenter": f"that of {name}"},
             **dict.fromkeys(splits.OF_A_SPLIT, 1),
         }
         return Evaluated(name, result, Measured(dict.fromkeys(rows, counts), ["x", "y", "z"]))
@@ -99,6 +99,7 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
         ]
     )
     assert pooled["how"] == {"seeds": 2}
+    assert [one["segmenter"] for one in pooled["splits"]] == ["that of a", "that of b"]
     assert {row["row"]: row["miou"] for row in pooled["rows"]} == {
         "real only": 52,
         "with ours": 62,
@@ -108,6 +109,22 @@ def test_rows_that_one_split_lacks_are_left_out() -> None:
     assert pooled["agreement"]["ours"]["dent"] == {"iou": 40, "distance": None}
     assert pooled["convincing"] == {"ours": []}
     assert {one["row"] for one in pooled["differences"]} == set(shared)
+
+
+def test_a_split_that_was_evaluated_alone_is_not_learned_again_beside_another(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, place = request(data, sources=["cutpaste"], seeds=1), tmp_path / "r"
+    run({"first": engine(range(2, 6))}, asked, place, say=lambda line: None, progress=lambda _: None)
+    alone = json.loads((place / "result.json").read_text())
+    learned: list[None] = []
+    real = trials.learn
+    monkeypatch.setattr(trials, "learn", lambda *given: learned.append(None) or real(*given))
+    whole = both(data, place, sources=["cutpaste"], seeds=1).result
+    assert len(learned) == 3
+    assert whole["splits"][0]["miou"] == {row["row"]: row["miou"] for row in alone["rows"]}
+    assert not (place / report.EXAMPLES).exists()
+    assert (place / "first" / report.EXAMPLES).is_file()
 
 
 def test_splits_of_other_types_have_no_mean(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def load_encoder(network: nn.Module, path: Path) -> None:
 
     Raises:
         InputError: the network is not one with an encoder.
-        ModelError: the file is no such file, or not of this encoder.
+        ModelError: the file is no such file, not of this encoder, or has weights that are not finite.
     """
     if not isinstance(network, Encoding):
         raise InputError(
@@ -38,6 +39,10 @@ def load_encoder(network: nn.Module, path: Path) -> None:
             f"`{path}` cannot be read as safetensors ({type(error).__name__})",
             "save the encoder's weights as such",
         ) from None
+    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(
+            f"`{path}` has a weight `{broken[0]}` that is not finite", "give weights that are whole"
+        )
     if missing := network.begin_with(weights):
         raise ModelError(
             f"`{path}` has no weight `{missing[0]}` of the right shape",
