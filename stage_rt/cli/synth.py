@@ -382,7 +382,16 @@ def synth(
             for entry in entries:
                 entry.tell_of_another_type(hands.spec.model.prompts, notify)
             if isinstance(hands, Alone) and dry_run:
-                tell_outlook(hands.engine, asked, part, output, notify, several=several, as_json=as_json)
+                tell_outlook(
+                    hands.engine,
+                    asked,
+                    part,
+                    output,
+                    notify,
+                    several=several,
+                    rejected=rejected,
+                    as_json=as_json,
+                )
             elif several:
                 fill_all(hands, asked, part, output, watch, notify, rejected=rejected, as_json=as_json)
             else:
