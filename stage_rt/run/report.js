@@ -88,7 +88,8 @@ const SHOWN = {
   accepted: (pair) => verdict(pair) === "accepted",
   rejected: (pair) => verdict(pair) === "rejected",
   weak: (pair) => pair.weak,
-  again: (pair) => pair.attempts > 1 || pair.repainted,
+  again: (pair) => pair.attempts > 1,
+  repainted: (pair) => pair.repainted,
 };
 // What was not measured comes last.
 const by = (value) => (a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity);

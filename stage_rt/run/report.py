@@ -64,6 +64,7 @@ class Part:
 class Tally:
     """What the pairs of a part come to; ``fill`` is in ascending order, ``failed`` and ``left_out`` are the first.
 
+    ``refilled`` are samples that became no pair too, as wherever else they are counted.
     ``shown`` are those of the contact sheet, each with its photograph.
     """
 
@@ -80,10 +81,10 @@ class Tally:
 
     def add(self, record: PairRecord) -> None:
         """Count one."""
+        self.refilled += record.attempts is not None
         if record.status == "ok":
             self.pairs += 1
             self.weak += bool(record.weak)
-            self.refilled += record.attempts is not None
             self.rejected += bool(record.rejected)
             if record.fill is not None:
                 self.fill.append(record.fill)

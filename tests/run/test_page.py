@@ -250,8 +250,11 @@ def test_pairs_are_judged_by_keyboard_and_the_list_paints_them_again(show, tmp_p
     page.wait_for_selector(".grid li")
     # What was painted anew is not judged yet.
     expect(page.locator("#found")).to_have_text(re.compile("1 judged, 0 rejected$"))
+    page.select_option(".bar [name=show]", "repainted")
+    assert sorted(titles(page)) == [f"{ODD} 0", f"{ODD} 3"]
     page.select_option(".bar [name=show]", "again")
-    assert {f"{ODD} 0", f"{ODD} 3"} <= set(titles(page))
+    again = {f"{kind} {line['index']}" for kind in COUNTS for line in lines(run, kind) if "attempts" in line}
+    assert set(titles(page)) == again == {f"{ODD} 9", "crack 9"}
 
 
 def test_marks_stay_when_another_run_of_the_same_command_is_judged(show, tmp_path):

@@ -95,7 +95,8 @@ def test_without_a_least_fill_the_bytes_are_what_they_were(job, tmp_path):
 def test_a_strict_run_leaves_weak_pairs_out_and_does_not_paint_them_again(job, tmp_path):
     strict = replace(job, min_fill=0.5, strict=True)
     summary = fill(FakeEngine(idle=weak_at_first), strict, tmp_path / "run")
-    assert (summary.left_out, summary.pairs, summary.failed) == ([8], 9, [])
+    assert (summary.left_out, summary.pairs, summary.failed, summary.refilled) == ([8], 9, [], 3)
+    assert "<dt>painted again</dt><dd>3</dd>" in (tmp_path / "run/report/index.html").read_text()
     assert not (tmp_path / "run" / "test" / "hole" / "000008.png").exists()
     again = FakeEngine(idle=weak_at_first)
     assert fill(again, strict, tmp_path / "run").written == 0
