@@ -327,8 +327,10 @@ def _written(plan: Plan, sample: Sample, result: Result, folder: Path) -> PairRe
     if result.image is None or result.figures is None:
         _remove(folder, image, mask)
         return record
-    if spec.strict and record.weak:
-        reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
+    if spec.strict and spec.min_fill is not None and record.weak:
+        # Rounded down, as what is told to be less shall look so.
+        painted = f"{int(100 * result.weakest)}%"
+        reason = f"{painted} of a label was painted, less than {100 * spec.min_fill:g}%"
         _remove(folder, image, mask)
         return record.model_copy(update={"status": "left out", "reason": reason})
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +103,18 @@ def test_a_strict_run_leaves_weak_pairs_out_and_does_not_paint_them_again(job, t
     assert fill(again, strict, tmp_path / "run").written == 0
     assert again.batches == []
     assert "left out" in (tmp_path / "run" / "report/index.html").read_text()
+
+
+def test_what_was_left_out_for_a_little_is_told_to_be_less(job, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "all")
+    most = max(line["fill"] for line in manifest(tmp_path / "all"))
+    strict = replace(job, min_fill=round(most + 0.0001, 4), strict=True, retries=0)
+    assert fill(FakeEngine(), strict, tmp_path / "run").pairs == 0
+    for line in manifest(tmp_path / "run"):
+        painted, least = re.fullmatch(
+            r"(.+)% of a label was painted, less than (.+)%", line["reason"]
+        ).groups()
+        assert float(painted) < float(least) == pytest.approx(100 * strict.min_fill)
 
 
 def test_a_run_with_refill_is_resumed_to_the_same_bytes(job, tmp_path):
