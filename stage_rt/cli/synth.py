@@ -414,7 +414,7 @@ def _entries(
     if sum(ways) != 1:
         raise InputError("give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`")
     if jobs:
-        return checked(read_jobs(jobs, given))
+        return read_jobs(jobs, given)
     if types:
         if "count" in given and all("count" in _type(text) for text in types):
             raise InputError(
