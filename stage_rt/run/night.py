@@ -109,6 +109,7 @@ def follow_all(
         places = [_place(folder, plan) for plan in made]
         beside = others(folder, folder / TYPES, [place.ledger for place in places], _contents(made))
         watch.open(folder, {defect_type(plan.spec.prompt): len(plan.samples) for plan in made})
+        watch.beside(beside.counts)
         for plan, place in zip(made, places, strict=True):
             share = portion(progress, done / total, (done + plan.spec.count) / total)
             told = _of(plan.spec.prompt, notify)
