@@ -147,26 +147,29 @@ def tell_outlook(
     notify: Notify,
     *,
     several: bool,
+    rejected: Listed = NOTHING,
     as_json: bool,
 ) -> None:
     """Check every file of the jobs, time a few steps and say what is left of them and what that will take.
 
+    ``rejected`` are pairs that are left too, as their image is to be replaced.
+
     Raises:
         RunError: ``output`` holds something else, of ``several`` types or of one.
+        InputError, RunError: as `stage_rt.run.reject.check`.
     """
     with watched_share("checking the files") as progress:
         files, pairs = portion(progress, 0.0, 0.5), portion(progress, 0.5, 1.0)
         made = _parts(plans(engine.spec, asked, notify=notify, progress=files), part)
         check_runs(made, output, several=several)
-        made = [plan for plan in made if plan.samples]
-        left = left_of(made, output, several=several, progress=pairs)
+        left = left_of(made, output, several=several, rejected=rejected, progress=pairs)
     found = outlook(engine, made, left)
     counts = "\n".join(
         f"{prompt}: {amount(count, 'pair')}" + (f", {still} left" if still < count else "")
         for (prompt, count), still in zip(found.pairs.items(), found.left.values(), strict=True)
     )
-    # Pairs that are there were painted in the steps that the others will be.
-    sooner = _sooner(made, found.seconds) if found.left == found.pairs else ""
+    # Pairs that are there were painted in the steps that the others will be, and a shard may have none.
+    sooner = _sooner(made, found.seconds) if found.seconds and found.left == found.pairs else ""
     console.result(
         f"{counts}\nabout {_duration(found.seconds)} in one process and {found.bytes / 2**20:.0f} MiB, "
         f"without what is painted again\n{sooner}nothing was painted",

@@ -382,7 +382,16 @@ def synth(
             for entry in entries:
                 entry.tell_of_another_type(hands.spec.model.prompts, notify)
             if isinstance(hands, Alone) and dry_run:
-                tell_outlook(hands.engine, asked, part, output, notify, several=several, as_json=as_json)
+                tell_outlook(
+                    hands.engine,
+                    asked,
+                    part,
+                    output,
+                    notify,
+                    several=several,
+                    rejected=rejected,
+                    as_json=as_json,
+                )
             elif several:
                 fill_all(hands, asked, part, output, watch, notify, rejected=rejected, as_json=as_json)
             else:
@@ -405,7 +414,7 @@ def _entries(
     if sum(ways) != 1:
         raise InputError("give `--prompt` and `--masks`, or `--type` for each of several, or `--jobs`")
     if jobs:
-        return checked(read_jobs(jobs, given))
+        return read_jobs(jobs, given)
     if types:
         if "count" in given and all("count" in _type(text) for text in types):
             raise InputError(

@@ -19,7 +19,7 @@ from stage_rt.run.metrics import Outcome
 from stage_rt.run.painters import Alone, Painters
 from stage_rt.run.plan import Notify, Plan, make_plan
 from stage_rt.run.publish import publish
-from stage_rt.run.reject import NOTHING, Rejected, check, mark
+from stage_rt.run.reject import NOTHING, Rejected, check, mark, standing
 from stage_rt.run.sample import Sample
 from stage_rt.run.shards import take
 from stage_rt.run.watch import UNWATCHED, Watch
@@ -207,8 +207,8 @@ def part(plan: Plan, place: Place) -> report.Part:
     return report.Part(place, plan.spec, [sample.normal for sample in plan.samples], plan.notices)
 
 
-def missing(plan: Plan, place: Place, progress: Progress) -> NDArray[np.bool_]:
-    """Of each sample of a plan whether `follow` would paint it; nothing is changed.
+def missing(plan: Plan, place: Place, rejected: Rejected, progress: Progress) -> NDArray[np.bool_]:
+    """Of each sample of a plan whether `follow` would paint it, given what is ``rejected``; nothing is changed.
 
     Raises:
         RunError: the manifest is damaged, or a pair was made from a file of that name with another content.
@@ -217,7 +217,8 @@ def missing(plan: Plan, place: Place, progress: Progress) -> NDArray[np.bool_]:
     if not path.is_file():
         return np.ones(len(plan.samples), dtype=np.bool_)
     manifest = Manifest(path, plan.spec.prompt, count=plan.spec.count, look=True)
-    return _missing(plan, place.data, manifest, progress)
+    again = [record.index for record in standing(manifest, rejected)]
+    return _missing(plan, place.data, manifest, progress) | np.isin(plan.samples.numbers, again)
 
 
 def _missing(plan: Plan, folder: Path, manifest: Manifest, progress: Progress) -> NDArray[np.bool_]:
@@ -326,8 +327,10 @@ def _written(plan: Plan, sample: Sample, result: Result, folder: Path) -> PairRe
     if result.image is None or result.figures is None:
         _remove(folder, image, mask)
         return record
-    if spec.strict and record.weak:
-        reason = f"{result.weakest:.0%} of a label was painted, less than {spec.min_fill:.0%}"
+    if spec.strict and spec.min_fill is not None and record.weak:
+        # Rounded down, as what is told to be less shall look so.
+        painted = f"{int(100 * result.weakest)}%"
+        reason = f"{painted} of a label was painted, less than {100 * spec.min_fill:g}%"
         _remove(folder, image, mask)
         return record.model_copy(update={"status": "left out", "reason": reason})
     image_sha256, mask_sha256 = write_pair(folder, (image, mask), result.image, result.label)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import yaml
@@ -43,7 +44,7 @@ class Entry(BaseModel):
     solver: SolverName | None = None
     view: ViewName | None = None
     min_fill: float | None = Field(default=None, ge=0, le=1)
-    retries: int = Field(default=5, ge=0)
+    retries: int = Field(default=5, ge=0, le=15)
     strict: bool = False
     rim: bool = True
     augment_masks: bool = False
@@ -95,10 +96,11 @@ class Entry(BaseModel):
 
 
 class _Written(NamedTuple):
-    """What a file says of one job, and in which line."""
+    """What a file says of one job, in which line it begins, and those of its fields where they differ."""
 
     line: int
     fields: Any
+    lines: Mapping[str, int] = MappingProxyType({})
 
 
 def read_jobs(path: Path, defaults: Mapping[str, Any]) -> list[Entry]:
@@ -109,7 +111,8 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> list[Entry]:
         defaults: fields of jobs that do not say otherwise.
 
     Raises:
-        InputError: the file cannot be read; names line and field of what is wrong in it.
+        InputError: the file cannot be read, or two jobs would write the same files; names line and field of what is
+            wrong in it.
     """
     try:
         # Editors of some systems begin it with a mark.
@@ -120,21 +123,22 @@ def read_jobs(path: Path, defaults: Mapping[str, Any]) -> list[Entry]:
     written = list(_json_lines(path, text) if path.suffix == ".jsonl" else _yaml(path, text))
     if not written:
         raise InputError(f"`{path}` lists no jobs: add one with `prompt`, `normals` and `masks`")
-    return [_entry(path, one, defaults) for one in written]
+    entries = [_entry(path, one, defaults) for one in written]
+    return checked(entries, [f"`{path}` line {one.line}: " for one in written])
 
 
-def checked(entries: Sequence[Entry]) -> list[Entry]:
-    """``entries``, no two of which paint the same type.
+def checked(entries: Sequence[Entry], where: Sequence[str] | None = None) -> list[Entry]:
+    """``entries``, no two of which paint the same type; what is told of one begins with ``where`` it is.
 
     Raises:
         InputError: two would write the same files.
     """
     seen: dict[str, str] = {}
-    for entry in entries:
+    for entry, place in zip(entries, where or [""] * len(entries), strict=True):
         kind = defect_type(entry.prompt)
         if kind in seen:
             raise InputError(
-                f"prompts {seen[kind]!r} and {entry.prompt!r} both write `test/{kind}`: put them into two runs"
+                f"{place}prompts {seen[kind]!r} and {entry.prompt!r} both write `test/{kind}`: put them into two runs"
             )
         seen[kind] = entry.prompt
     return list(entries)
@@ -153,9 +157,10 @@ def entry(fields: Mapping[str, Any]) -> Entry:
 
 
 def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
-    where = f"`{path}` line {written.line}"
     if not isinstance(written.fields, dict):
-        raise InputError(f"{where} is no job: write `prompt`, `normals` and `masks` of one")
+        raise InputError(
+            f"`{path}` line {written.line} is no job: write `prompt`, `normals` and `masks` of one"
+        )
     own = {
         name: path.parent / value
         if name in ("normals", "masks", "object") and isinstance(value, str)
@@ -167,7 +172,9 @@ def _entry(path: Path, written: _Written, defaults: Mapping[str, Any]) -> Entry:
     try:
         return Entry.model_validate({**defaults, **own})
     except ValidationError as error:
-        raise InputError(f"{where}: {_first(error, lambda field, value: f'{field}: {value}')}") from None
+        line = written.lines.get(str(error.errors()[0]["loc"][0]), written.line)
+        told = _first(error, lambda field, value: f"{field}: {value}")
+        raise InputError(f"`{path}` line {line}: {told}") from None
 
 
 def _first(error: ValidationError, written: Callable[[str, str], str]) -> str:
@@ -216,7 +223,7 @@ def _yaml(path: Path, text: str) -> Iterator[_Written]:
         if not isinstance(root, yaml.SequenceNode):
             raise InputError(f"`{path}` holds no list of jobs: begin each with `- prompt: NAME`")
         for node in root.value:
-            yield _Written(node.start_mark.line + 1, _constructed(path, node))
+            yield _job(path, node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(
@@ -226,18 +233,19 @@ def _yaml(path: Path, text: str) -> Iterator[_Written]:
         raise InputError(f"`{path}` is no YAML ({printable(type(error).__name__)}): mend it") from None
 
 
-def _constructed(path: Path, node: yaml.Node) -> object:
-    names = set()
+def _job(path: Path, node: yaml.Node) -> _Written:
+    begin, lines = node.start_mark.line + 1, dict[str, int]()
     # A forgotten dash makes two jobs one, and PyYAML takes the last of two fields of one name.
     for name, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(name, yaml.ScalarNode):
-            if name.value in names:
-                raise _twice(path, name.start_mark.line + 1, name.value)
-            names.add(name.value)
+            line = name.start_mark.line + 1
+            if name.value in lines:
+                raise _twice(path, line, name.value)
+            lines[name.value] = line
     try:
-        return yaml.SafeLoader("").construct_document(node)
+        return _Written(begin, yaml.SafeLoader("").construct_document(node), lines)
     except (ValueError, LookupError, AttributeError):
         # PyYAML takes for granted that the text is what its tag says.
         raise InputError(
-            f"`{path}` line {node.start_mark.line + 1} holds a date, or a value with a tag, that is none: mend it"
+            f"`{path}` line {begin} holds a date, or a value with a tag, that is none: mend it"
         ) from None

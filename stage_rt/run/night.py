@@ -109,6 +109,7 @@ def follow_all(
         places = [_place(folder, plan) for plan in made]
         beside = others(folder, folder / TYPES, [place.ledger for place in places], _contents(made))
         watch.open(folder, {defect_type(plan.spec.prompt): len(plan.samples) for plan in made})
+        watch.beside(beside.counts)
         for plan, place in zip(made, places, strict=True):
             share = portion(progress, done / total, (done + plan.spec.count) / total)
             told = _of(plan.spec.prompt, notify)
@@ -136,16 +137,23 @@ def check_runs(made: Sequence[Plan], folder: Path, *, several: bool) -> None:
 
 
 def left_of(
-    made: Sequence[Plan], folder: Path, *, several: bool, progress: Progress = silent
+    made: Sequence[Plan],
+    folder: Path,
+    *,
+    several: bool,
+    rejected: Mapping[str, Rejected] = NOTHING,
+    progress: Progress = silent,
 ) -> list[NDArray[np.bool_]]:
     """Of each sample of each plan whether it is still to be painted into ``folder``; nothing is changed.
 
     Raises:
-        RunError: as `stage_rt.run.fill.missing`.
+        InputError, RunError: as `stage_rt.run.reject.check` and `stage_rt.run.fill.missing`.
     """
     places = [_place(folder, plan) if several else Place.of(folder) for plan in made]
+    check(rejected, list(zip(made, places, strict=True)))
     parts = [portion(progress, number / len(made), (number + 1) / len(made)) for number in range(len(made))]
-    return [missing(plan, place, part) for plan, place, part in zip(made, places, parts, strict=True)]
+    asked = [rejected.get(defect_type(plan.spec.prompt), {}) for plan in made]
+    return [missing(*one) for one in zip(made, places, asked, parts, strict=True)]
 
 
 def _check_night(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Types that lie in a folder already and that a command does not name: what they hold stays as it was."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from stage_rt.folders import read_description
 from stage_rt.run import thumbnails
 from stage_rt.run.contact_sheet import Chosen
 from stage_rt.run.ledger import Place, read_line
+from stage_rt.run.metrics import Counts, Outcome
 from stage_rt.run.report import Part
 from stage_rt.run.sample import readable
 from stage_rt.run.shards import indices
@@ -21,11 +22,12 @@ ALL = "name all of its types by `--type` or `--jobs`"
 
 
 class Others(NamedTuple):
-    """The finished types of a folder as ``parts`` of its page, and all photographs that were ``painted`` into, by
-    those that are not finished too."""
+    """The finished types of a folder as ``parts`` of its page, and of those that are not finished too all photographs
+    that were ``painted`` into and ``counts`` of what each came to."""
 
     parts: list[Part]
     painted: set[Path]
+    counts: dict[str, Counts]
 
 
 def others(folder: Path, types: Path, named: Sequence[Path], photographs: Mapping[Path, str]) -> Others:
@@ -40,7 +42,7 @@ def others(folder: Path, types: Path, named: Sequence[Path], photographs: Mappin
     known: defaultdict[str, dict[str, Path]] = defaultdict(dict)
     for path, digest in photographs.items():
         known[readable(path)].setdefault(digest, path)
-    found = Others([], set())
+    found = Others([], set(), {})
     for ledger in sorted(set(types.iterdir()) - set(named)):
         # Without a description nothing was painted.
         if (ledger / RUN_FILE).is_file():
@@ -57,11 +59,17 @@ def _add(found: Others, place: Place, known: Mapping[str, Mapping[str, Path]]) -
         remedy="start again in an empty folder",
     )
     numbers, shown = [], []
+    came: dict[int, Outcome] = {}
     for record in _records(place.ledger / MANIFEST_FILE, spec.prompt):
         numbers.append(record.index)
         shown.append(_photograph(record, place, spec.prompt, known))
+        # The last line of an index counts.
+        came[record.index] = Outcome.of(record)
     found.painted.update(shown)
-    if numbers == (indices(spec.shard, spec.count).tolist() if spec.shard else list(range(spec.count))):
+    planned = indices(spec.shard, spec.count).tolist() if spec.shard else list(range(spec.count))
+    counts = found.counts[defect_type(spec.prompt)] = Counts(len(planned))
+    counts.add_all(Counter(outcome for outcome in came.values() if outcome.status != "rejected"))
+    if numbers == planned:
         _check_pictures(place, spec)
         found.parts.append(Part(place, spec, shown))
 

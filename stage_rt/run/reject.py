@@ -6,7 +6,7 @@ keeps the digests of the images that were rejected, so that the same list again 
 
 import os
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,7 +17,7 @@ from stage_rt.errors import InputError, RunError, printable
 from stage_rt.run.ledger import Manifest, Place, read_line
 from stage_rt.run.plan import Plan
 from stage_rt.run.writer import defect_type
-from stage_rt.spec import MANIFEST_FILE
+from stage_rt.spec import MANIFEST_FILE, PairRecord
 
 Rejected = Mapping[int, str]
 """The beginning of the digest of each rejected image of a type, by the pair's index."""
@@ -95,14 +95,19 @@ def mark(manifest: Manifest, rejected: Rejected) -> int:
     Those whose rejected image was replaced already are left as they are.
     """
     marked = 0
-    for index, image in sorted(rejected.items()):
-        record = manifest.records.get(index)
-        if record is None or record.image_sha256 is None or not record.image_sha256.startswith(image):
-            continue
-        images = [*(record.rejected or ()), record.image_sha256]
+    for record in standing(manifest, rejected):
+        images = [*(record.rejected or ()), str(record.image_sha256)]
         manifest.append(record.model_copy(update={**_RESET, "status": "rejected", "rejected": images}))
         marked += 1
     return marked
+
+
+def standing(manifest: Manifest, rejected: Rejected) -> Iterator[PairRecord]:
+    """The pairs whose rejected image was not replaced yet."""
+    for index, image in sorted(rejected.items()):
+        record = manifest.records.get(index)
+        if record is not None and record.image_sha256 is not None and record.image_sha256.startswith(image):
+            yield record
 
 
 def _images(path: Path, prompt: str, indices: Container[int]) -> dict[int, list[str]]:

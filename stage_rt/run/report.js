@@ -36,31 +36,30 @@ const thumbnail = (pair) =>
 const percent = (share) => (share === null ? "not measured" : `${Math.round(100 * share)} %`);
 const signed = (value) => (value > 0 ? "+" : "") + Math.round(value);
 
-// ---- marks: by part, of each pair that was judged the verdict and the image it was passed on
+// ---- marks: of each pair that was judged the verdict. Each is kept by itself, under the image it was passed on: pages of
+// all runs share what a browser keeps, and so do two tabs of one
 
-const VERDICTS = { accepted: "a", rejected: "r" };
-const marks = new Map(parts.map((part) => [part, read(part)]));
+const VERDICTS = ["accepted", "rejected"];
+const key = (pair) => `stage-rt ${pair.part.type} ${pair.index} ${pair.digest}`;
+const marks = new Map(kept());
 
-function read(part) {
+function kept() {
   try {
-    return JSON.parse(localStorage.getItem(`stage-rt ${part.key}`)) ?? {};
+    return Object.entries(localStorage);
   } catch {
-    return {};
+    return [];
   }
 }
 
-function verdict(pair) {
-  const [said, digest] = marks.get(pair.part)[pair.index] ?? [];
-  if (digest !== pair.digest) return "";
-  return said === VERDICTS.accepted ? "accepted" : "rejected";
-}
+const verdict = (pair) => marks.get(key(pair)) ?? "";
 
 function judge(pair, said) {
-  const own = marks.get(pair.part);
-  if (verdict(pair) === said) delete own[pair.index];
-  else own[pair.index] = [VERDICTS[said], pair.digest];
+  const name = key(pair), taken = verdict(pair) === said;
+  if (taken) marks.delete(name);
+  else marks.set(name, said);
   try {
-    localStorage.setItem(`stage-rt ${pair.part.key}`, JSON.stringify(own));
+    if (taken) localStorage.removeItem(name);
+    else localStorage.setItem(name, said);
   } catch {
     // A browser that keeps nothing still makes the list.
   }
@@ -89,7 +88,8 @@ const SHOWN = {
   accepted: (pair) => verdict(pair) === "accepted",
   rejected: (pair) => verdict(pair) === "rejected",
   weak: (pair) => pair.weak,
-  again: (pair) => pair.attempts > 1 || pair.repainted,
+  again: (pair) => pair.attempts > 1,
+  repainted: (pair) => pair.repainted,
 };
 // What was not measured comes last.
 const by = (value) => (a, b) => (value(a) ?? Infinity) - (value(b) ?? Infinity);
@@ -172,7 +172,7 @@ function card(pair, place) {
 
 function mark(button, pair) {
   const said = verdict(pair);
-  for (const name of Object.keys(VERDICTS)) button.classList.toggle(name, said === name);
+  for (const name of VERDICTS) button.classList.toggle(name, said === name);
   $(".mark", button).textContent = said;
 }
 
@@ -213,7 +213,7 @@ function open(place) {
 
 function show() {
   const said = verdict(found[at]);
-  for (const name of Object.keys(VERDICTS)) viewer.classList.toggle(name, said === name);
+  for (const name of VERDICTS) viewer.classList.toggle(name, said === name);
   $(".verdict").textContent = said;
   $('[name="back"]', viewer).disabled = at === 0;
   $('[name="forward"]', viewer).disabled = at === found.length - 1;
@@ -395,6 +395,13 @@ stage.addEventListener("pointerdown", (event) => {
   };
   stage.addEventListener("pointermove", move);
   stage.addEventListener("lostpointercapture", () => stage.removeEventListener("pointermove", move), { once: true });
+});
+// Another tab judged a pair.
+window.addEventListener("storage", ({ key, newValue }) => {
+  marks.set(key, newValue);
+  for (const button of grid.querySelectorAll("button")) mark(button, found[button.dataset.place]);
+  if (viewer.open) show();
+  count();
 });
 window.addEventListener("resize", () => { if (viewer.open) fit(); });
 

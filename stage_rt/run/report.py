@@ -3,7 +3,6 @@
 The same run gives the same bytes. Pairs go through memory one at a time, whatever their number.
 """
 
-import hashlib
 import io
 import json
 import re
@@ -60,18 +59,12 @@ class Part:
         """The defect type of its pairs."""
         return defect_type(self.spec.prompt)
 
-    @property
-    def key(self) -> str:
-        """What a reader's marks are kept under: the same for as long as the run goes on."""
-        spec = self.spec
-        said = f"{spec.engine} {spec.normals} {spec.masks} {spec.seed} {spec.prompt}"
-        return hashlib.sha256(said.encode()).hexdigest()[:LISTED]
-
 
 @dataclass
 class Tally:
     """What the pairs of a part come to; ``fill`` is in ascending order, ``failed`` and ``left_out`` are the first.
 
+    ``refilled`` are samples that became no pair too, as wherever else they are counted.
     ``shown`` are those of the contact sheet, each with its photograph.
     """
 
@@ -88,10 +81,10 @@ class Tally:
 
     def add(self, record: PairRecord) -> None:
         """Count one."""
+        self.refilled += record.attempts is not None
         if record.status == "ok":
             self.pairs += 1
             self.weak += bool(record.weak)
-            self.refilled += record.attempts is not None
             self.rejected += bool(record.rejected)
             if record.fill is not None:
                 self.fill.append(record.fill)
@@ -150,7 +143,7 @@ def _write_pairs(folder: Path, place: int, part: Part, good: Mapping[Path, str])
     sheet = Chosen(len(part.photographs))
 
     def rows() -> Iterator[bytes]:
-        head = {"type": kind, "prompt": part.spec.prompt, "key": part.key, "strict": part.spec.strict}
+        head = {"type": kind, "prompt": part.spec.prompt, "strict": part.spec.strict}
         yield f"(window.stageRT ??= []).push(Object.assign({json.dumps(head)}, {{rows: [\n".encode()
         records = records_of(part.place, part.spec.prompt)
         for number, (record, photograph) in enumerate(zip(records, part.photographs, strict=True)):

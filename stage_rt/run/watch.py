@@ -43,6 +43,9 @@ class Watch:
     def open(self, folder: Path, planned: Mapping[str, int]) -> None:
         """The run in ``folder`` is this process's, and will have so many samples of each type; told once."""
 
+    def beside(self, types: Mapping[str, Counts]) -> None:
+        """What the folder's other types came to, which this process does not paint; told after `open`."""
+
     def begin(self, kind: str, came: Mapping[Outcome, int]) -> None:
         """A type is begun, of which samples are done: how many came to what."""
 
@@ -78,6 +81,7 @@ class Recorder(Watch):
         self._early: list[str] = []
         self._folder: Path | None = None
         self._types: dict[str, Counts] = {}
+        self._beside: dict[str, Counts] = {}
         self._earlier: list[dict[str, Any]] = []
         self._lock = Lock()
         self._own = 0
@@ -103,6 +107,11 @@ class Recorder(Watch):
         )
         for notice in self._early:
             self.notice(notice)
+
+    def beside(self, types: Mapping[str, Counts]) -> None:
+        """See `Watch`."""
+        with self._lock:
+            self._beside = dict(types)
 
     def begin(self, kind: str, came: Mapping[Outcome, int]) -> None:
         """See `Watch`."""
@@ -193,7 +202,7 @@ class Recorder(Watch):
         return Metrics(
             state,
             _iso(now),
-            self._types,
+            self._types | self._beside,
             pairs_per_second=pace,
             seconds_left=left / pace if pace else None,
             step_seconds=median(self._steps) if self._steps else None,

@@ -458,6 +458,42 @@ def test_a_dry_run_of_a_run_that_is_partly_there_says_what_is_left(synth, here):
     assert (fields["pairs"], fields["left"]) == ({PROMPT: 6}, {PROMPT: 2})
 
 
+def test_a_dry_run_of_a_part_without_a_batch_says_so(synth, night):
+    part = ("--batch", "4", "--shard", "2/2", "--dry-run")
+    told = "about 0 s in one process and 0 MiB, without what is painted again\nnothing was painted\n"
+    assert synth(FakeEngine(steps=1000), part) == (0, f"tile+hole: 0 pairs\n{told}", "")
+    fields = json.loads(synth(FakeEngine(steps=1000), [*part, "--json"])[1])
+    assert fields == {"pairs": {PROMPT: 0}, "left": {PROMPT: 0}, "seconds": 0.0, "bytes": 0}
+    code, out, err = night(*TYPES, *part)
+    assert (code, err) == (0, "")
+    assert out.startswith("tile+hole: 2 pairs\ntile+crack: 0 pairs\nabout ")
+
+
+def test_a_dry_run_counts_rejected_pairs_and_refuses_a_list_as_a_run_does(synth, night, here):
+    synth()
+    night(*TYPES, "-o", "several")
+    image = hashlib.sha256((here / "run/test/hole/000002.png").read_bytes()).hexdigest()
+    pairs = [{"type": "hole", "index": 2, "image": image}]
+    (here / "list.json").write_text(json.dumps({"format": 1, "rejected": pairs}))
+    before = contents(here / "run")
+    code, out, err = synth(reject="list.json", flags=["--dry-run"])
+    assert (code, err) == (0, "")
+    assert out.startswith("tile+hole: 4 pairs, 1 left\nabout ")
+    code, out, err = night(*TYPES, "-o", "several", "--reject", "list.json", "--dry-run")
+    assert out.startswith("tile+hole: 6 pairs, 1 left\ntile+crack: 2 pairs, 0 left\nabout ")
+    assert contents(here / "run") == before
+    synth(reject="list.json")
+    assert synth(reject="list.json", flags=["--dry-run"])[1].startswith("tile+hole: 4 pairs, 0 left\n")
+    for wrong, message in (
+        ({"image": "0" * 16}, "the list is of another run than `run` or of another state of it (hole 2 has"),
+        ({"type": "dent"}, "the list rejects pairs of type `dent`, which this command does not paint"),
+    ):
+        (here / "list.json").write_text(json.dumps({"format": 1, "rejected": [pairs[0] | wrong]}))
+        code, out, err = synth(reject="list.json", flags=["--dry-run"])
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: {message}")
+
+
 def test_a_dry_run_says_what_the_folder_holds_and_leaves_it(night, synth, here):
     night(*TYPES)
     synth(output="single", count=4)

@@ -76,6 +76,13 @@ def test_json_lines_say_the_same(tmp_path):
         ("- {prompt: a, normals: n, masks: m, count: 0}", "line 1: `count: 0` is not valid ("),
         ("- {prompt: a, normals: n, masks: m, guidance: .nan}", "line 1: `guidance: nan` is not valid ("),
         ("- {prompt: a, normals: n, masks: m, steps: x}", "line 1: `steps: x` is not valid ("),
+        ("- prompt: a\n  normals: n\n  masks: m\n  cuont: 5", "line 4: `cuont` is no field of a job"),
+        ("- prompt: a\n  normals: n\n  retries: 16\n  masks: m", "line 3: `retries: 16` is not valid ("),
+        ("- &first {prompt: a, normals: n, masks: m, seed: -1}\n- <<: *first", "line 1: `seed: -1` is not"),
+        (
+            "- {prompt: t+a, normals: n, masks: m}\n- prompt: u+a\n  normals: n\n  masks: m",
+            "line 2: prompts 't+a' and 'u+a' both write `test/a`: put them into two runs",
+        ),
         ("- {prompt: a, normals: n, masks: m, count: !!python/object:os.system x}", "is no YAML ("),
         ("- \u0000", "is no YAML ("),
         (

@@ -8,11 +8,14 @@ import pytest
 from fake_engine import FakeEngine, contents, labels, manifest
 
 from stage_rt.errors import MaskError, RunError
+from stage_rt.noise import stream
 from stage_rt.progress import silent
 from stage_rt.run import night
+from stage_rt.run import watch as watching
 from stage_rt.run.fill import fill
 from stage_rt.run.night import follow_all, left_of, outlook, plans
 from stage_rt.run.painters import Alone
+from stage_rt.run.watch import METRICS, UNWATCHED, Recorder
 from stage_rt.samplers import find, repaint
 
 
@@ -26,10 +29,18 @@ def ignore(notice):
     """A notice that nobody reads."""
 
 
-def paint(jobs, folder, engine=None, progress=silent):
+def paint(jobs, folder, engine=None, progress=silent, watch=UNWATCHED):
     engine = engine or FakeEngine()
     made = plans(engine.spec, jobs, notify=ignore)
-    return follow_all(Alone(engine), made, folder, notify=ignore, progress=progress)
+    return follow_all(Alone(engine), made, folder, watch=watch, notify=ignore, progress=progress)
+
+
+def figures(jobs, folder, engine=None):
+    """Those of the types once jobs were painted."""
+    watch = Recorder(gpus=list)
+    paint(jobs, folder, engine, watch=watch)
+    watch.end("done", "every sample is")
+    return json.loads((folder / METRICS).read_text())
 
 
 def test_types_lie_beside_one_another_as_each_would_alone(jobs, run, tmp_path):
@@ -118,6 +129,34 @@ def test_of_a_type_that_is_not_finished_nothing_is_learned_either(jobs, run):
     assert 0 < len(lines) < 4
     assert {line["normal"] for line in lines} <= good(run)[1]
     assert "1 of 1 pairs written" in (run / "report/index.html").read_text()
+
+
+def test_the_figures_are_of_types_that_a_command_does_not_name_too(jobs, run):
+    def engine():
+        return FakeEngine(poisoned=[4, stream(4, attempt=1)], idle=lambda number: number % 2**20 in (2, 7))
+
+    jobs[0] = replace(jobs[0], min_fill=0.3, retries=1)
+    whole = figures(jobs, run.with_name("whole"), engine())["types"]
+    assert all(whole["hole"][name] for name in ("refilled", "weak", "failed"))
+    paint(jobs[:1], run, engine())
+    assert figures(jobs[1:], run, engine())["types"] == whole
+
+
+def test_the_figures_of_a_type_that_is_not_finished_are_of_what_is_done(jobs, run, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 0.0)
+
+    def stop(share):
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paint([replace(jobs[0], batch=1, count=4)], run, progress=stop)
+    done = len(manifest(run / "types/hole"))
+    told = figures(jobs[1:], run)
+    assert 0 < told["types"]["hole"]["done"] == told["types"]["hole"]["pairs"] == done < 4
+    assert told["types"]["hole"]["planned"] == 4
+    # What is left of it is another command's.
+    assert told["seconds_left"] == 0
 
 
 @pytest.mark.parametrize("change", ["gone", "other"])

@@ -90,6 +90,19 @@ def show(browser):
     assert not wrong
 
 
+def paint_holes(run, count, **engine):
+    folder = run.parent
+    job = Job(photographs(folder / "n", 2), labels(folder / "m", 2), "tile+hole", count, 0, True, 4)
+    fill(FakeEngine(**engine), job, run)
+    return run
+
+
+def judge_all(page, key):
+    page.locator(".grid button").nth(0).focus()
+    for _ in titles(page):
+        page.keyboard.press(key)
+
+
 def titles(page):
     return page.locator(".grid .text span:first-child").all_text_contents()
 
@@ -237,8 +250,41 @@ def test_pairs_are_judged_by_keyboard_and_the_list_paints_them_again(show, tmp_p
     page.wait_for_selector(".grid li")
     # What was painted anew is not judged yet.
     expect(page.locator("#found")).to_have_text(re.compile("1 judged, 0 rejected$"))
+    page.select_option(".bar [name=show]", "repainted")
+    assert sorted(titles(page)) == [f"{ODD} 0", f"{ODD} 3"]
     page.select_option(".bar [name=show]", "again")
-    assert {f"{ODD} 0", f"{ODD} 3"} <= set(titles(page))
+    again = {f"{kind} {line['index']}" for kind in COUNTS for line in lines(run, kind) if "attempts" in line}
+    assert set(titles(page)) == again == {f"{ODD} 9", "crack 9"}
+
+
+def test_marks_stay_when_another_run_of_the_same_command_is_judged(show, tmp_path):
+    """A command with another number of steps, say: nothing but their images tells the runs apart."""
+    page = show(paint_holes(tmp_path / "one", 4))
+    judge_all(page, "r")
+    paint_holes(tmp_path / "two", 4, idle=lambda stream: True)
+    page.goto((tmp_path / "two/report/index.html").as_uri())
+    expect(page.locator("#found")).to_have_text("4 pairs")
+    judge_all(page, "a")
+    paint_holes(tmp_path / "one", 6)
+    page.goto((tmp_path / "one/report/index.html").as_uri())
+    expect(page.locator("#found")).to_have_text("6 pairs · 4 judged, 4 rejected")
+
+
+def test_two_tabs_of_a_page_keep_one_anothers_marks(show, tmp_path):
+    page = show(paint_holes(tmp_path / "run", 4))
+    other = page.context.new_page()
+    other.goto(page.url)
+    for tab, place in ((page, 0), (other, 1), (page, 2)):
+        tab.locator(".grid button").nth(place).focus()
+        tab.keyboard.press("r")
+    for tab in (page, other):
+        expect(tab.locator("#found")).to_have_text("4 pairs · 3 judged, 3 rejected")
+        assert tab.locator(".grid button.rejected").count() == 3
+    page.locator(".grid button").nth(1).focus()
+    page.keyboard.press("r")
+    expect(other.locator("#found")).to_have_text("4 pairs · 2 judged, 2 rejected")
+    page.reload()
+    expect(page.locator("#found")).to_have_text("4 pairs · 2 judged, 2 rejected")
 
 
 def test_the_time_it_took_is_that_of_the_sittings_that_came_to_something(show, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -95,12 +96,25 @@ def test_without_a_least_fill_the_bytes_are_what_they_were(job, tmp_path):
 def test_a_strict_run_leaves_weak_pairs_out_and_does_not_paint_them_again(job, tmp_path):
     strict = replace(job, min_fill=0.5, strict=True)
     summary = fill(FakeEngine(idle=weak_at_first), strict, tmp_path / "run")
-    assert (summary.left_out, summary.pairs, summary.failed) == ([8], 9, [])
+    assert (summary.left_out, summary.pairs, summary.failed, summary.refilled) == ([8], 9, [], 3)
+    assert "<dt>painted again</dt><dd>3</dd>" in (tmp_path / "run/report/index.html").read_text()
     assert not (tmp_path / "run" / "test" / "hole" / "000008.png").exists()
     again = FakeEngine(idle=weak_at_first)
     assert fill(again, strict, tmp_path / "run").written == 0
     assert again.batches == []
     assert "left out" in (tmp_path / "run" / "report/index.html").read_text()
+
+
+def test_what_was_left_out_for_a_little_is_told_to_be_less(job, tmp_path):
+    fill(FakeEngine(), job, tmp_path / "all")
+    most = max(line["fill"] for line in manifest(tmp_path / "all"))
+    strict = replace(job, min_fill=round(most + 0.0001, 4), strict=True, retries=0)
+    assert fill(FakeEngine(), strict, tmp_path / "run").pairs == 0
+    for line in manifest(tmp_path / "run"):
+        painted, least = re.fullmatch(
+            r"(.+)% of a label was painted, less than (.+)%", line["reason"]
+        ).groups()
+        assert float(painted) < float(least) == pytest.approx(100 * strict.min_fill)
 
 
 def test_a_run_with_refill_is_resumed_to_the_same_bytes(job, tmp_path):
