@@ -45,15 +45,16 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_apart(folder: Path, output: Path) -> None:
-    """Refuse to write ``output`` into a ``folder`` that is read: what is there lists what it holds, or is searched.
+def check_apart(folder: Path, output: Path, option: str = "-o") -> None:
+    """Refuse to write ``output``, named by ``option``, into a ``folder`` that is read: what is there lists what it
+    holds, or is searched.
 
     Raises:
         InputError: it lies there.
     """
     if real(output).is_relative_to(real(folder)):
         raise InputError(
-            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `-o`"
+            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `{option}`"
         )
 
 
