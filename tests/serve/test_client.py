@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -69,6 +71,15 @@ def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path
         str(tmp_path / f"ground_truth/crack/{name}_mask.png") for name in names
     ]
     assert len({path.read_bytes() for path in (tmp_path / "test/crack").iterdir()}) == 3
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_a_pair_that_stays_weak_is_told_of(site, tmp_path, monkeypatch, capsys, least):
+    monkeypatch.setattr(module, "paint_file", partial(paint_file, min_fill=least, retries=0))
+    told = run(options(site, tmp_path), capsys)
+    weak = ", weak: a square of it less than 100%" if least else ""
+    assert told[0] == 0
+    assert re.fullmatch(rf"`{tmp_path}/test/crack/001.png`, \d+% of the label painted{weak}\n", told[1])
 
 
 class Painted:
