@@ -98,8 +98,14 @@ def write_atomic(
 
 
 def cache_folder() -> Path:
-    """Where users have what only saves time: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``stage-rt``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stage-rt"
+    """Where users have what only saves time: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``stage-rt``.
+
+    Users without a home, as some in containers are, have it where nothing can be read or written.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stage-rt"
+    except RuntimeError:
+        return Path(os.devnull, "stage-rt")
 
 
 def remember(path: Path, *parts: bytes | memoryview) -> None:
