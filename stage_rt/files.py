@@ -197,28 +197,27 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: ``folder`` has content and is not to be replaced, is a file, or a disk is mounted there.
-        InputError, StageError: as `disk_failures`.
+        OSError: a disk failed, which `locked` around it tells.
     """
-    with disk_failures(folder):
-        folder = real(folder)
+    folder = real(folder)
+    _check_free(folder, replace)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(folder)
+    staged.mkdir()
+    try:
+        yield staged
+        # Not by `rglob`, which remembers every path.
+        for place, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                _open_to_others(Path(place, name), staged)
+            for path in (*names, "."):
+                _sync(Path(place, path))
         _check_free(folder, replace)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = _beside(folder)
-        staged.mkdir()
-        try:
-            yield staged
-            # Not by `rglob`, which remembers every path.
-            for place, _, names in os.walk(staged, topdown=False):
-                for name in names:
-                    _open_to_others(Path(place, name), staged)
-                for path in (*names, "."):
-                    _sync(Path(place, path))
-            _check_free(folder, replace)
-            _move(staged, folder, replace)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        _sync(folder.parent)
+        _move(staged, folder, replace)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _sync(folder.parent)
 
 
 @contextmanager
@@ -226,14 +225,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """`staged_folder` for one process at a time, without what one that was killed had staged there.
 
     Raises:
-        InputError, StageError: as `staged_folder`, or another process is writing ``folder``.
+        InputError, StageError: as `staged_folder` and `locked`, or another process is writing ``folder``.
     """
 
     def taken() -> None:
         raise InputError(f"`{folder}` is being written by another process", "wait for it to end")
 
     _check_free(real(folder), replace=False)
-    with disk_failures(folder), locked(folder, taken), staged_folder(folder) as staged:
+    with locked(folder, taken), staged_folder(folder) as staged:
         yield staged
 
 
@@ -246,17 +245,21 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     Args:
         path: what the block writes; its folder is made.
         waiting: called every fifth of a second while another process is in the block; it may raise.
+
+    Raises:
+        InputError, StageError: as `disk_failures`, of what the block does too.
     """
-    path = real(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
-    handle = _lock(name, waiting)
-    try:
-        _sweep(path)
-        yield
-    finally:
-        name.unlink(missing_ok=True)
-        os.close(handle)
+    with disk_failures(path):
+        path = real(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.with_name(f".{path.name}.lock")
+        handle = _lock(name, waiting)
+        try:
+            _sweep(path)
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def _sweep(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from stage_rt.errors import InputError, StageError, amount
-from stage_rt.files import LONGEST_NAME, disk_failures, locked, write_atomic
+from stage_rt.files import LONGEST_NAME, locked, write_atomic
 from stage_rt.run.writer import defect_type, write_pair
 from stage_rt.spec import CLIENT_FILE
 
@@ -171,7 +171,7 @@ def paint_file(
         raise InputError(f"`{error.filename}` cannot be read ({error.strerror})", "check the path") from None
     state, painted, label = client.pair(*contents, prompt, **options)
     # Another process may be putting a pair of this name there.
-    with disk_failures(output), locked(output / CLIENT_FILE, lambda: None):
+    with locked(output / CLIENT_FILE, lambda: None):
         paths = _put(output, kind, image.stem, painted, label)
     return state | {"image": str(output / paths[0]), "mask": str(output / paths[1])}
 
