@@ -175,16 +175,18 @@ def _place(failure: OSError) -> Path | None:
 
 
 def try_out(path: Path, option: str = "-o") -> None:
-    """See that a file can be written, before the work whose result it is; its folder is made.
+    """See that ``path``, named by ``option``, can be written before the work whose result it is; nothing is made.
 
     Raises:
         InputError, StageError: as `disk_failures`.
     """
     with disk_failures(path, option):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        while not os.path.lexists(path.parent):
+            path = path.parent
         staged = _beside(path)
         staged.touch(exist_ok=False)
-        staged.unlink()
+        # Another process may be in `locked`, and take it for what a crash left.
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager
