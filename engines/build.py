@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stage_rt.batches import check_sizes
 from stage_rt.errors import EngineError, GraphsError, InputError, printable
-from stage_rt.files import digests, disk_failures, locked, staged_folder
+from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import as_calibrated, check_replaceable, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import tensors
@@ -69,7 +69,7 @@ def build(
     builder = choose(backend, graphs.dtype, targets)
     wanted = _described(builder, backend, graphs.dtype, batch, graphs.model, graphs.fingerprint)
     wanted = wanted.model_copy(update={"origin": origin})
-    with disk_failures(folder), locked(folder, _Waiting(folder, notify, progress)):
+    with locked(folder, _Waiting(folder, notify, progress)):
         if up_to_date(folder, wanted):
             return False
         check_replaceable(folder, backend, force=force)

@@ -13,7 +13,7 @@ from stage_rt.backends.packages import arranged, free, opened, package, weights
 from stage_rt.backends.pytorch import CPU, LIBRARY, exact, release
 from stage_rt.batches import autoencoder_bucket, check_sizes
 from stage_rt.errors import DeviceError, DeviceMemoryError, ParityError
-from stage_rt.files import digests, disk_failures, locked, staged_folder
+from stage_rt.files import digests, locked, staged_folder
 from stage_rt.folders import as_calibrated, read_engine, up_to_date
 from stage_rt.names import BackendName, DType
 from stage_rt.networks import TOLERANCE
@@ -78,7 +78,7 @@ def build(
     wanted = describe(model.spec, backend, dtype, batch, device, _fingerprint(source, dtype))
     wanted = wanted.model_copy(update={"origin": origin(source, dtype, _LIBRARIES)})
     waiting = f"waiting for another process that builds `{folder}`"
-    with disk_failures(folder), locked(folder, lambda: say(waiting)):
+    with locked(folder, lambda: say(waiting)):
         if up_to_date(folder, wanted) and read_engine(folder).origin == wanted.origin:
             return False
         with staged_folder(folder, replace=(folder / ENGINE_FILE).is_file()) as staged:

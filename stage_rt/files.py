@@ -45,15 +45,16 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_apart(folder: Path, output: Path) -> None:
-    """Refuse to write ``output`` into a ``folder`` that is read: what is there lists what it holds, or is searched.
+def check_apart(folder: Path, output: Path, option: str = "-o") -> None:
+    """Refuse to write ``output``, named by ``option``, into a ``folder`` that is read: what is there lists what it
+    holds, or is searched.
 
     Raises:
         InputError: it lies there.
     """
     if real(output).is_relative_to(real(folder)):
         raise InputError(
-            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `-o`"
+            f"`{output}` would lie in `{folder}`, which could not be used with it inside: choose another `{option}`"
         )
 
 
@@ -97,8 +98,14 @@ def write_atomic(
 
 
 def cache_folder() -> Path:
-    """Where users have what only saves time: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``stage-rt``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stage-rt"
+    """Where users have what only saves time: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``stage-rt``.
+
+    Users without a home, as some in containers are, have it where nothing can be read or written.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stage-rt"
+    except RuntimeError:
+        return Path(os.devnull, "stage-rt")
 
 
 def remember(path: Path, *parts: bytes | memoryview) -> None:
@@ -168,16 +175,18 @@ def _place(failure: OSError) -> Path | None:
 
 
 def try_out(path: Path, option: str = "-o") -> None:
-    """See that a file can be written, before the work whose result it is; its folder is made.
+    """See that ``path``, named by ``option``, can be written before the work whose result it is; nothing is made.
 
     Raises:
         InputError, StageError: as `disk_failures`.
     """
     with disk_failures(path, option):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        while not os.path.lexists(path.parent):
+            path = path.parent
         staged = _beside(path)
         staged.touch(exist_ok=False)
-        staged.unlink()
+        # Another process may be in `locked`, and take it for what a crash left.
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -190,28 +199,27 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: ``folder`` has content and is not to be replaced, is a file, or a disk is mounted there.
-        InputError, StageError: as `disk_failures`.
+        OSError: a disk failed, which `locked` around it tells.
     """
-    with disk_failures(folder):
-        folder = real(folder)
+    folder = real(folder)
+    _check_free(folder, replace)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(folder)
+    staged.mkdir()
+    try:
+        yield staged
+        # Not by `rglob`, which remembers every path.
+        for place, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                _open_to_others(Path(place, name), staged)
+            for path in (*names, "."):
+                _sync(Path(place, path))
         _check_free(folder, replace)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = _beside(folder)
-        staged.mkdir()
-        try:
-            yield staged
-            # Not by `rglob`, which remembers every path.
-            for place, _, names in os.walk(staged, topdown=False):
-                for name in names:
-                    _open_to_others(Path(place, name), staged)
-                for path in (*names, "."):
-                    _sync(Path(place, path))
-            _check_free(folder, replace)
-            _move(staged, folder, replace)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        _sync(folder.parent)
+        _move(staged, folder, replace)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _sync(folder.parent)
 
 
 @contextmanager
@@ -219,14 +227,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """`staged_folder` for one process at a time, without what one that was killed had staged there.
 
     Raises:
-        InputError, StageError: as `staged_folder`, or another process is writing ``folder``.
+        InputError, StageError: as `staged_folder` and `locked`, or another process is writing ``folder``.
     """
 
     def taken() -> None:
         raise InputError(f"`{folder}` is being written by another process", "wait for it to end")
 
     _check_free(real(folder), replace=False)
-    with disk_failures(folder), locked(folder, taken), staged_folder(folder) as staged:
+    with locked(folder, taken), staged_folder(folder) as staged:
         yield staged
 
 
@@ -239,17 +247,21 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     Args:
         path: what the block writes; its folder is made.
         waiting: called every fifth of a second while another process is in the block; it may raise.
+
+    Raises:
+        InputError, StageError: as `disk_failures`, of what the block does too.
     """
-    path = real(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
-    handle = _lock(name, waiting)
-    try:
-        _sweep(path)
-        yield
-    finally:
-        name.unlink(missing_ok=True)
-        os.close(handle)
+    with disk_failures(path):
+        path = real(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.with_name(f".{path.name}.lock")
+        handle = _lock(name, waiting)
+        try:
+            _sweep(path)
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+            os.close(handle)
 
 
 def _sweep(path: Path) -> None:

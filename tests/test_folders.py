@@ -2,13 +2,15 @@
 
 import json
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from stage_rt import files
+from stage_rt.backends import kept
 from stage_rt.errors import EngineError, GraphsError, InputError
-from stage_rt.files import digests, staged_folder, write_atomic
+from stage_rt.files import cache_folder, digests, staged_folder, write_atomic
 from stage_rt.folders import (
     check_replaceable,
     read_contexts,
@@ -20,6 +22,7 @@ from stage_rt.folders import (
     verify_engine,
 )
 from stage_rt.recipe import Recipe
+from stage_rt.run.half_done import HalfDone
 from stage_rt.spec import ENGINE_FILE, EngineSpec, ModelSpec
 
 
@@ -237,3 +240,19 @@ def test_files_that_a_library_hid_are_for_whom_the_umask_says(tmp_path: Path, um
         os.umask(before)
     found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "folder").rglob("*.*")}
     assert found == {"weights.safetensors": given, "a.safetensors": given, "linked.png": 0o600}
+
+
+def test_without_a_home_nothing_is_kept_and_nothing_fails(monkeypatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    half = HalfDone("measured", "this")
+    assert half.of("what", lambda: 1) == 1
+    half.end()
+    assert HalfDone("measured", "this").of("what", lambda: 2) == 2
+    kept.write(cache_folder() / "compiled", b"code")
+    assert kept.read(cache_folder() / "compiled") == b""

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from stage_rt.errors import InputError, amount
-from stage_rt.files import LONGEST_NAME, disk_failures, locked, staged_for, write_atomic
+from stage_rt.files import LONGEST_NAME, locked, staged_for, write_atomic
 from stage_rt.images.layouts import as_text
 from stage_rt.names import PresetName, SystemName, ViewName
 from stage_rt.recipe import Branch, Recipe
@@ -158,7 +158,7 @@ def _alone(folder: Path) -> Iterator[None]:
     def taken() -> None:
         raise InputError(f"`{folder}` is being trained by another process: wait for it to end")
 
-    with disk_failures(folder), locked(folder, taken):
+    with locked(folder, taken):
         if folder.exists():
             raise InputError(f"`{folder}` exists already; choose another `-o` or remove it")
         _require_own(_work_of(folder))

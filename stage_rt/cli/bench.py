@@ -17,7 +17,8 @@ def bench(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Network calls a pair that are measured.", show_default="50")
+        int | None,
+        typer.Option(min=10, max=1000, help="Network calls a pair that are measured.", show_default="50"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed batches of each size.")] = 5,
     plot: Annotated[

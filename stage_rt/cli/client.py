@@ -40,4 +40,7 @@ def client(
         raise typer.BadParameter(str(error), param_hint="URL") from None
     with client as server:
         state = paint_file(server, image, mask, output, prompt, engine=engine, seed=seed, steps=steps)
-    console.result(f"`{state['image']}`, {state['fill']:.0%} of the label painted", state, as_json=as_json)
+    weak = f", weak: a square of it less than {state['min_fill']:.0%}" if state["weak"] else ""
+    console.result(
+        f"`{state['image']}`, {state['fill']:.0%} of the label painted{weak}", state, as_json=as_json
+    )

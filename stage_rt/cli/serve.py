@@ -1,6 +1,7 @@
 """``stage-rt serve``: engines behind HTTP, and a page to paint with."""
 
 import logging
+import os
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ def serve(
         from stage_rt.serve.guard import is_loopback
         from stage_rt.serve.listen import run
         from stage_rt.serve.metrics import Figures
-    from stage_rt.files import disk_failures, try_out
+    from stage_rt.files import check_apart, disk_failures, try_out
     from stage_rt.run.ledger import LOCK_FILE, locked_run
     from stage_rt.serve.server import Server, Settings
 
@@ -69,7 +70,12 @@ def serve(
         raise InputError(
             f"`{host}` can be reached from other machines", "give a `--token-file`, or leave `--host` out"
         )
+    for read in (*engines, normals, masks):
+        if read is not None:
+            check_apart(read, data, "--data")
+    _check_no_run(data)
     try_out(data / LOCK_FILE, "--data")
+    data.mkdir(parents=True, exist_ok=True)
     log, figures = _log(), Figures()
     budget = round(memory * 2**30) if memory is not None else of_the_machine() // 2
     with locked_run(data), _listening(host, port) as sock:
@@ -79,6 +85,19 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         console.result(f"http://{name}:{sock.getsockname()[1]}/", {}, as_json=False)
         run(server, sock, token, figures, log)
+
+
+def _check_no_run(data: Path) -> None:
+    """A run is packed and merged by what lies in it."""
+    from stage_rt.errors import InputError
+    from stage_rt.run.night import TYPES
+    from stage_rt.spec import RUN_FILE
+
+    # Whether it may be read at all is told when it is tried out.
+    if any(os.path.exists(data / name) for name in (RUN_FILE, TYPES)):
+        raise InputError(
+            f"`{data}` is a run of `stage-rt synth`, which jobs do not belong into", "choose another `--data`"
+        )
 
 
 def _token(path: Path) -> str:

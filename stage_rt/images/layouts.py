@@ -67,6 +67,32 @@ def masks(folder: Path, kind: str | None = None) -> list[Path]:
     return _images_or_error(folder, *((kind, f"ground_truth/{kind}") if kind else ()))
 
 
+def masks_of_types(folder: Path, types: Sequence[str]) -> dict[str, list[Path]]:
+    """The masks in those folders of ``folder`` that are called after a defect type, by that.
+
+    Raises:
+        DatasetError: the folder is missing or has no folder of any of the ``types``, or one that holds no images.
+    """
+    if not folder.is_dir():
+        raise DatasetError(
+            f"`{folder}` is not a folder", "give one that holds a folder of masks for each type"
+        )
+    found = _named(folder, types)
+    if not found:
+        likely = [place for place in (folder.parent, folder / "ground_truth") if _named(place, types)]
+        raise DatasetError(
+            f"`{folder}` holds no folder that is called after a type of defect ({', '.join(types)})",
+            f"did you mean {_either(likely)}"
+            if likely
+            else f"put its masks into one, as `{folder / types[0]}`",
+        )
+    return {kind: masks(place) for kind, place in found.items()}
+
+
+def _named(folder: Path, types: Sequence[str]) -> dict[str, Path]:
+    return {kind: place for kind in types if (place := folder / kind).is_dir()}
+
+
 def datasets(root: Path) -> list[Dataset]:
     """The object that ``root`` is, or the objects in it.
 

@@ -119,7 +119,10 @@ class Refusal(BaseModel):
 
 
 class PairState(BaseModel):
-    """A pair; figures are there once it is done. ``image`` and ``mask`` are paths of this server."""
+    """A pair; figures are there once it is done. ``image`` and ``mask`` are paths of this server.
+
+    It is ``weak`` if a square of it was painted less than ``min_fill``.
+    """
 
     id: str
     state: Literal["waiting", "painting", "done", "failed", "cancelled"]
@@ -128,6 +131,7 @@ class PairState(BaseModel):
     prompt: str
     seed: int
     steps: int
+    min_fill: float
     photograph: str | None = None
     fill: float | None = None
     leak: float | None = None
@@ -158,6 +162,7 @@ class PairState(BaseModel):
             prompt=request.prompt,
             seed=request.seed,
             steps=request.method.steps,
+            min_fill=request.method.min_fill,
             photograph=request.source,
             verdict=pair.verdict,
             error=Fault(problem=error.problem, remedy=error.remedy) if error else None,

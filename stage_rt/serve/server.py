@@ -279,4 +279,4 @@ def _masks(folder: Path | None, shelf: Shelf) -> Mapping[str, Sequence[Path]]:
     if folder is None:
         return {}
     types = {defect_type(prompt) for book in shelf.books.values() for prompt in book.spec.model.prompts}
-    return {kind: layouts.masks(folder / kind) for kind in sorted(types) if (folder / kind).is_dir()}
+    return layouts.masks_of_types(folder, sorted(types))

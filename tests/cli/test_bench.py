@@ -220,7 +220,7 @@ def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
     for arguments, message in (
         (("--batch", "8"), "error: this engine paints batches of 1 to 4: give `--batch` others"),
         (("--batch", "0"), "error: this engine paints batches of 1 to 4"),
-        (("--steps", "3"), "error: sampler `stage` takes from 10 to 10 steps, not 3"),
+        (("--steps", "20"), "error: sampler `stage` takes from 10 to 10 steps, not 20"),
         (("--plot", tmp_path), f"error: `{tmp_path}` is no name for a picture"),
         (("--compare", broken), f"error: `{broken}` is no result of a bench, at machine (Field required)"),
         (("--compare", tmp_path / "none"), "error: `"),
@@ -229,7 +229,8 @@ def test_wrong_arguments_are_one_sentence(bench, engine_folder, tmp_path):
         assert (code, out) == (1, "")
         assert err.startswith(message)
         assert err.count("\n") == 1
-    assert bench(engine_folder, "--batch", "many")[0] == 2
+    for arguments in (("--batch", "many"), ("--steps", "9"), ("--steps", "1001")):
+        assert bench(engine_folder, *arguments)[0] == 2
 
 
 def test_a_picture_that_cannot_be_written_is_told_before_the_work(
@@ -240,7 +241,8 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(
     assert bench(engine_folder, "--plot", tmp_path / "file/plot.png") == (
         3,
         "",
-        f"error: writing to `{tmp_path}/file` failed (File exists): mend that and run the same command again\n",
+        f"error: writing to `{tmp_path}/file/plot.png` failed (Not a directory): mend that and run the same command "
+        "again\n",
     )
 
 

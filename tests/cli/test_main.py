@@ -114,6 +114,34 @@ def test_nothing_is_written_into_what_is_read(command, options, place, tmp_path,
     assert not list((tmp_path / "given").iterdir())
 
 
+@pytest.mark.parametrize("read", ["engine", "good", "masks"])
+def test_no_jobs_are_put_into_what_is_served(read, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fastapi")
+    monkeypatch.chdir(tmp_path)
+    for name in ("engine", "good", "masks"):
+        (tmp_path / name).mkdir()
+    data = f"{read}/data"
+    assert run(["serve", "engine", "--normals", "good", "--masks", "masks", "--data", data], capsys) == (
+        1,
+        "",
+        f"error: `{data}` would lie in `{read}`, which could not be used with it inside: choose another `--data`\n",
+    )
+    assert not list((tmp_path / read).iterdir())
+
+
+@pytest.mark.parametrize("name", ["run.json", "types"])
+def test_no_jobs_are_put_into_a_run(name, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fastapi")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / name).mkdir(parents=True)
+    assert run(["serve", "engine", "--data", "run"], capsys) == (
+        1,
+        "",
+        "error: `run` is a run of `stage-rt synth`, which jobs do not belong into: choose another `--data`\n",
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
 def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     with pytest.raises(MissingExtraError) as missing, console.extra("export"):
         import stage_rt_needs_this  # noqa: F401

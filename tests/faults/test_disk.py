@@ -13,7 +13,7 @@ from fake_engine import PROMPT, FakeEngine, command, contents, labels, photograp
 
 from stage_rt.cli import main
 from stage_rt.errors import ExitCode, InputError, RunError, StageError
-from stage_rt.files import disk_failures, staged_folder, try_out
+from stage_rt.files import disk_failures, locked, new_folder, try_out
 from stage_rt.run.fill import fill
 from stage_rt.run.job import Job
 
@@ -112,13 +112,24 @@ def test_what_may_not_be_read_is_not_said_to_be_written(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_staged_is_told_of_by_its_own_name(tmp_path):
-    with pytest.raises(StageError) as error, staged_folder(tmp_path / "set") as staged:
+    with pytest.raises(StageError) as error, new_folder(tmp_path / "set") as staged:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staged / "images/000.png"))
     assert str(error.value) == (
         f"writing to `{tmp_path}/set/images/000.png` failed (No space left on device): mend that and run the same "
         "command again"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_whoever_writes_alone_tells_of_a_failing_disk(tmp_path):
+    with pytest.raises(StageError) as error, locked(tmp_path / "set", lambda: None):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(error.value) == (
+        f"writing to `{tmp_path}/set` failed (No space left on device): mend that and run the same command again"
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(StageError, match=r"writing to `.*/file` failed \(File exists\): mend that"):
+        locked(tmp_path / "file" / "set", lambda: None).__enter__()
 
 
 def test_an_error_of_a_library_is_not_the_disk(tmp_path):
@@ -128,14 +139,12 @@ def test_an_error_of_a_library_is_not_the_disk(tmp_path):
 
 def test_a_result_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
     try_out(tmp_path / "new" / "plot.png")
-    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(StageError, match=r"writing to `.*file` failed \(File exists\): mend that"):
-        try_out(tmp_path / "file" / "plot.png")
+    with pytest.raises(StageError, match=r"writing to `.*file/new` failed \(Not a directory\): mend that"):
+        try_out(tmp_path / "file" / "new" / "plot.png")
     monkeypatch.setattr(Path, "touch", lambda place, **_: refuse(place))
-    with pytest.raises(
-        InputError, match=r"new` may not be written: give yourself permission or another `--plot`"
-    ):
+    with pytest.raises(InputError, match=r"may not be written: give yourself permission or another `--plot`"):
         try_out(tmp_path / "new" / "plot.png", "--plot")
 
 

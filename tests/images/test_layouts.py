@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from stage_rt.errors import DatasetError
-from stage_rt.images.layouts import UNNAMED_TYPE, datasets, masks, normals
+from stage_rt.images.layouts import UNNAMED_TYPE, datasets, masks, masks_of_types, normals
 
 
 def lay(root: Path, *files: str) -> Path:
@@ -175,3 +175,28 @@ def test_the_folder_that_is_meant_is_told(tmp_path):
         with pytest.raises(DatasetError) as refused:
             find(folder)
         assert refused.value.remedy == fix
+
+
+def test_masks_are_found_by_the_types_that_their_folders_are_called_after(tmp_path):
+    lay(
+        tmp_path,
+        "masks/crack/0_mask.png",
+        "masks/other/0_mask.png",
+        "masks/hole",
+        "part/ground_truth/hole/0.png",
+    )
+    types = ["crack", "hole"]
+    found = masks_of_types(tmp_path / "masks", types)
+    assert found == {"crack": [tmp_path / "masks/crack/0_mask.png"]}
+    none = "holds no folder that is called after a type of defect (crack, hole): "
+    for folder, told in [
+        ("nosuch", "is not a folder: give one that holds a folder of masks for each type"),
+        ("masks/crack", f"{none}did you mean `{tmp_path}/masks`"),
+        ("part", f"{none}did you mean `{tmp_path}/part/ground_truth`"),
+        ("masks/other", f"{none}did you mean `{tmp_path}/masks`"),
+        ("part/ground_truth/hole", f"{none}did you mean `{tmp_path}/part/ground_truth`"),
+        (".", f"{none}put its masks into one, as `{tmp_path}/crack`"),
+    ]:
+        with pytest.raises(DatasetError) as refused:
+            masks_of_types(tmp_path / folder, types)
+        assert str(refused.value) == f"`{tmp_path / folder}` {told}"

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -71,6 +73,15 @@ def test_a_second_pair_of_a_photograph_leaves_the_first_one_alone(site, tmp_path
     assert len({path.read_bytes() for path in (tmp_path / "test/crack").iterdir()}) == 3
 
 
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_a_pair_that_stays_weak_is_told_of(site, tmp_path, monkeypatch, capsys, least):
+    monkeypatch.setattr(module, "paint_file", partial(paint_file, min_fill=least, retries=0))
+    told = run(options(site, tmp_path), capsys)
+    weak = ", weak: a square of it less than 100%" if least else ""
+    assert told[0] == 0
+    assert re.fullmatch(rf"`{tmp_path}/test/crack/001.png`, \d+% of the label painted{weak}\n", told[1])
+
+
 class Painted:
     """A client whose pairs come at the same moment, as many as ``together``, each with bytes of its own."""
 
@@ -128,23 +139,23 @@ def test_of_a_pair_that_cannot_be_written_nothing_stays_and_what_was_there_does(
 
 
 def unwritable(tmp_path, case):
-    """A folder that no pair can be put into, and which of its places is in the way."""
+    """A folder that no pair can be put into, and what is told of it."""
     output = tmp_path / "set"
     if case == "below a file":
         (tmp_path / "file").touch()
-        return tmp_path / "file" / "set", tmp_path / "file" / "set"
+        return tmp_path / "file" / "set", f"writing to `{tmp_path}/file/set` failed (Not a directory)"
     if case == "too long":
-        return tmp_path / ("x" * 300), tmp_path / ("x" * 300)
+        return tmp_path / ("x" * 300), f"writing to `{tmp_path}/{'x' * 300}` failed (File name too long)"
     if case == "leads nowhere":
         output.symlink_to(tmp_path / "gone" / "set")
-        return output, output
+        return output, f"writing to `{output}/client.json` failed (No such file or directory)"
     output.mkdir()
     (output / "client.json").touch()
     if case == "a file inside":
         (output / "ground_truth").touch()
-        return output, output / "ground_truth" / "crack"
+        return output, f"writing to `{output}/ground_truth/crack` failed (Not a directory)"
     output.chmod(0o555)
-    return output, output
+    return output, f"`{output}` may not be written"
 
 
 @pytest.mark.parametrize(
@@ -161,11 +172,12 @@ def unwritable(tmp_path, case):
     ],
 )
 def test_where_no_pair_can_be_put_none_is_painted(tmp_path, sent, case):
-    output, place = unwritable(tmp_path, case)
-    with pytest.raises(InputError) as told:
+    output, problem = unwritable(tmp_path, case)
+    before = list(tmp_path.rglob("*"))
+    with pytest.raises(StageError) as told:
         paint_file(Client("http://127.0.0.1:9"), *sent, output, "tile+crack")
-    assert str(told.value).startswith(f"`{place}` cannot be written (")
-    assert str(told.value).endswith("): give yourself permission or another folder as `-o`")
+    assert told.value.problem == problem
+    assert list(tmp_path.rglob("*")) == before
 
 
 def test_a_photograph_whose_name_leaves_a_pair_none_is_refused_before_it_is_painted(tmp_path, sent):

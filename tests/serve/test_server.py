@@ -25,6 +25,7 @@ from PIL import Image
 from stage_rt import strokes
 from stage_rt.errors import (
     BackendError,
+    DatasetError,
     DeviceLostError,
     DeviceMemoryError,
     InputError,
@@ -1183,6 +1184,13 @@ def test_shelves_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no engine 'x': use one of e"):
         Shelf([first], 2**30, driver).book("x")
     driver.close()
+
+
+@pytest.mark.parametrize("folder", ["nosuch", "masks/crack"])
+def test_a_folder_in_which_masks_of_no_type_are_found_is_refused(here, folder):
+    settings = Settings([here / "tiles"], here / "data", 2**30, here / "normals", here / folder)
+    with pytest.raises(DatasetError, match=f"`.*{folder}` (is not a|holds no) folder"):
+        Server(settings, tell=print)
 
 
 def test_what_is_sent_is_checked_as_files_are(here):
