@@ -175,16 +175,17 @@ def _place(failure: OSError) -> Path | None:
 
 
 def try_out(path: Path, option: str = "-o") -> None:
-    """See that a file can be written, before the work whose result it is; its folder is made.
+    """See that ``path``, named by ``option``, can be written before the work whose result it is; nothing is made.
 
     Raises:
         InputError, StageError: as `disk_failures`.
     """
     with disk_failures(path, option):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = _beside(path)
+        missing = next((each for each in (path, *path.parents) if os.path.lexists(each.parent)), path)
+        staged = _beside(missing)
         staged.touch(exist_ok=False)
-        staged.unlink()
+        # Another process may be in `locked`, and take it for what a crash left.
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager

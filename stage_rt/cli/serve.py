@@ -75,6 +75,7 @@ def serve(
             check_apart(read, data, "--data")
     _check_no_run(data)
     try_out(data / LOCK_FILE, "--data")
+    data.mkdir(parents=True, exist_ok=True)
     log, figures = _log(), Figures()
     budget = round(memory * 2**30) if memory is not None else of_the_machine() // 2
     with locked_run(data), _listening(host, port) as sock:

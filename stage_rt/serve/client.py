@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import httpx
 
 from stage_rt.errors import InputError, StageError, amount
-from stage_rt.files import LONGEST_NAME, locked, write_atomic
+from stage_rt.files import LONGEST_NAME, disk_failures, locked, try_out, write_atomic
 from stage_rt.run.writer import defect_type, write_pair
 from stage_rt.spec import CLIENT_FILE
 
@@ -158,13 +157,16 @@ def paint_file(
     ``output`` is marked by a `CLIENT_FILE`, as a run is by its description.
 
     Raises:
-        InputError, ServerError: as `Client.pair`, a file cannot be read, ``output`` holds other files or cannot be
-            written, or the image's name is too long.
-        StageError: the disk is full or failed.
+        InputError, ServerError: as `Client.pair`, a file cannot be read, ``output`` holds other files, or the image's
+            name is too long.
+        InputError, StageError: ``output`` cannot be written, as `stage_rt.files.disk_failures`.
     """
     kind = defect_type(prompt)
-    _check_output(output, kind)
+    with disk_failures(output):
+        _check_own(output)
     _check_name(image)
+    for path in (CLIENT_FILE, *_paths(kind, image.stem)):
+        try_out(output / path)
     try:
         contents = image.read_bytes(), mask.read_bytes()
     except OSError as error:
@@ -179,7 +181,7 @@ def paint_file(
 def _put(folder: Path, kind: str, stem: str, painted: bytes, label: bytes) -> tuple[str, str]:
     """Write a pair under its first name that is free or has it already; where image and label are in ``folder``."""
     for name in chain([stem], (f"{stem}_{number}" for number in count(2))):
-        paths = f"test/{kind}/{name}.png", f"ground_truth/{kind}/{name}_mask.png"
+        paths = _paths(kind, name)
         there = tuple(_content(folder / path) for path in paths)
         if there[0] in (None, painted) and there[1] in (None, label):
             break
@@ -187,6 +189,10 @@ def _put(folder: Path, kind: str, stem: str, painted: bytes, label: bytes) -> tu
     if None in there:
         write_pair(folder, paths, painted, label)
     return paths
+
+
+def _paths(kind: str, name: str) -> tuple[str, str]:
+    return f"test/{kind}/{name}.png", f"ground_truth/{kind}/{name}_mask.png"
 
 
 def _no_address(url: str) -> AddressError:
@@ -204,30 +210,6 @@ def _check_own(folder: Path) -> None:
         raise InputError(
             f"`{folder}` holds files that `stage-rt client` did not put there", "give an empty folder as `-o`"
         )
-
-
-def _check_output(folder: Path, kind: str) -> None:
-    """See that pairs of a type may be put into ``folder``, by a file without a name where each of theirs will be."""
-    place = folder
-    try:
-        _check_own(folder)
-        for place in (folder, folder / "test" / kind, folder / "ground_truth" / kind):
-            with TemporaryFile(dir=_nearest(place), prefix="."):
-                pass
-    except OSError as refusal:
-        raise InputError(
-            f"`{place}` cannot be written ({refusal.strerror})",
-            "give yourself permission or another folder as `-o`",
-        ) from None
-
-
-def _nearest(folder: Path) -> Path:
-    """What there is of a folder's path; a link that leads nowhere is there."""
-    for place in (folder, *folder.parents):
-        with suppress(FileNotFoundError):
-            place.lstat()
-            return place
-    return folder
 
 
 def _check_name(image: Path) -> None:

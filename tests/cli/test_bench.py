@@ -241,7 +241,8 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(
     assert bench(engine_folder, "--plot", tmp_path / "file/plot.png") == (
         3,
         "",
-        f"error: writing to `{tmp_path}/file` failed (File exists): mend that and run the same command again\n",
+        f"error: writing to `{tmp_path}/file/plot.png` failed (Not a directory): mend that and run the same command "
+        "again\n",
     )
 
 

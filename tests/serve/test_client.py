@@ -139,23 +139,23 @@ def test_of_a_pair_that_cannot_be_written_nothing_stays_and_what_was_there_does(
 
 
 def unwritable(tmp_path, case):
-    """A folder that no pair can be put into, and which of its places is in the way."""
+    """A folder that no pair can be put into, and what is told of it."""
     output = tmp_path / "set"
     if case == "below a file":
         (tmp_path / "file").touch()
-        return tmp_path / "file" / "set", tmp_path / "file" / "set"
+        return tmp_path / "file" / "set", f"writing to `{tmp_path}/file/set` failed (Not a directory)"
     if case == "too long":
-        return tmp_path / ("x" * 300), tmp_path / ("x" * 300)
+        return tmp_path / ("x" * 300), f"writing to `{tmp_path}/{'x' * 300}` failed (File name too long)"
     if case == "leads nowhere":
         output.symlink_to(tmp_path / "gone" / "set")
-        return output, output
+        return output, f"writing to `{output}/client.json` failed (No such file or directory)"
     output.mkdir()
     (output / "client.json").touch()
     if case == "a file inside":
         (output / "ground_truth").touch()
-        return output, output / "ground_truth" / "crack"
+        return output, f"writing to `{output}/ground_truth/crack` failed (Not a directory)"
     output.chmod(0o555)
-    return output, output
+    return output, f"`{output}` may not be written"
 
 
 @pytest.mark.parametrize(
@@ -172,11 +172,12 @@ def unwritable(tmp_path, case):
     ],
 )
 def test_where_no_pair_can_be_put_none_is_painted(tmp_path, sent, case):
-    output, place = unwritable(tmp_path, case)
-    with pytest.raises(InputError) as told:
+    output, problem = unwritable(tmp_path, case)
+    before = list(tmp_path.rglob("*"))
+    with pytest.raises(StageError) as told:
         paint_file(Client("http://127.0.0.1:9"), *sent, output, "tile+crack")
-    assert str(told.value).startswith(f"`{place}` cannot be written (")
-    assert str(told.value).endswith("): give yourself permission or another folder as `-o`")
+    assert told.value.problem == problem
+    assert list(tmp_path.rglob("*")) == before
 
 
 def test_a_photograph_whose_name_leaves_a_pair_none_is_refused_before_it_is_painted(tmp_path, sent):
