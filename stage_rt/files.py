@@ -181,9 +181,8 @@ def try_out(path: Path, option: str = "-o") -> None:
         InputError, StageError: as `disk_failures`.
     """
     with disk_failures(path, option):
-        while not os.path.lexists(path.parent):
-            path = path.parent
-        staged = _beside(path)
+        missing = next((each for each in (path, *path.parents) if os.path.lexists(each.parent)), path)
+        staged = _beside(missing)
         staged.touch(exist_ok=False)
         # Another process may be in `locked`, and take it for what a crash left.
         staged.unlink(missing_ok=True)

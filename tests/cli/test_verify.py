@@ -75,8 +75,8 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_work(
     assert run(engine_folder, "--model", model_folder, "-o", tmp_path / "file/errors.png") == (
         3,
         "",
-        f"error: writing to `{tmp_path}/file/errors.png` failed (Not a directory): mend that and run the same command "
-        "again\n",
+        f"error: writing to `{tmp_path}/file/errors.png` failed (Not a directory): mend that and run the same "
+        "command again\n",
     )
 
 
