@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from stage_rt.errors import DatasetError, InputError
 from stage_rt.images import twins
-from stage_rt.images.inputs import pixels_digest, read_image
+from stage_rt.images.inputs import read_image
 from stage_rt.images.layouts import Dataset, provenance_name
 from stage_rt.images.masks import labelled
-from stage_rt.images.showing import same_picture, showing_a_defect
+from stage_rt.images.showing import picture_digest, same_picture, showing_a_defect
 from stage_rt.packs.real import names_of, not_good, real_dataset, sides_of
 from stage_rt.progress import Progress, portion, silent
 from stage_rt.spec import ModelSpec
@@ -132,7 +132,7 @@ def _refuse_two_types(pairs: Mapping[str, Iterable[Pair]]) -> None:
     seen: dict[str, tuple[str, Path]] = {}
     for kind, each in pairs.items():
         for photo, _ in each:
-            other, twin = seen.setdefault(pixels_digest(read_image(photo)), (kind, photo))
+            other, twin = seen.setdefault(picture_digest(photo), (kind, photo))
             if other != kind:
                 raise DatasetError(
                     f"`{twin}` and `{photo}` are one photograph with two types of defects",

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stage_rt import __version__
-from stage_rt.files import cache_folder, recall, remember, sha256
+from stage_rt.files import cache_folder, identity, recall, remember, sha256
 from stage_rt.images import twins
+from stage_rt.images.at_once import at_once
 from stage_rt.images.inputs import pixels_digest, read_image
 from stage_rt.images.layouts import Dataset
 from stage_rt.images.masks import labelled
@@ -57,11 +59,26 @@ def same_picture(
 
     ``progress`` is told the share of the photographs that was read.
     """
+    digests = at_once(picture_digest, [*learned, *tested], progress)
     known: dict[str, Path] = {}
-    for path in counted(learned, portion(progress, 0.0, 0.5)):
-        known.setdefault(pixels_digest(read_image(path)), path)
-    read = {path: pixels_digest(read_image(path)) for path in counted(tested, portion(progress, 0.5, 1.0))}
-    return {path: known[digest] for path, digest in read.items() if digest in known}
+    for path, digest in zip(learned, digests, strict=False):
+        known.setdefault(digest, path)
+    read = zip(tested, digests[len(learned) :], strict=True)
+    return {path: known[digest] for path, digest in read if digest in known}
+
+
+def picture_digest(path: Path) -> str:
+    """Digest of a photograph's pixels, which is decoded once for as long as its file is as it was.
+
+    Raises:
+        ImageError: the file is unusable.
+    """
+    return _picture_digest(path, identity(path))
+
+
+@lru_cache(maxsize=100_000)
+def _picture_digest(path: Path, seen: tuple[int, int, int] | None) -> str:
+    return pixels_digest(read_image(path))
 
 
 def showing_a_defect(

@@ -6,17 +6,16 @@ asked what he has been told.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage, sparse
 
-from stage_rt.machine import cores
-from stage_rt.progress import Progress, counted, portion, silent
+from stage_rt.images.at_once import at_once
+from stage_rt.progress import Progress, portion, silent
 
 SIDE = 128
 """Photographs and labels are compared at so many pixels: squeezed to a square, or the longest side of all of them."""
@@ -72,7 +71,7 @@ def defects(
     def compared(a: int) -> list[tuple[float, tuple[int, int]]]:
         return [_best(scaled[a], scaled[b]) for b in range(a)]
 
-    for a, row in enumerate(_rows(compared, len(labels), portion(progress, 0.3, 1.0))):
+    for a, row in enumerate(at_once(compared, range(len(labels)), portion(progress, 0.3, 1.0))):
         for b, best in enumerate(row):
             natural[a, b], shifts[a, b] = best
             apart[a, b] = not (labels[a] & labels[b]).any()
@@ -111,7 +110,7 @@ def showing(
         one = _at(looks[row], longest)
         return [_best(one, other)[0] for other in labelled]
 
-    found = np.array(_rows(compared, len(looks), progress))
+    found = np.array(at_once(compared, range(len(looks)), progress))
     return np.asarray(found >= _unusual(found))
 
 
@@ -128,24 +127,11 @@ def parts(photographs: Iterable[NDArray[np.uint8]], progress: Progress = silent)
     return _joined(same)
 
 
-Row = TypeVar("Row")
-
-
-def _rows(compared: Callable[[int], Row], count: int, progress: Progress) -> list[Row]:
-    """What each photograph is to the others, on all cores: SciPy's transforms hold no lock meanwhile."""
-    with ThreadPoolExecutor(cores(), "stage-rt-twins") as pool:
-        coming = [pool.submit(compared, row) for row in range(count)]
-        try:
-            return [each.result() for each in counted(coming, progress)]
-        finally:
-            # Whoever ends the work does not wait for the rest of it.
-            pool.shutdown(cancel_futures=True)
-
-
 def _halved(correlation: Callable[[int, int], float], count: int, progress: Progress) -> NDArray[np.float64]:
     """The correlation of every two photographs ``[n, n]``, of which only the lower half is filled."""
     found = np.zeros((count, count))
-    for a, row in enumerate(_rows(lambda a: [correlation(a, b) for b in range(a)], count, progress)):
+    rows = at_once(lambda a: [correlation(a, b) for b in range(a)], range(count), progress)
+    for a, row in enumerate(rows):
         found[a, :a] = row
     return found
 

@@ -9,9 +9,9 @@ from micro import write_dataset
 from PIL import Image
 
 from stage_rt.errors import ImageError
-from stage_rt.images import twins
+from stage_rt.images import at_once, showing, twins
 from stage_rt.images.layouts import Dataset
-from stage_rt.images.showing import showing_a_defect
+from stage_rt.images.showing import same_picture, showing_a_defect
 from stage_rt.training import data
 
 
@@ -104,9 +104,24 @@ def test_a_comparison_on_many_cores_can_be_ended(dataset: Dataset, monkeypatch: 
 
     begun: list[int] = []
     best = twins._best
-    monkeypatch.setattr(twins, "cores", lambda: 2)
+    monkeypatch.setattr(at_once, "cores", lambda: 2)
     monkeypatch.setattr(twins, "_best", lambda one, other: begun.append(1) or best(one, other))
     every = dataset.normals * 20
     with pytest.raises(KeyboardInterrupt):
         showing_a_defect(every, dataset, ended)
     assert len(begun) < len(every) * 6
+
+
+def test_a_photograph_is_decoded_once_for_as_long_as_it_is_as_it_was(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    read = showing.read_image
+    monkeypatch.setattr(showing, "read_image", lambda path: decoded.append(path.name) or read(path))
+    tested, learned = [dataset.defects["dent"][0][0]], dataset.normals
+    for _ in range(2):
+        assert same_picture(tested, learned) == {tested[0]: learned[2]}
+    assert sorted(decoded) == sorted(path.name for path in [*tested, *learned])
+    learned[2].unlink()
+    shutil.copy(learned[3], learned[2])
+    assert same_picture(tested, learned) == {}
