@@ -144,7 +144,8 @@ def defects_found(
     shares, good = np.full(classes, np.nan), sizes == 0
     if good.all() or not good.any():
         return shares
-    levels = np.sort(anomaly[good].reshape(good.sum(), -1), axis=1)[:, -sizes[~good].min()]
+    fewest = sizes[~good].min()
+    levels = np.partition(anomaly[good].reshape(good.sum(), -1), -fewest, axis=1)[:, -fewest]
     threshold = np.sort(levels)[-1 - int(FALSE_ALARMS * len(levels))]
     for number in np.unique(held[~good]):
         pictures = np.flatnonzero(held == number)

@@ -164,9 +164,7 @@ class Trials:
         return np.array(json.loads(path.read_text()), dtype=np.float64)
 
     def _keep_whole(self, path: Path, found: Found) -> None:
-        shares = metrics.defects_found(
-            found.anomaly.astype(np.float32), self.test.classes, self.subjects, self._classes
-        )
+        shares = metrics.defects_found(found.anomaly, self.test.classes, self.subjects, self._classes)
         write_atomic(path, json.dumps(shares.tolist()).encode())
 
     def _whole(self, job: Job) -> Path:

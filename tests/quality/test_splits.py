@@ -50,6 +50,11 @@ def test_each_split_has_its_page_and_all_have_one(data: Path, tmp_path: Path) ->
     assert '<a href="second/report.html">second</a>' in page
     assert "mean of 2 splits" in page
     assert "examples.png" not in page
+    unlike = "segmenters did not have the same lesson"
+    assert unlike not in page
+    whole["splits"][1]["segmenter"] += ", turned by quarters"
+    report.write(tmp_path / "unlike", whole)
+    assert unlike in (tmp_path / "unlike" / report.PAGE).read_text()
     assert opened(tmp_path / "r" / report.PLOT).width > 300
     assert done.text.splitlines()[-1] == f"page `{tmp_path / 'r' / report.PAGE}`"
     assert shares == sorted(shares)
