@@ -37,7 +37,7 @@ def test_a_pair_that_is_done_while_it_is_looked_at_is_not_told_of_as_done_withou
                 )
             return found
 
-    method = SimpleNamespace(steps=10)
+    method = SimpleNamespace(steps=10, min_fill=0.5)
     request = SimpleNamespace(engine="tiles", prompt="tile+crack", seed=0, source=None, method=method)
     pair = Done("a", request, state="painting")
     assert PairState.of(pair).state == "painting"
